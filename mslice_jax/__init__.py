@@ -1,0 +1,9 @@
+"""Model slicing for JAX: one set of weights, many widths."""
+
+from .analysis import PlanError as PlanError
+from .calibration import calibrate as calibrate
+from .rates import RateError as RateError
+from .sliceable import Sliceable as Sliceable
+from .sliceable import extract as extract
+from .sliceable import slice_apply as slice_apply
+from .sliceable import upgrade as upgrade

@@ -1,0 +1,356 @@
+"""Reading a program: which axes of its parameters narrow together.
+
+`discover` reads a jaxpr at full width with the rules and decides what narrows; that
+decision, for the parameters, is the plan (`plan.py`). `follow` reads another trace of
+the same function (another batch size, training mode, a derivative) under a plan that is
+already made: it has to agree with it, or says which equation asks for what.
+
+An axis narrows if it is tied to an axis of a parameter and to nothing fixed. Of the
+factors of a product the outermost that can narrow does, and the others stay whole: so
+group norms narrow by groups and attention by heads (Model Slicing, section 3.2).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+from . import rates as rates_lib
+from .dims import Axis, Concat, Product, Unit, Whole
+from .rules import NO_RULE, RULES, Frame, Tie, Value
+from .rules.base import scalar
+from .unify import Dim, Equations, Reason, atoms, factors, find
+
+
+class PlanError(ValueError):
+    """A network that cannot be sliced, or a call that does not fit the plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """An array that the plan may narrow: where it is in the tree of variables.
+
+    `same_as` is the number of the input whose axes it shares: another rate's batch norm,
+    which this trace does not read.
+    """
+
+    path: str
+    same_as: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WidthGroup:
+    """Axes that narrow together, to the same leading indices.
+
+    Attributes:
+      size: the full number of indices.
+      unit: how many indices stay or go together.
+      leaves: (path, axis) of every array of the variables that it runs through.
+    """
+
+    size: int
+    unit: int
+    leaves: tuple[tuple[str, int], ...] = ()
+
+    def width(self, rate: float) -> int:
+        """How many indices the rate keeps."""
+        return rates_lib.width(self.size, rate, self.unit)
+
+
+@dataclass(slots=True)
+class Analysis:
+    """A jaxpr that has been read: the axes of everything in it."""
+
+    closed: core.ClosedJaxpr
+    frame: Frame
+    groups: dict[str, WidthGroup]
+    equations: Equations
+    _memo: dict[Dim, Axis] = field(default_factory=dict)
+
+    def axes(self, dims: Sequence[Dim]) -> tuple[Axis, ...]:
+        """The dims as immutable axes."""
+        return tuple(self.equations.freeze(dim, self._memo) for dim in dims)
+
+    def follow(
+        self,
+        closed: core.ClosedJaxpr,
+        ins: Sequence[Sequence[Axis]],
+        outs: Sequence[Sequence[Axis] | None],
+    ) -> "Analysis":
+        """Reads a program that takes and gives arrays with axes of this one."""
+        return follow(closed, self.groups, ins, outs)
+
+
+def discover(
+    closed: core.ClosedJaxpr,
+    kinds: Sequence[Parameter | str],
+    returns: Sequence[int | str | None],
+    groups: int,
+) -> tuple[Analysis, list[tuple[Axis, ...]], list["FixedAxis"]]:
+    """Reads a program for the first time and decides what narrows.
+
+    Args:
+      closed: the program.
+      kinds: for each input a `Parameter`, or a reason why its axes are fixed.
+      returns: for each output the number of the input that it updates (batch
+        statistics), a reason why its axes are fixed, or None: whatever comes.
+      groups: an axis that the network itself does not split is dealt out into this
+        many units, if they divide it.
+
+    Returns:
+      The analysis, the axes of every input, and the axes of parameters that are fixed.
+    """
+    equations = Equations()
+    values = []
+    for var, kind in zip(closed.jaxpr.invars, kinds, strict=True):
+        reason = Reason(kind) if isinstance(kind, str) else None
+        values.append(Value(tuple(Dim(size, reason) for size in var.aval.shape)))
+    for i, kind in enumerate(kinds):
+        if isinstance(kind, Parameter) and kind.same_as is not None:
+            values[i] = values[kind.same_as]
+    frame, outs = walk(closed, values, equations)
+    equations.why = None
+    for out, back in zip(outs, returns, strict=True):
+        if isinstance(back, int):
+            for a, b in zip(out.dims, values[back].dims, strict=True):
+                equations.equate(a, b)
+        elif back is not None:
+            for dim in out.dims:
+                equations.fix(dim, back)
+    parameters = [
+        (kind.path, value.dims)
+        for kind, value in zip(kinds, values, strict=True)
+        if isinstance(kind, Parameter)
+    ]
+    _fix_unread(closed, kinds, values, returns, equations)
+    found = _decide(parameters, equations, groups)
+    analysis = Analysis(closed, frame, found, equations)
+    axes = [analysis.axes(value.dims) for value in values]
+    return analysis, axes, _fixed_axes(parameters)
+
+
+def follow(
+    closed: core.ClosedJaxpr,
+    groups: Mapping[str, WidthGroup],
+    ins: Sequence[Sequence[Axis]],
+    outs: Sequence[Sequence[Axis] | None],
+) -> Analysis:
+    """Reads another program under a plan that is made.
+
+    Args:
+      closed: the program, at full width.
+      groups: the groups of the plan.
+      ins: the axes of every input.
+      outs: the axes that every output must have; None for whatever comes.
+
+    Raises:
+      PlanError: if the program splits, fixes or ties units of the plan otherwise.
+    """
+    equations = _Seeded()
+    units: dict[str, Dim] = {}
+
+    def seed(axis: Axis) -> Dim:
+        match axis:
+            case Unit(size, group):
+                if group not in units:
+                    units[group] = Dim(size)
+                    units[group].group = group
+                return units[group]
+            case Whole(size, reason):
+                return Dim(size, reason or Reason("whole in the plan"))
+            case Product(parts):
+                return equations.product([seed(part) for part in parts])
+            case Concat(parts):
+                return equations.concat([seed(part) for part in parts])
+
+    values = [Value(tuple(seed(axis) for axis in axes)) for axes in ins]
+    frame, results = walk(closed, values, equations)
+    equations.why = None
+    for out, axes in zip(results, outs, strict=True):
+        if axes is not None:
+            for dim, axis in zip(out.dims, axes, strict=True):
+                equations.equate(dim, seed(axis))
+    for group, dim in units.items():
+        root = find(dim)
+        if root.fixed is not None:
+            equations.clashes.append((group, f"keeps it whole ({root.fixed})"))
+    if equations.clashes:
+        lines = [
+            f"  {group}: this call {what}"
+            for group, what in dict(equations.clashes).items()
+        ]
+        raise PlanError(
+            "this call does not fit the plan that `upgrade` made from another call of "
+            "the same function. Expected every group of axes to narrow as planned, but\n"
+            + "\n".join(lines[:8])
+            + "\nUpgrade with the call that asks for the most (for example in training "
+            "mode, or with this input shape), or keep these calls alike."
+        )
+    return Analysis(closed, frame, dict(groups), equations)
+
+
+class _Seeded(Equations):
+    """Equations under a plan: its units may not be split or tied to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clashes: list[tuple[str, str]] = []
+
+    def clash(self, a: Dim, b: Dim) -> None:
+        groups = [dim.group for dim in (a, b) if dim.group is not None]
+        text = f"ties it to {groups[1]}" if len(groups) == 2 else "splits it"
+        self.clashes.append((groups[0], f"{text} ({self.why or b.why})"))
+
+
+# -- reading
+
+
+def walk(
+    jaxpr: Any, values: Sequence[Value], equations: Equations
+) -> tuple[Frame, list[Value]]:
+    """Reads a jaxpr equation by equation with the rules."""
+    consts: Sequence[Any] = ()
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
+    frame = Frame(jaxpr, consts, dict(zip(jaxpr.invars, values, strict=True)), {}, {})
+    for var, const in zip(jaxpr.constvars, consts, strict=True):
+        frame.values[var] = _constant(var.aval, const)
+
+    def call(inner: Any, operands: Sequence[Value]) -> tuple[Frame, list[Value]]:
+        why = equations.why
+        result = walk(inner, operands, equations)
+        equations.why = why
+        return result
+
+    for index, eqn in enumerate(jaxpr.eqns):
+        for var in eqn.invars:
+            if isinstance(var, core.Literal) and np.ndim(var.val):
+                frame.values[id(var)] = _constant(var.aval, var.val)
+        equations.why = Reason(eqn.primitive.name, eqn.source_info)
+        rule = RULES.get(eqn.primitive.name, NO_RULE)
+        results = rule.tie(Tie(frame, index, equations, call))
+        for var, result in zip(eqn.outvars, results, strict=True):
+            if not isinstance(result, Value):
+                result = Value(tuple(result))
+            frame.values[var] = result
+    outs = []
+    for var in jaxpr.outvars:
+        if isinstance(var, core.Literal) and np.ndim(var.val):
+            frame.values[id(var)] = _constant(var.aval, var.val)
+        outs.append(frame.value(var))
+    return frame, outs
+
+
+def _constant(aval: Any, value: Any) -> Value:
+    """A captured array belongs to the plan like a parameter that is not trained."""
+    shape = getattr(aval, "shape", ())
+    known = scalar(value) if not shape else None
+    return Value(tuple(Dim(size) for size in shape), known)
+
+
+# -- deciding
+
+
+def _fix_unread(
+    closed: core.ClosedJaxpr,
+    kinds: Sequence[Any],
+    values: Sequence[Value],
+    returns: Sequence[int | str | None],
+    equations: Equations,
+) -> None:
+    """Fixes parameters that nothing reads or updates, and what slices leave out."""
+    read = {
+        var
+        for eqn in closed.jaxpr.eqns
+        for var in eqn.invars
+        if not isinstance(var, core.Literal)
+    }
+    reason = Reason("not read by the traced call")
+    inputs = zip(closed.jaxpr.invars, kinds, values, strict=True)
+    for i, (var, kind, value) in enumerate(inputs):
+        shares = isinstance(kind, Parameter) and kind.same_as is not None
+        if var not in read and i not in returns and not shares:
+            for dim in value.dims:
+                equations.fix(dim, reason)
+    taken = {atom for dim in equations.taken for atom in atoms(dim)}
+    for dim, why in equations.left_out:
+        for atom in atoms(dim):
+            if atom not in taken:
+                equations.fix(atom, why or reason)
+
+
+def _decide(
+    parameters: Sequence[tuple[str, Sequence[Dim]]], equations: Equations, groups: int
+) -> dict[str, WidthGroup]:
+    """Fixes the inner factors, names what is left, and sets the units."""
+    tied = {atom for _, dims in parameters for dim in dims for atom in atoms(dim)}
+
+    def can_narrow(dim: Dim) -> bool:
+        return any(
+            atom.fixed is None and atom in tied and atom.size > 1 for atom in atoms(dim)
+        )
+
+    products = [[f for d in dims for f in factors(d)] for dims in equations.products]
+    changed = True
+    while changed:  # fixing one factor can leave another product with nothing to keep
+        changed = False
+        for parts in products:
+            outer = next((part for part in parts if can_narrow(part)), None)
+            for part in parts[parts.index(outer) + 1 :] if outer is not None else ():
+                if any(atom.fixed is None for atom in atoms(part)):
+                    changed = True
+                    equations.fix(
+                        part, Reason("stays whole: the inner part of a split")
+                    )
+    # An index that stands for several of a split axis is a unit of the network's own.
+    bundles = {a for parts in products for p in parts[:-1] for a in atoms(p)}
+    leaves: dict[Dim, list[tuple[str, int, int]]] = {}  # path, axis, rank
+    for path, dims in parameters:
+        for axis, dim in enumerate(dims):
+            for atom in dict.fromkeys(atoms(dim)):
+                if atom.fixed is None and atom.size > 1:
+                    leaves.setdefault(atom, []).append((path, axis, len(dims)))
+    found: dict[str, WidthGroup] = {}
+    for atom, places in leaves.items():
+        split_by_network = atom in bundles or atom.size % groups != 0
+        unit = 1 if split_by_network else atom.size // groups
+        atom.group = _name(places, found)
+        where = tuple((path, axis) for path, axis, _ in places)
+        found[atom.group] = WidthGroup(atom.size, unit, where)
+    return found
+
+
+def _name(places: Sequence[tuple[str, int, int]], taken: Mapping[str, Any]) -> str:
+    """A group is called after the array of most axes that ends in it: its kernel."""
+    path, axis, _ = max(places, key=lambda p: (p[1] == p[2] - 1, p[2], p[1]))
+    name = base = f"{path.removeprefix('params/')}:{axis}"
+    count = 1
+    while name in taken:  # several segments of one axis
+        count += 1
+        name = f"{base}.{count}"
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class FixedAxis:
+    """An axis of a parameter that keeps its size, and why."""
+
+    path: str
+    axis: int
+    size: int
+    reason: Reason
+
+
+def _fixed_axes(
+    parameters: Sequence[tuple[str, Sequence[Dim]]],
+) -> list[FixedAxis]:
+    fixed = []
+    for path, dims in parameters:
+        for axis, dim in enumerate(dims):
+            parts = list(atoms(dim))
+            reasons = [atom.fixed for atom in parts if atom.fixed is not None]
+            if len(reasons) == len(parts) and find(dim).size != 1:
+                fixed.append(FixedAxis(path, axis, find(dim).size, reasons[0]))
+    return fixed

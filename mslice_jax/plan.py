@@ -1,0 +1,194 @@
+"""The plan: for every axis of every array of a tree, what a rate keeps of it.
+
+A plan belongs to the parameters. It turns the full tree into a narrow one and puts a
+narrow tree back; both are pure functions of trees, so the gradient of a sliced tree
+lands in the leading part of the full one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import dims
+from .analysis import FixedAxis, PlanError, WidthGroup
+from .dims import Axis, Widths
+from .rates import is_exact, width
+
+
+@dataclass(frozen=True, slots=True)
+class LeafAxes:
+    """The axes of one array: a leaf of `WidthPlan.axes`."""
+
+    axes: tuple[Axis, ...]
+
+    def __str__(self) -> str:
+        return f"({', '.join(map(str, self.axes))})"
+
+
+@dataclass(frozen=True, eq=False)
+class WidthPlan:
+    """What narrows, and to what.
+
+    Attributes:
+      axes: a tree like the variables with a `LeafAxes` for each array.
+      groups: the groups of axes that narrow together, by name.
+      rates: the slice rates that were declared, ascending.
+      fixed: the axes of parameters that keep their size, and why.
+    """
+
+    axes: Any
+    groups: Mapping[str, WidthGroup]
+    rates: tuple[float, ...]
+    fixed: tuple[FixedAxis, ...] = ()
+
+    def __post_init__(self) -> None:
+        leaves = jax.tree_util.tree_leaves_with_path(self.axes)
+        object.__setattr__(self, "_by_path", {path_name(p): a for p, a in leaves})
+
+    def leaf(self, path: str) -> LeafAxes | None:
+        """The axes of the array at a path such as 'params/Dense_0/kernel'."""
+        return self._by_path.get(path)  # type: ignore[attr-defined]
+
+    def widths(self, rate: float) -> dict[str, int]:
+        """How many indices each group keeps at the rate."""
+        return {name: group.width(rate) for name, group in self.groups.items()}
+
+    def slice(self, tree: Any, rate: float, *, source: float = 1.0) -> Any:
+        """The tree at a rate.
+
+        Slicing nests: slicing to a and then, with `source=a`, to b gives what slicing
+        to b gives.
+
+        Args:
+          tree: like the variables, or with some of their branches left out.
+          rate: the rate to slice to.
+          source: the rate that the tree is at.
+
+        Raises:
+          PlanError: for a leaf that the plan does not know or of another shape.
+        """
+        target, origin = self.widths(rate), self.widths(source)
+        return self._map(
+            lambda axes, x: dims.slice_array(x, axes, target, origin), tree
+        )
+
+    def put_back(self, full: Any, narrow: Any, rate: float) -> Any:
+        """The full tree with what the rate keeps replaced by the narrow tree."""
+        kept = self.widths(rate)
+        return self._map(
+            lambda axes, x, y: dims.put_back(x, y, axes, kept), full, narrow
+        )
+
+    def mask(self, tree: Any, rate: float) -> Any:
+        """Which entries of the full tree a rate keeps, as arrays of booleans."""
+        prefix = {name: np.arange(kept) for name, kept in self.widths(rate).items()}
+
+        def mask(axes: tuple[Axis, ...], x: Any) -> np.ndarray:
+            kept = np.zeros(np.shape(x), bool)
+            kept[np.ix_(*(dims.indices(axis, prefix) for axis in axes))] = True
+            return kept
+
+        return self._map(mask, tree)
+
+    def permute(self, tree: Any, permutations: Mapping[str, np.ndarray]) -> Any:
+        """Reorders the units of groups in every array that they run through.
+
+        At full width the function of the network stays the same, up to rounding.
+
+        Args:
+          tree: the full tree.
+          permutations: for each group a permutation of its `size` indices.
+
+        Raises:
+          PlanError: for an unknown group, or something that is no permutation.
+        """
+        for name, order in permutations.items():
+            if name not in self.groups:
+                raise PlanError(_unknown_group(name, self.groups))
+            size = self.groups[name].size
+            if sorted(np.asarray(order).tolist()) != list(range(size)):
+                raise PlanError(
+                    f"expected a permutation of 0..{size - 1} for group {name!r}; got "
+                    f"{order!r}."
+                )
+        return self._map(lambda axes, x: dims.take(x, axes, permutations), tree)
+
+    def inexact(self) -> list[tuple[str, float, int]]:
+        """(group, rate, width) where a group cannot keep exactly its rate."""
+        return [
+            (name, rate, group.width(rate))
+            for name, group in self.groups.items()
+            for rate in self.rates
+            if not is_exact(group.size, rate, group.unit)
+        ]
+
+    def parameters(self, rate: float, tree: Any = None) -> int:
+        """How many numbers the tree (by default all of it) holds at the rate."""
+        kept = self.widths(rate)
+        known = (
+            self.axes
+            if tree is None
+            else self._map(lambda axes, _: LeafAxes(axes), tree)
+        )
+        leaves = jax.tree.leaves(known)
+        return sum(int(np.prod(dims.shape(leaf.axes, kept))) for leaf in leaves)
+
+    def _map(self, f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+        def at(path: Any, x: Any, *others: Any) -> Any:
+            name = path_name(path)
+            leaf = self.leaf(name)
+            if leaf is None:
+                raise PlanError(
+                    f"the plan has no leaf {name!r}; it was made for a tree with "
+                    f"{', '.join(list(self._by_path)[:4])}, ..."  # type: ignore[attr-defined]
+                )
+            try:
+                return f(leaf.axes, x, *others)
+            except ValueError as error:
+                raise PlanError(f"leaf {name!r}: {error}") from error
+
+        return jax.tree_util.tree_map_with_path(at, tree, *rest)
+
+
+def path_name(path: Any) -> str:
+    """A path of a tree in words: 'params/Dense_0/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def check_exact(plan: WidthPlan) -> None:
+    """Raises PlanError if a group cannot keep exactly its share at a declared rate."""
+    inexact = plan.inexact()
+    if inexact:
+        lines = []
+        for name, rate, got in inexact[:8]:
+            group = plan.groups[name]
+            lines.append(
+                f"  {name}: {group.size // group.unit} units of {group.unit}, so rate "
+                f"{rate:g} keeps {got} of {group.size} indices, not "
+                f"{rate * group.size:g}"
+            )
+        raise PlanError(
+            "strict=True asks that every group of axes keeps exactly its rate, but\n"
+            + "\n".join(lines)
+            + "\nChoose rates or `groups` that the sizes can honour, or pass "
+            "strict=False to accept the rounding."
+        )
+
+
+def _unknown_group(name: str, groups: Mapping[str, Any]) -> str:
+    known = ", ".join(map(repr, list(groups)[:8]))
+    return f"there is no width group {name!r}; the plan has {known}."
+
+
+__all__ = [
+    "LeafAxes",
+    "PlanError",
+    "WidthPlan",
+    "Widths",
+    "check_exact",
+    "path_name",
+    "width",
+]

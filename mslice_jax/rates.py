@@ -1,0 +1,94 @@
+"""Slice rates and widths: the one place where a size and a rate become a count.
+
+A *slice rate* r in (0, 1] asks for the leading fraction r of the units of an axis
+(Model Slicing, Cai et al., PVLDB 2019, section 3.1). All rounding of this library is
+in `width`; nothing else may round.
+"""
+
+import math
+import numbers
+from collections.abc import Iterable
+
+
+class RateError(ValueError):
+    """A slice rate, or a set of them, that cannot be used."""
+
+
+def check_rate(rate: object) -> float:
+    """Returns `rate` as a float in (0, 1].
+
+    Raises:
+      RateError: for anything else (a traced array too: a rate is static, because XLA
+        compiles one program per rate).
+
+    >>> check_rate(1)
+    1.0
+    """
+    if not isinstance(rate, numbers.Real) or isinstance(rate, bool):
+        raise RateError(
+            "a slice rate is a Python number in (0, 1], known before tracing; got "
+            f"{rate!r} of type {type(rate).__name__}. Under jit, mark it as a static "
+            "argument."
+        )
+    value = float(rate)
+    if not (0.0 < value <= 1.0):  # written so that nan fails too
+        raise RateError(f"a slice rate lies in (0, 1]; got {value!r}.")
+    return value
+
+
+def check_rates(rates: Iterable[float]) -> tuple[float, ...]:
+    """Returns the rates in ascending order.
+
+    Raises:
+      RateError: if there are none, one is outside (0, 1], or one appears twice.
+
+    >>> check_rates([1.0, 0.25, 0.5])
+    (0.25, 0.5, 1.0)
+    """
+    if isinstance(rates, (str, bytes)) or not isinstance(rates, Iterable):
+        raise RateError(
+            f"rates is a sequence of numbers in (0, 1], such as (0.25, 0.5, 1.0); got "
+            f"{rates!r}."
+        )
+    checked = [check_rate(rate) for rate in rates]
+    if not checked:
+        raise RateError(
+            "rates is empty; declare at least one slice rate, such as (0.25, 0.5, 1.0)."
+        )
+    repeated = sorted({rate for rate in checked if checked.count(rate) > 1})
+    if repeated:
+        raise RateError(
+            f"each slice rate is declared once; {repeated} stand more than once in "
+            f"{tuple(checked)}."
+        )
+    return tuple(sorted(checked))
+
+
+def width(size: int, rate: float, unit: int = 1) -> int:
+    """How many of `size` indices a rate keeps: whole units, at least one.
+
+    The count of units is rounded half to even, as the PyTorch original's `round`.
+
+    Args:
+      size: full size of the axis, a multiple of `unit`.
+      rate: slice rate in (0, 1].
+      unit: indices that stay or go together.
+
+    >>> width(64, 0.25), width(10, 0.25), width(64, 0.3, unit=8), width(4, 0.1)
+    (16, 2, 16, 1)
+    """
+    return unit * max(1, round(rate * (size // unit)))
+
+
+def is_exact(size: int, rate: float, unit: int = 1) -> bool:
+    """Whether the rate keeps exactly `rate * size` indices, without rounding.
+
+    >>> is_exact(64, 0.25), is_exact(10, 0.25)
+    (True, False)
+    """
+    return math.isclose(width(size, rate, unit), rate * size, rel_tol=1e-6)
+
+
+def rate_key(rate: float) -> str:
+    """The name of a rate as a key of a tree: '1.0', '0.25'."""
+    return repr(float(rate))

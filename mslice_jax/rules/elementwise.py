@@ -1,0 +1,91 @@
+"""Entry by entry: all operands and the result have the same axes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .base import Dims, Tie, Value, rule
+
+# Of these the number can be followed when the operands are known numbers: sizes that
+# become divisors (means, unbiased variances) are computed this way.
+NUMBERS: dict[str, Any] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "neg": np.negative,
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "copy": lambda x: x,
+    "stop_gradient": lambda x: x,
+}
+
+
+@rule(
+    "add",
+    "sub",
+    "max",
+    "min",
+    "sqrt",
+    "square",
+    *"""abs acos acosh add_any add_jaxvals and asin asinh atan atan2 atanh bessel_i0e
+    bessel_i1e cbrt ceil clamp clz complex conj cos cosh digamma eq eq_to erf erf_inv
+    erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
+    is_finite le le_to lgamma log log1p logistic lt lt_to ne nextafter not or
+    polygamma population_count pow real regularized_incomplete_beta rem round rsqrt
+    select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh tan
+    tanh xor zeta random_gamma threefry2x32 mul_jaxvals""".split(),
+)
+def tie_elementwise(t: Tie) -> Sequence[Value]:
+    """(a, b), (a, b) -> (a, b); scalars and axes of size 1 go with anything."""
+    return [Value(t.broadcast(t.ins), known_number(t)) for _ in t.outs]
+
+
+@rule("convert_element_type", "copy", "neg", "reduce_precision", "stop_gradient")
+def tie_same_sum(t: Tie) -> Sequence[Value]:
+    """(a, b) -> (a, b); a sum stays a sum."""
+    x = t.ins[0]
+    return [Value(x.dims, known_number(t), x.summed)]
+
+
+@rule("device_put", "name", "optimization_barrier", "pvary", "sharding_constraint")
+def tie_identity(t: Tie) -> Sequence[Value]:
+    """(a, b) -> (a, b): each operand is returned."""
+    return list(t.ins)
+
+
+def known_number(t: Tie) -> Any:
+    """The number that every entry of the result is, where it can be told."""
+    name = t.eqn.primitive.name
+    numbers = [value.known for value in t.ins]
+    if any(number is None for number in numbers):
+        return None
+    with np.errstate(all="ignore"):
+        if name == "convert_element_type":
+            return _cast(numbers[0], t.params["new_dtype"])
+        if name in NUMBERS:
+            return NUMBERS[name](*numbers)
+    return None
+
+
+def _cast(number: Any, dtype: Any) -> Any:
+    try:
+        return np.asarray(number).astype(dtype)[()]
+    except TypeError:  # an extended type, such as a key
+        return None
+
+
+@rule("bitcast_convert_type")
+def tie_bitcast(t: Tie) -> Sequence[Dims]:
+    """(a, b) -> (a, b) between types of one width; otherwise the last axis is fixed."""
+    (x,), (out,) = t.ins, t.outs
+    if len(out.shape) == len(x.dims):
+        return [x.dims]
+    text = "the last axis holds the bytes of one number"
+    if len(out.shape) > len(x.dims):
+        return [[*x.dims, t.fixed(out.shape[-1], text)]]
+    t.fix(x.dims[-1:], text)
+    return [x.dims[:-1]]

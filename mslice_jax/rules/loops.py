@@ -1,0 +1,100 @@
+"""Loops and branches: what is carried has the same axes before and after."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import lax
+
+from .base import Narrow, Tie, Value, rule
+
+
+def _plain(values: Sequence[Value]) -> list[Value]:
+    """The axes alone: a number known before a loop need not be the same inside."""
+    return [Value(value.dims) for value in values]
+
+
+def _narrow_scan(n: Narrow, *operands: Any) -> Any:
+    consts, carried = n.params["num_consts"], n.params["num_carry"]
+    fixed = operands[:consts]
+
+    def body(carry: Any, xs: Any) -> Any:
+        outs = n.call(0, *fixed, *carry, *xs)
+        return tuple(outs[:carried]), tuple(outs[carried:])
+
+    carry, ys = lax.scan(
+        body,
+        tuple(operands[consts : consts + carried]),
+        tuple(operands[consts + carried :]),
+        length=n.params["length"],
+        reverse=n.params["reverse"],
+        unroll=n.params["unroll"],
+        _split_transpose=n.params.get("_split_transpose", False),
+    )
+    return [*carry, *ys]
+
+
+@rule("scan", narrow=_narrow_scan)
+def tie_scan(t: Tie) -> Sequence[Value]:
+    """carry (a), xs (n, b) -> carry (a), ys (n, c): the axis that is run along is fixed.
+
+    Carried axes are equal before and after one step: a fixed point, which equating
+    reaches in a single reading.
+    """
+    consts, carried = t.params["num_consts"], t.params["num_carry"]
+    fixed, carry = t.ins[:consts], _plain(t.ins[consts : consts + carried])
+    xs = t.ins[consts + carried :]
+    t.fix([value.dims[0] for value in xs], "the loop runs along the axis")
+    steps = [Value(value.dims[1:]) for value in xs]
+    outs = t.call(t.params["jaxpr"], [*fixed, *carry, *steps])
+    for before, after in zip(carry, outs[:carried], strict=True):
+        t.equate(before.dims, after.dims)
+    length = t.params["length"]
+    ys = [
+        Value((t.fixed(length, "the loop runs along the axis"), *value.dims))
+        for value in outs[carried:]
+    ]
+    return [*carry, *ys]
+
+
+def _narrow_while(n: Narrow, *operands: Any) -> Any:
+    conds, bodies = n.params["cond_nconsts"], n.params["body_nconsts"]
+    for_cond = operands[:conds]
+    for_body = operands[conds : conds + bodies]
+    return lax.while_loop(
+        lambda carry: n.call(0, *for_cond, *carry)[0],
+        lambda carry: tuple(n.call(1, *for_body, *carry)),
+        tuple(operands[conds + bodies :]),
+    )
+
+
+@rule("while", narrow=_narrow_while)
+def tie_while(t: Tie) -> Sequence[Value]:
+    """carry (a) -> carry (a)."""
+    conds, bodies = t.params["cond_nconsts"], t.params["body_nconsts"]
+    carry = _plain(t.ins[conds + bodies :])
+    t.call(t.params["cond_jaxpr"], [*t.ins[:conds], *carry])
+    for_body = t.ins[conds : conds + bodies]
+    outs = t.call(t.params["body_jaxpr"], [*for_body, *carry])
+    for before, after in zip(carry, outs, strict=True):
+        t.equate(before.dims, after.dims)
+    return carry
+
+
+def _narrow_cond(n: Narrow, index: Any, *operands: Any) -> Any:
+    branches = [
+        (lambda *xs, which=which: tuple(n.call(which, *xs)))
+        for which in range(len(n.params["branches"]))
+    ]
+    return lax.switch(index, branches, *operands)
+
+
+@rule("cond", narrow=_narrow_cond)
+def tie_cond(t: Tie) -> Sequence[Value]:
+    """which, (a) -> (b): the results of all branches have the same axes."""
+    first, *others = [
+        t.call(branch, _plain(t.ins[1:])) for branch in t.params["branches"]
+    ]
+    for other in others:
+        for a, b in zip(first, other, strict=True):
+            t.equate(a.dims, b.dims)
+    return _plain(first)

@@ -1,0 +1,58 @@
+"""Random numbers: arrays made from a key and a shape.
+
+A narrow array draws its own numbers. They are not the leading part of the wide draw:
+dropout at a rate is a fresh mask of the narrow shape.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from .base import Dim, Dims, Narrow, Tie, rule
+
+
+def _narrow_bits(n: Narrow, key: Any) -> Any:
+    shape = n.shape(n.eqn.outvars[0])[key.ndim :]
+    return n.bind(key, shape=shape)
+
+
+@rule("random_bits", narrow=_narrow_bits)
+def tie_bits(t: Tie) -> Sequence[Dims]:
+    """key (k) -> (k, a, b): new axes."""
+    return [[*t.ins[0].dims, *(Dim(size) for size in t.params["shape"])]]
+
+
+def _narrow_generator(n: Narrow, key: Any) -> Any:
+    return n.bind(key, shape=n.shape(n.eqn.outvars[1]))
+
+
+@rule("rng_bit_generator", narrow=_narrow_generator)
+def tie_generator(t: Tie) -> Sequence[Dims]:
+    """key -> key, (a, b): new axes."""
+    t.fix(t.ins[0].dims, "the state of a generator")
+    return [t.ins[0].dims, [Dim(size) for size in t.params["shape"]]]
+
+
+def _narrow_uniform(n: Narrow, *bounds: Any) -> Any:
+    return n.bind(*bounds, shape=n.shape(n.eqn.outvars[0]))
+
+
+@rule("rng_uniform", narrow=_narrow_uniform)
+def tie_uniform(t: Tie) -> Sequence[Dims]:
+    """bounds -> (a, b): new axes."""
+    return [[Dim(size) for size in t.params["shape"]]]
+
+
+@rule(
+    "random_clone",
+    "random_fold_in",
+    "random_seed",
+    "random_split",
+    "random_unwrap",
+    "random_wrap",
+)
+def tie_keys(t: Tie) -> Sequence[Dims]:
+    """keys -> keys: fixed."""
+    text = "keys of a random number generator"
+    for value in t.ins:
+        t.fix(value.dims, text)
+    return [[t.fixed(size, text) for size in aval.shape] for aval in t.outs]

@@ -1,0 +1,103 @@
+"""Reductions, windows, and what depends on the order of an axis."""
+
+from collections.abc import Sequence
+
+from .base import Dim, Dims, Tie, Value, rule
+
+
+def _remaining(dims: Sequence[Dim], axes: Sequence[int]) -> tuple[Dim, ...]:
+    return tuple(dim for i, dim in enumerate(dims) if i not in axes)
+
+
+@rule("reduce_sum")
+def tie_sum(t: Tie) -> Sequence[Value]:
+    """(a, b) -> (a): the sum remembers what it ran over, see `means`."""
+    x, axes = t.ins[0], t.params["axes"]
+    summed = (*x.summed, *(x.dims[i] for i in axes))
+    return [Value(_remaining(x.dims, axes), None, summed)]
+
+
+@rule(
+    "reduce_and",
+    "reduce_max",
+    "reduce_min",
+    "reduce_or",
+    "reduce_prod",
+    "reduce_xor",
+)
+def tie_reduce(t: Tie) -> Sequence[Dims]:
+    """(a, b) -> (a)."""
+    return [_remaining(t.ins[0].dims, t.params["axes"])]
+
+
+@rule("reduce")
+def tie_general_reduce(t: Tie) -> Sequence[Dims]:
+    """(a, b), ... , initial values -> (a), ..."""
+    arrays = [value.dims for value in t.ins[: len(t.ins) // 2]]
+    for other in arrays[1:]:
+        t.equate(arrays[0], other)
+    return [_remaining(dims, t.params["dimensions"]) for dims in arrays]
+
+
+@rule("argmax", "argmin")
+def tie_argmax(t: Tie) -> Sequence[Dims]:
+    """(a, b) -> (a): the axis whose index is returned is fixed."""
+    x, axes = t.ins[0], t.params["axes"]
+    t.fix([x.dims[i] for i in axes], "returns an index along the axis")
+    return [_remaining(x.dims, axes)]
+
+
+@rule(
+    "reduce_window",
+    "reduce_window_max",
+    "reduce_window_min",
+    "reduce_window_sum",
+)
+def tie_window(t: Tie) -> Sequence[Dims]:
+    """(b, h, w, c) -> (b, h', w', c): axes with a window of more than 1 are fixed."""
+    arrays = [value.dims for value in t.ins[: len(t.outs)]]
+    for other in arrays[1:]:
+        t.equate(arrays[0], other)
+    dims = list(arrays[0])
+    for i, (dim, window, stride, (low, high)) in enumerate(
+        zip(
+            dims,
+            t.params["window_dimensions"],
+            t.params["window_strides"],
+            t.params["padding"],
+            strict=True,
+        )
+    ):
+        dilated = t.params["base_dilation"][i] != 1
+        if window != 1 or stride != 1 or low or high or dilated:
+            t.fix([dim], "a window slides over the axis")
+            dims[i] = t.fixed(t.outs[0].shape[i], "a window slides over the axis")
+    return [dims for _ in t.outs]
+
+
+@rule("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum")
+def tie_cumulative(t: Tie) -> Sequence[Dims]:
+    """(a, b) -> (a, b): the axis that is run along is fixed."""
+    dims = t.ins[0].dims
+    t.fix([dims[t.params["axis"]]], "depends on the order of the axis")
+    return [dims]
+
+
+@rule("sort")
+def tie_sort(t: Tie) -> Sequence[Dims]:
+    """(a, b), ... -> (a, b), ...: the sorted axis is fixed."""
+    first, *others = [value.dims for value in t.ins]
+    for other in others:
+        t.equate(first, other)
+    t.fix([first[t.params["dimension"]]], "sorts the axis")
+    return [first for _ in t.outs]
+
+
+@rule("top_k", "approx_top_k")
+def tie_top_k(t: Tie) -> Sequence[Dims]:
+    """(a, b) -> (a, k), (a, k): the searched axis is fixed."""
+    dims = list(t.ins[0].dims)
+    axis = t.params.get("axis", t.params.get("reduction_dimension", -1)) % len(dims)
+    t.fix([dims[axis]], "takes the largest of the axis")
+    dims[axis] = t.fixed(t.outs[0].shape[axis], "the largest of an axis")
+    return [dims for _ in t.outs]
