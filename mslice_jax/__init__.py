@@ -3,6 +3,8 @@
 from .analysis import PlanError as PlanError
 from .calibration import calibrate as calibrate
 from .rates import RateError as RateError
+from .report import Report as Report
+from .report import report as report
 from .sliceable import Sliceable as Sliceable
 from .sliceable import extract as extract
 from .sliceable import slice_apply as slice_apply

@@ -32,8 +32,8 @@ class PlanError(ValueError):
 class Parameter:
     """An array that the plan may narrow: where it is in the tree of variables.
 
-    `same_as` is the number of the input whose axes it shares: another rate's batch norm,
-    which this trace does not read.
+    `same_as` is the number of the input whose axes it shares: the batch norm of another
+    rate, which this trace does not read.
     """
 
     path: str
@@ -183,7 +183,7 @@ def follow(
         ]
         raise PlanError(
             "this call does not fit the plan that `upgrade` made from another call of "
-            "the same function. Expected every group of axes to narrow as planned, but\n"
+            "the same function. Expected each group of axes to narrow as planned, but\n"
             + "\n".join(lines[:8])
             + "\nUpgrade with the call that asks for the most (for example in training "
             "mode, or with this input shape), or keep these calls alike."
@@ -208,9 +208,15 @@ class _Seeded(Equations):
 
 
 def walk(
-    jaxpr: Any, values: Sequence[Value], equations: Equations
+    jaxpr: Any,
+    values: Sequence[Value],
+    equations: Equations,
+    sources: Sequence[Any] = (),
 ) -> tuple[Frame, list[Value]]:
-    """Reads a jaxpr equation by equation with the rules."""
+    """Reads a jaxpr equation by equation with the rules.
+
+    `sources` tells where the calls are that the jaxpr is in, innermost first.
+    """
     consts: Sequence[Any] = ()
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
@@ -220,7 +226,8 @@ def walk(
 
     def call(inner: Any, operands: Sequence[Value]) -> tuple[Frame, list[Value]]:
         why = equations.why
-        result = walk(inner, operands, equations)
+        assert why is not None
+        result = walk(inner, operands, equations, why.sources)
         equations.why = why
         return result
 
@@ -228,7 +235,7 @@ def walk(
         for var in eqn.invars:
             if isinstance(var, core.Literal) and np.ndim(var.val):
                 frame.values[id(var)] = _constant(var.aval, var.val)
-        equations.why = Reason(eqn.primitive.name, eqn.source_info)
+        equations.why = Reason(eqn.primitive.name, (eqn.source_info, *sources))
         rule = RULES.get(eqn.primitive.name, NO_RULE)
         results = rule.tie(Tie(frame, index, equations, call))
         for var, result in zip(eqn.outvars, results, strict=True):

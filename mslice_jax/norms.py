@@ -16,7 +16,7 @@ others choose which leaves of the tree it sees.
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -40,7 +40,7 @@ class LinenFunction:
       groups: how many groups a group norm has.
       sites: the paths of the batch norms.
       rates: the declared rates, ascending.
-      per_rate: the collections in which every batch norm has one set of arrays per rate.
+      per_rate: collections in which every batch norm has one set of arrays per rate.
       measure: whether batch norms write the statistics of the batch (see `calibrate`).
     """
 
@@ -67,6 +67,20 @@ class LinenFunction:
             y, updates = out
             return y, self.restore(updates, rate)
         return out
+
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """New variables in sliceable form."""
+        return self.sliceable_form(self.module.init(rngs, *args, **kwargs))
+
+    def sliceable_form(self, variables: Any) -> Any:
+        """The variables of the module as this function takes them."""
+        if self.norm != "group" or "batch_stats" not in variables:
+            return self.spread(variables)
+        stats = variables["batch_stats"]
+        for site in self.sites:
+            stats = _without(stats, site)
+        rest = {k: v for k, v in variables.items() if k != "batch_stats"}
+        return {**rest, "batch_stats": stats} if stats else rest
 
     def updates(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether the call returns (output, updated collections), as Module.apply."""
@@ -173,18 +187,9 @@ def adapt(
 
     with nn.intercept_methods(record):
         call(variables)
-    function = LinenFunction(module, norm, groups, tuple(sites), rates)
-    if norm == "group":
-        stats = variables.get("batch_stats")
-        for site in sites if stats is not None else ():
-            stats = _without(stats, site)
-        variables = {k: v for k, v in variables.items() if k != "batch_stats"}
-        if stats:
-            variables["batch_stats"] = stats
-    elif norm == "switchable":
-        function = replace(function, per_rate=("params", "batch_stats"))
-        variables = function.spread(variables)
-    return function, variables
+    per_rate = ("params", "batch_stats") if norm == "switchable" else ()
+    function = LinenFunction(module, norm, groups, tuple(sites), rates, per_rate)
+    return function, function.sliceable_form(variables)
 
 
 def _is_batch_norm(context: Any) -> bool:
@@ -226,7 +231,7 @@ class _GroupNorms:
 
 
 def group_count(features: int, groups: int) -> int:
-    """How many groups a group norm has: the largest divisor of its features up to `groups`.
+    """The largest divisor of the features up to `groups`: how many a group norm has.
 
     >>> group_count(64, 8), group_count(12, 8), group_count(4, 8)
     (8, 6, 4)

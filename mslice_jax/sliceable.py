@@ -4,13 +4,14 @@
     y = slice_apply(net, x, 0.5)
     small = extract(net, 0.5)
 
-A `Sliceable` is a tree of arrays with a static part, the `Definition`: the function, the
-plan, and the traces made so far. The rate is static too, so there is one XLA program per
-rate and shape of input.
+A `Sliceable` is a tree of arrays with a static part, the `Definition`: the function,
+the plan, and the traces made so far. The rate is static too, so there is one XLA
+program per rate and shape of input.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.core
@@ -26,6 +27,7 @@ from .norms import LinenFunction, PlainFunction, adapt
 from .plan import LeafAxes, WidthPlan, check_exact, path_name
 from .program import Call, Definition, Function, is_array, trace, type_of
 from .rates import RateError, check_rate, check_rates, rate_key
+from .rules import NO_RULE_TEXT
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -72,6 +74,10 @@ class Sliceable:
 
     def replace(self, variables: Any) -> "Sliceable":
         """The same network with other variables of the same shapes."""
+        # NumPy arrays can change under us, so weights cut from them could not be kept.
+        variables = jax.tree.map(
+            lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, variables
+        )
         return Sliceable(variables, self.definition, self.rate)
 
     def tree_flatten_with_keys(self) -> Any:
@@ -112,8 +118,8 @@ def upgrade(
       variables: its variables; the weights are kept.
       *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s.
       rates: the slice rates in (0, 1] that the network will run at.
-      groups: how many units an axis has where the network itself sets none, and how many
-        groups a group norm has that replaces a batch norm.
+      groups: how many units an axis has where the network itself sets none, and how
+        many groups a group norm has that replaces a batch norm.
       norm: what becomes of the batch norms of a Linen module: 'group', 'switchable' or
         'shared', see `mslice_jax.norms`.
       strict: whether rates that some axis cannot honour exactly, and primitives without
@@ -135,7 +141,7 @@ def upgrade(
     call, arrays = Call.split(inputs, call_kwargs)
     variables = flax.core.unfreeze(variables) if _is_frozen(variables) else variables
     variables = jax.tree.map(_as_array, variables)
-    with _explain(model, variables, call, arrays):
+    with _explained(model, variables, call, arrays):
         function, variables = _as_function(
             model, variables, call, arrays, norm=norm, groups=groups, rates=checked
         )
@@ -195,9 +201,9 @@ def slice_apply(
 ) -> Any:
     """Runs the network at a slice rate.
 
-    The rate is static: XLA compiles one program per rate. Under jit (and grad, vmap) the
-    weights are sliced inside of the program and gradients reach the full tree; outside,
-    the narrow weights are made once and kept with `params`.
+    The rate is static: XLA compiles one program per rate. Under jit (and grad, vmap)
+    the weights are sliced inside of the program and gradients reach the full tree;
+    outside, the narrow weights are made once and kept with `params`.
 
     Args:
       params: from `upgrade` or `extract`.
@@ -435,32 +441,25 @@ def _apply(module: nn.Module, variables: Any, call: Call, arrays: Sequence[Any])
     return module.apply(variables, *args, **kwargs)
 
 
-class _explain:
+@contextlib.contextmanager
+def _explained(
+    model: Any, variables: Any, call: Call, arrays: Sequence[Any]
+) -> Iterator[None]:
     """Turns an error of the trace into one that lists what does not fit."""
-
-    def __init__(self, model: Any, variables: Any, call: Call, arrays: Sequence[Any]):
-        self.model, self.variables, self.call, self.arrays = (
-            model,
-            variables,
-            call,
-            arrays,
-        )
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if error is None or isinstance(error, (PlanError, RateError)):
-            return
-        if not isinstance(self.model, nn.Module):
-            return
-        wrong = _misfits(self.model, self.variables, self.call, self.arrays)
-        if wrong:
-            raise ValueError(
-                "the variables do not fit the model:\n"
-                + "\n".join(wrong[:8])
-                + "\nPass what `module.init` of this model returned."
-            ) from error
+    try:
+        yield
+    except (PlanError, RateError):
+        raise
+    except Exception as error:
+        is_module = isinstance(model, nn.Module)
+        wrong = _misfits(model, variables, call, arrays) if is_module else []
+        if not wrong:
+            raise
+        raise ValueError(
+            "the variables do not fit the model:\n"
+            + "\n".join(wrong[:8])
+            + "\nPass what `module.init` of this model returned."
+        ) from error
 
 
 def _misfits(
@@ -512,11 +511,11 @@ def _nothing_narrows(plan: WidthPlan) -> str:
 
 
 def _check_rules(plan: WidthPlan) -> None:
-    missing = [f for f in plan.fixed if "no rule for this primitive" in f.reason.text]
+    missing = [f for f in plan.fixed if NO_RULE_TEXT in f.reason.text]
     if missing:
         lines = [f"  {f.path}:{f.axis} ({f.size}): {f.reason}" for f in missing[:8]]
         raise PlanError(
-            "strict=True asks for a rule for every primitive that parameters meet, but\n"
+            "strict=True asks for a rule for each primitive that parameters meet, but\n"
             + "\n".join(lines)
             + "\nPass strict=False to keep these axes whole."
         )

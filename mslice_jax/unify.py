@@ -5,8 +5,8 @@ A rule that finds two axes to be one *equates* them, a reshape or concatenation 
 dim *factors* or *segments*, and whatever must keep its size is *fixed*, with a reason.
 Equating is unification: an unknown takes the other's structure; two products refine
 each other (64 = 8 x 8 and 64 = 16 x 4 become 8 x 2 x 4); a product meets a
-concatenation by dealing its outermost factor out over the segments, as when a group norm
-follows an inception block.
+concatenation by dealing its outermost factor out over the segments, as when a group
+norm follows an inception block.
 
 A dim that cannot be made equal is fixed, never guessed: a fixed axis is always correct.
 """
@@ -22,16 +22,16 @@ from .source import user_line
 class Reason:
     """Why an axis does not narrow: what happened, and in which equation."""
 
-    __slots__ = ("source_info", "text")
+    __slots__ = ("sources", "text")
 
-    def __init__(self, text: str, source_info: Any = None):
+    def __init__(self, text: str, sources: Sequence[Any] = ()):
         self.text = text
-        self.source_info = source_info
+        self.sources = sources  # of the equation and of the calls that it is in
 
     @property
     def where(self) -> str:
         """The user's line, such as 'net.py:12 (Net.__call__)'; '' where unknown."""
-        return user_line(self.source_info)
+        return user_line(self.sources)
 
     def __str__(self) -> str:
         return f"{self.text}, {self.where}" if self.where else self.text
@@ -154,7 +154,7 @@ class Equations:
 
     def reason(self, text: str) -> Reason:
         """A reason that points at the equation now read."""
-        return Reason(text, self.why.source_info if self.why else None)
+        return Reason(text, self.why.sources if self.why else ())
 
     def equate(self, a: Dim, b: Dim) -> None:
         """Makes two dims of one size equal."""

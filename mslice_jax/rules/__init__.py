@@ -10,6 +10,7 @@ from . import random as random
 from . import reduce as reduce
 from . import shape as shape
 from .base import NO_RULE as NO_RULE
+from .base import NO_RULE_TEXT as NO_RULE_TEXT
 from .base import RULES as RULES
 from .base import Frame as Frame
 from .base import Narrow as Narrow

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from ..dims import Axis, Widths, shape
-from ..unify import Dim, Equations, Reason, atoms
+from ..unify import Dim, Equations, atoms
 
 
 @dataclass(slots=True)
@@ -182,12 +182,14 @@ def rule(*names: str, narrow: NarrowFn = bind_again) -> Callable[[TieFn], TieFn]
     return enter
 
 
+NO_RULE_TEXT = "there is no rule for this primitive"
+
+
 def fix_everything(t: Tie) -> Sequence[Dims]:
     """Every axis of every operand and result keeps its size."""
-    text = "there is no rule for this primitive"
     for value in t.ins:
-        t.fix(value.dims, text)
-    return [[t.fixed(size, text) for size in aval.shape] for aval in t.outs]
+        t.fix(value.dims, NO_RULE_TEXT)
+    return [[t.fixed(size, NO_RULE_TEXT) for size in aval.shape] for aval in t.outs]
 
 
 NO_RULE = Rule(fix_everything)
@@ -205,9 +207,3 @@ def scalar(value: Any) -> Any:
     except TypeError:
         return None
     return array[()] if array.ndim == 0 and array.dtype.kind in "biuf" else None
-
-
-__all__ = [
-    "NO_RULE", "RULES", "Dim", "Dims", "Equations", "Frame", "Narrow",
-    "Reason", "Rule", "Tie", "Value", "bind_again", "is_fixed", "rule", "scalar",
-]  # fmt: skip

@@ -17,7 +17,7 @@ from .base import Narrow, Tie, Value, rule
 
 
 def _jaxpr(params: dict[str, Any]) -> Any:
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    for name in ("jaxpr", "call_jaxpr"):
         if name in params:
             return params[name]
     raise KeyError(f"no jaxpr among {sorted(params)}")
@@ -31,10 +31,9 @@ def _narrow_inline(n: Narrow, *operands: Any) -> Any:
     return n.call(0, *operands)
 
 
-@rule("jit", "pjit", "closed_call", "core_call", "core_closed_call", "custom_lin_call",
-      narrow=_narrow_inline)  # fmt: skip
+@rule("jit", "closed_call", "composite", narrow=_narrow_inline)
 def tie_jit(t: Tie) -> Sequence[Value]:
-    """The axes of the operands go into the called jaxpr, those of its results come out."""
+    """Axes of the operands go into the called jaxpr, those of its results come out."""
     return _tie_call(t)
 
 
@@ -47,7 +46,7 @@ def _narrow_remat(n: Narrow, *operands: Any) -> Any:
     return again(*operands)
 
 
-@rule("checkpoint", "remat", "remat2", narrow=_narrow_remat)
+@rule("remat2", narrow=_narrow_remat)
 def tie_remat(t: Tie) -> Sequence[Value]:
     """As jit; what is computed again in the backward pass stays so."""
     return _tie_call(t)
@@ -173,7 +172,7 @@ def _no_tangent(x: Any) -> Any:
     return np.zeros(jnp.shape(x), dtypes.float0)
 
 
-@rule("custom_vjp_call", "custom_vjp_call_jaxpr", narrow=_narrow_custom_vjp)
+@rule("custom_vjp_call", narrow=_narrow_custom_vjp)
 def tie_custom_vjp(t: Tie) -> Sequence[Value]:
     """As jit; the derivative stays the author's."""
     return _tie_call(t)

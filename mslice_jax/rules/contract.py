@@ -31,7 +31,7 @@ def _narrow_conv(n: Narrow, lhs: Any, rhs: Any) -> Any:
 
 @rule("conv_general_dilated", narrow=_narrow_conv)
 def tie_conv(t: Tie) -> Sequence[Dims]:
-    """(b, h, w, c), (kh, kw, c, o) -> (b, h', w', o); in groups: c = g x c', o = g x o'.
+    """(b, h, w, c), (kh, kw, c, o) -> (b, h', w', o); grouped: c = g x c', o = g x o'.
 
     Grouped (and depthwise) convolutions narrow by whole groups.
     """
@@ -55,12 +55,3 @@ def tie_conv(t: Tie) -> Sequence[Dims]:
         t.note(outer)
     outs[numbers.out_spec[0]], outs[numbers.out_spec[1]] = lhs_b, rhs_o
     return [outs]
-
-
-@rule("ragged_dot")
-def tie_ragged_dot(t: Tie) -> Sequence[Dims]:
-    """(m, k), (g, k, n), sizes (g) -> (m, n)."""
-    lhs, rhs, sizes = (value.dims for value in t.ins)
-    t.equate([lhs[-1], rhs[0]], [rhs[1], sizes[0]])
-    t.fix([lhs[0], rhs[0]], "the rows are dealt out to the groups")
-    return [[lhs[0], rhs[2]]]

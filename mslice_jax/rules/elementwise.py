@@ -24,21 +24,22 @@ NUMBERS: dict[str, Any] = {
 }
 
 
+# fmt: off
 @rule(
-    "add",
-    "sub",
-    "max",
-    "min",
-    "sqrt",
-    "square",
-    *"""abs acos acosh add_any add_jaxvals and asin asinh atan atan2 atanh bessel_i0e
-    bessel_i1e cbrt ceil clamp clz complex conj cos cosh digamma eq eq_to erf erf_inv
-    erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow
-    is_finite le le_to lgamma log log1p logistic lt lt_to ne nextafter not or
-    polygamma population_count pow real regularized_incomplete_beta rem round rsqrt
-    select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh tan
-    tanh xor zeta random_gamma threefry2x32 mul_jaxvals""".split(),
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan",
+    "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp",
+    "clz", "complex", "conj", "cos", "cosh", "digamma", "eq", "eq_to", "erf",
+    "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
+    "igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite", "le",
+    "le_to", "lgamma", "log", "log1p", "log2", "logistic", "lt", "lt_to", "max",
+    "min", "mulhi", "ne", "nextafter", "not", "one_minus_square", "or",
+    "polygamma", "population_count", "pow", "random_gamma", "real",
+    "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
+    "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign",
+    "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "threefry2x32",
+    "xor", "zeta",
 )
+# fmt: on
 def tie_elementwise(t: Tie) -> Sequence[Value]:
     """(a, b), (a, b) -> (a, b); scalars and axes of size 1 go with anything."""
     return [Value(t.broadcast(t.ins), known_number(t)) for _ in t.outs]
@@ -51,7 +52,13 @@ def tie_same_sum(t: Tie) -> Sequence[Value]:
     return [Value(x.dims, known_number(t), x.summed)]
 
 
-@rule("device_put", "name", "optimization_barrier", "pvary", "sharding_constraint")
+@rule(
+    "device_put",
+    "layout_constraint",
+    "name",
+    "optimization_barrier",
+    "sharding_constraint",
+)
 def tie_identity(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a, b): each operand is returned."""
     return list(t.ins)

@@ -48,20 +48,10 @@ def tie_gather(t: Tie) -> Sequence[Dims]:
 
 
 @rule(
-    "scatter",
-    "scatter_add",
-    "scatter-add",
-    "scatter_max",
-    "scatter_min",
-    "scatter_mul",
-    "scatter_sub",
-    "scatter-max",
-    "scatter-min",
-    "scatter-mul",
-    "scatter-sub",
+    "scatter", "scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter-sub"
 )
 def tie_scatter(t: Tie) -> Sequence[Dims]:
-    """table (v, d), indices (b, 1), updates (b, d) -> (v, d): indexed axes are fixed."""
+    """table (v, d), indices (b, 1), updates (b, d) -> (v, d): fixed where indexed."""
     numbers = t.params["dimension_numbers"]
     operand, indices, updates = (value.dims for value in t.ins)
     t.fix(indices[-1:], "holds the coordinates of a write")

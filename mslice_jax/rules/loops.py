@@ -13,8 +13,16 @@ def _plain(values: Sequence[Value]) -> list[Value]:
     return [Value(value.dims) for value in values]
 
 
+def _counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # jax 0.11
+    return len(consts), len(carry)
+
+
 def _narrow_scan(n: Narrow, *operands: Any) -> Any:
-    consts, carried = n.params["num_consts"], n.params["num_carry"]
+    consts, carried = _counts(n.params)
     fixed = operands[:consts]
 
     def body(carry: Any, xs: Any) -> Any:
@@ -35,12 +43,12 @@ def _narrow_scan(n: Narrow, *operands: Any) -> Any:
 
 @rule("scan", narrow=_narrow_scan)
 def tie_scan(t: Tie) -> Sequence[Value]:
-    """carry (a), xs (n, b) -> carry (a), ys (n, c): the axis that is run along is fixed.
+    """carry (a), xs (n, b) -> carry (a), ys (n, c): the axis run along is fixed.
 
     Carried axes are equal before and after one step: a fixed point, which equating
     reaches in a single reading.
     """
-    consts, carried = t.params["num_consts"], t.params["num_carry"]
+    consts, carried = _counts(t.params)
     fixed, carry = t.ins[:consts], _plain(t.ins[consts : consts + carried])
     xs = t.ins[consts + carried :]
     t.fix([value.dims[0] for value in xs], "the loop runs along the axis")

@@ -43,12 +43,14 @@ def tie_uniform(t: Tie) -> Sequence[Dims]:
 
 
 @rule(
+    "from_edtype",
     "random_clone",
     "random_fold_in",
     "random_seed",
     "random_split",
     "random_unwrap",
     "random_wrap",
+    "to_edtype",
 )
 def tie_keys(t: Tie) -> Sequence[Dims]:
     """keys -> keys: fixed."""

@@ -101,3 +101,13 @@ def tie_top_k(t: Tie) -> Sequence[Dims]:
     t.fix([dims[axis]], "takes the largest of the axis")
     dims[axis] = t.fixed(t.outs[0].shape[axis], "the largest of an axis")
     return [dims for _ in t.outs]
+
+
+@rule("fft")
+def tie_fft(t: Tie) -> Sequence[Dims]:
+    """(a, n) -> (a, m): the transformed axes are fixed."""
+    dims, count = list(t.ins[0].dims), len(t.params["fft_lengths"])
+    text = "every entry depends on the whole axis"
+    t.fix(dims[-count:], text)
+    last = [t.fixed(size, text) for size in t.outs[0].shape[-count:]]
+    return [[*dims[:-count], *last]]

@@ -17,7 +17,7 @@ def _narrow_broadcast(n: Narrow, x: Any) -> Any:
 
 @rule("broadcast_in_dim", narrow=_narrow_broadcast)
 def tie_broadcast(t: Tie) -> Sequence[Value]:
-    """(b) -> (new, b): mapped axes stay the same, unless 1 becomes n; others are new."""
+    """(b) -> (new, b): mapped axes stay the same unless 1 becomes n; others are new."""
     x = t.ins[0]
     dims = [Dim(size) for size in t.params["shape"]]
     for source, target in enumerate(t.params["broadcast_dimensions"]):
@@ -120,6 +120,25 @@ def tie_concatenate(t: Tie) -> Sequence[Dims]:
         t.equate([first[i] for i in rest], [other[i] for i in rest])
     joined = t.equations.concat([dims[along] for dims in (first, *others)])
     return [[*first[:along], joined, *first[along + 1 :]]]
+
+
+@rule("stack")
+def tie_stack(t: Tie) -> Sequence[Dims]:
+    """(a, b), (a, b) -> (a, 2, b): the new axis is fixed."""
+    first, *others = [value.dims for value in t.ins]
+    for other in others:
+        t.equate(first, other)
+    axis = t.params["axis"]
+    new = t.fixed(len(t.ins), "one entry for each stacked array")
+    return [[*first[:axis], new, *first[axis:]]]
+
+
+@rule("unstack")
+def tie_unstack(t: Tie) -> Sequence[Dims]:
+    """(a, 2, b) -> (a, b), (a, b): the axis that is taken apart is fixed."""
+    axis, dims = t.params["axis"], t.ins[0].dims
+    t.fix([dims[axis]], "taken apart")
+    return [[*dims[:axis], *dims[axis + 1 :]] for _ in t.outs]
 
 
 def _narrow_split(n: Narrow, x: Any) -> Any:
@@ -230,6 +249,16 @@ def _narrow_iota(n: Narrow) -> Any:
 @rule("iota", narrow=_narrow_iota)
 def tie_iota(t: Tie) -> Sequence[Dims]:
     """-> (a, b): new axes; along a narrowing one, the numbers of the kept indices."""
+    return [[Dim(size) for size in t.params["shape"]]]
+
+
+def _narrow_empty(n: Narrow) -> Any:
+    return n.bind(shape=n.shape(n.eqn.outvars[0]))
+
+
+@rule("empty", narrow=_narrow_empty)
+def tie_empty(t: Tie) -> Sequence[Dims]:
+    """-> (a, b): new axes."""
     return [[Dim(size) for size in t.params["shape"]]]
 
 

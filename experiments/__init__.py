@@ -1,0 +1,1 @@
+"""Runnable recipes, one a file: ``python -m experiments.cifar_resnet``."""

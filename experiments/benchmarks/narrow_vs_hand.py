@@ -1,0 +1,244 @@
+"""Is a sliced network as fast as the same network written narrow by hand?
+
+    python -m experiments.benchmarks.narrow_vs_hand --out runs/narrow_vs_hand.json
+
+For VGG-11 and ResNet-29 (group norm, 32 x 32 images), three rates and two batch sizes,
+four calls run in turn, round after round, so that whatever disturbs the machine
+disturbs all of them alike:
+
+    hand        the network written narrow (`hand_written.py`), jitted
+    extracted   `extract` once, then jitted `slice_apply` on the narrow weights
+    repeated    `slice_apply` on the full weights again and again, outside jit
+    full        the network written at full width, jitted
+
+Printed are medians over the rounds of the ratio to `hand` in the same round. All four
+use the same weights, and the narrow three must give the same logits before they are
+timed. Then the analysis of ResNet-164 is timed on one core, its trace not counted.
+
+Expected on two CPU cores, in about 5 minutes: extracted <= 1.03, repeated <= 1.1 and
+never slower than full; analysis of ResNet-164 <= 1 s.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.extend.core
+import numpy as np
+import rich.console
+import rich.table
+import tyro
+
+import mslice_jax as ms
+from experiments.benchmarks.hand_written import GROUPS, NarrowResNet, NarrowVGG11
+from mslice_jax.analysis import Parameter, discover
+from mslice_jax.models import CifarResNet, CifarVGG
+
+Call = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to measure."""
+
+    models: tuple[str, ...] = ("vgg11", "resnet29")
+    """vgg11, or resnet and a depth of 9n + 2."""
+    rates: tuple[float, ...] = (0.25, 0.5, 0.75)
+    batch_sizes: tuple[int, ...] = (1, 64)
+    image_size: int = 32
+    """Pixels on a side."""
+    seconds: float = 20.0
+    """How long to time each row."""
+    rounds: int = 15
+    """The least number of rounds, however long they take."""
+    analysis: str = "resnet164"
+    """Whose analysis to time."""
+    seed: int = 0
+    out: pathlib.Path | None = None
+    """Where to write the numbers as JSON."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One network, batch size and rate; times are medians, ratios are paired."""
+
+    model: str
+    batch_size: int
+    rate: float
+    hand_ms: float
+    extracted: float
+    repeated: float
+    full: float
+    flops: float
+    """FLOPs of the extracted program over those of the hand-written one."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measures, prints a table, and returns what it wrote to `config.out`."""
+    rows = []
+    for model, batch_size in itertools.product(config.models, config.batch_sizes):
+        rows += [measure(config, model, batch_size, rate) for rate in config.rates]
+    equations, seconds = analysis_time(config)
+    result = {
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "analysis": {
+            "model": config.analysis,
+            "equations": equations,
+            "seconds": seconds,
+        },
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+    }
+    show(rows, result["analysis"])
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def networks(name: str) -> tuple[nn.Module, Callable[[float], nn.Module]]:
+    """The zoo's network, and the one by hand as a function of the rate."""
+    if name == "vgg11":
+        return CifarVGG(11), NarrowVGG11
+    depth = int(name.removeprefix("resnet"))
+    return CifarResNet(depth=depth), lambda rate: NarrowResNet(depth, rate)
+
+
+def measure(config: Config, name: str, batch_size: int, rate: float) -> Row:
+    """Times the four calls in turn."""
+    model, by_hand = networks(name)
+    shape = batch_size, config.image_size, config.image_size, 3
+    x = jax.random.normal(jax.random.key(config.seed), shape)
+    variables = jax.jit(model.init)(jax.random.key(config.seed + 1), x)
+    net = ms.upgrade(model, variables, x, rates=(*config.rates, 1.0), groups=GROUPS)
+    small = ms.extract(net, rate)
+    weights = small.variables
+    hand, whole = jax.jit(by_hand(rate).apply), jax.jit(by_hand(1.0).apply)
+    extracted = jax.jit(lambda small, x: ms.slice_apply(small, x, rate))
+    calls: dict[str, Call] = {
+        "hand": lambda: hand(weights, x),
+        "extracted": lambda: extracted(small, x),
+        "repeated": lambda: ms.slice_apply(net, x, rate),
+        "full": lambda: whole(net.variables, x),
+    }
+    logits = calls["hand"]()
+    for same in ("extracted", "repeated"):
+        np.testing.assert_allclose(calls[same](), logits, rtol=1e-4, atol=1e-4)
+    times = interleaved(calls, config)
+    ratio = {
+        call: statistics.median(
+            a / b for a, b in zip(times[call], times["hand"], strict=True)
+        )
+        for call in calls
+    }
+    return Row(
+        model=name,
+        batch_size=batch_size,
+        rate=rate,
+        hand_ms=1e3 * statistics.median(times["hand"]),
+        extracted=ratio["extracted"],
+        repeated=ratio["repeated"],
+        full=ratio["full"],
+        flops=flops(extracted, small, x) / flops(hand, weights, x),
+    )
+
+
+def interleaved(calls: dict[str, Call], config: Config) -> dict[str, list[float]]:
+    """Seconds of each call in each round; the order is shuffled in every round."""
+    shuffle = random.Random(config.seed).shuffle
+    for call in calls.values():
+        jax.block_until_ready(call())  # compile
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    stop = time.perf_counter() + config.seconds
+    while len(times["hand"]) < config.rounds or time.perf_counter() < stop:
+        names = list(calls)
+        shuffle(names)
+        for name in names:
+            start = time.perf_counter()
+            jax.block_until_ready(calls[name]())
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def flops(jitted: Any, *arguments: Any) -> float:
+    """What XLA counts in the compiled program."""
+    return jitted.lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def analysis_time(config: Config) -> tuple[int, float]:
+    """Equations of the network, and the best seconds of three to analyse them."""
+    model = networks(config.analysis)[1](1.0)
+    x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    closed = jax.make_jaxpr(model.apply)(variables, x)
+    kinds: list[Parameter | str] = [
+        Parameter(jax.tree_util.keystr(path))
+        for path, _ in jax.tree.leaves_with_path(variables)
+    ]
+    seconds = []
+    with one_core():
+        for _ in range(3):
+            start = time.perf_counter()
+            discover(closed, [*kinds, "an input"], ["an output"], GROUPS)
+            seconds.append(time.perf_counter() - start)
+    return equations_in(closed.jaxpr), min(seconds)
+
+
+def equations_in(jaxpr: Any) -> int:
+    """Equations of a jaxpr and of those that it calls."""
+    return sum(
+        1 + sum(map(equations_in, jax.extend.core.jaxprs_in_params(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Holds this process on one core, where the system can do so."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def show(rows: list[Row], analysis: dict[str, Any]) -> None:
+    """Prints the table."""
+    table = rich.table.Table(title="time over that of the network written by hand")
+    for column in dataclasses.fields(Row):
+        table.add_column(column.name.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(
+            row.model,
+            str(row.batch_size),
+            str(row.rate),
+            f"{row.hand_ms:.2f}",
+            *(f"{ratio:.3f}" for ratio in (row.extracted, row.repeated)),
+            f"{row.full:.2f}",
+            f"{row.flops:.4f}",
+        )
+    console = rich.console.Console()
+    console.print(table)
+    console.print(
+        f"analysis of {analysis['model']}, {analysis['equations']} equations, "
+        f"one core: {analysis['seconds']:.2f} s"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,19 @@
+"""Images and labels: data sets, the order of batches, augmentation.
+
+A data set is held in memory as NumPy arrays of raw pixels; crop, flip and
+normalization run inside the compiled step.
+"""
+
+from .augment import crop_and_flip as crop_and_flip
+from .augment import eval_transform as eval_transform
+from .augment import normalize as normalize
+from .augment import train_transform as train_transform
+from .batches import epoch_order as epoch_order
+from .batches import eval_batches as eval_batches
+from .batches import steps_per_epoch as steps_per_epoch
+from .batches import train_batch as train_batch
+from .batches import train_batches as train_batches
+from .dataset import DataError as DataError
+from .dataset import Dataset as Dataset
+from .sources import NAMES as NAMES
+from .sources import load as load

@@ -1,0 +1,65 @@
+"""The Sliceable as a Flax module whose rate is a static argument."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from .norms import LinenFunction
+from .program import Definition
+from .sliceable import Sliceable, slice_apply
+
+
+class SliceableModule(nn.Module):
+    """A sliceable network, to be composed with other Flax modules.
+
+    Its variables have the tree of `Sliceable.variables`; `init` draws them anew. The
+    batch statistics that it may write are at full shape, as for `slice_apply`.
+
+    Attributes:
+      definition: the static part of a Sliceable, see `Sliceable.module`.
+    """
+
+    definition: Definition
+
+    @nn.compact
+    def __call__(self, *inputs: Any, rate: float, **kwargs: Any) -> Any:
+        """Runs at the rate; other arguments go to the network."""
+        function = self.definition.function
+        if self.is_initializing():
+            if not isinstance(function, LinenFunction):
+                raise ValueError(
+                    "init expects a network upgraded from a Linen module; a plain "
+                    "function has no initialisation. Use the variables it came with."
+                )
+            fresh = function.init(self.make_rng("params"), *inputs, **kwargs)
+            for collection, tree in fresh.items():
+                for name, value in tree.items():
+                    self._declare(collection, name, value)
+        variables = {name: dict(tree) for name, tree in self.variables.items()}
+        net = Sliceable(variables, self.definition)
+        rngs = {
+            name: self.make_rng(name) for name in self.scope.rngs if name != "params"
+        }
+        if rngs and isinstance(function, LinenFunction):
+            kwargs["rngs"] = rngs
+        mutable = [
+            name
+            for name in variables
+            if name != "params" and self.is_mutable_collection(name)
+        ]
+        if not mutable or self.is_initializing():
+            return slice_apply(net, inputs[0], rate, *inputs[1:], **kwargs)
+        y, updates = slice_apply(
+            net, inputs[0], rate, *inputs[1:], **kwargs, mutable=mutable
+        )
+        for collection, tree in updates.items():
+            for name, value in tree.items():
+                self.put_variable(collection, name, value)
+        return y
+
+    def _declare(self, collection: str, name: str, value: Any) -> None:
+        if collection == "params":
+            self.param(name, lambda _: value)
+        else:
+            self.variable(collection, name, lambda: jax.tree.map(lambda x: x, value))

@@ -1,0 +1,100 @@
+"""What narrows with what; what is fixed, and why."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from .plan import WidthPlan
+from .sliceable import Sliceable
+
+
+@dataclass(frozen=True)
+class Report:
+    """The plan of a network, to print or, by `to_dict`, to compute with."""
+
+    plan: WidthPlan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Groups, fixed axes, rounded rates and parameter counts as plain data."""
+        plan = self.plan
+        return {
+            "rates": list(plan.rates),
+            "parameters": {str(rate): plan.parameters(rate) for rate in plan.rates},
+            "groups": {
+                name: {
+                    "size": group.size,
+                    "unit": group.unit,
+                    "widths": {str(rate): group.width(rate) for rate in plan.rates},
+                    "leaves": [f"{path}:{axis}" for path, axis in group.leaves],
+                }
+                for name, group in plan.groups.items()
+            },
+            "fixed": [
+                {
+                    "axis": f"{fixed.path}:{fixed.axis}",
+                    "size": fixed.size,
+                    "reason": fixed.reason.text,
+                    "where": fixed.reason.where,
+                }
+                for fixed in plan.fixed
+            ],
+            "rounded": [
+                {"group": name, "rate": rate, "width": width}
+                for name, rate, width in plan.inexact()
+            ],
+        }
+
+    def __str__(self) -> str:
+        data = self.to_dict()
+        rates = [f"{rate:g}" for rate in self.plan.rates]
+        counts = [f"{data['parameters'][str(rate)]:,}" for rate in self.plan.rates]
+        rows = [["parameters", "", *counts, ""]]
+        for name, group in data["groups"].items():
+            units = f"{group['size'] // group['unit']} x {group['unit']}"
+            widths = [str(width) for width in group["widths"].values()]
+            rows.append([name, units, *widths, str(len(group["leaves"]))])
+        lines = [f"{len(self.plan.groups)} groups of axes narrow, each to a prefix:"]
+        lines += _table(
+            [["group", "units", *(f"r={r}" for r in rates), "arrays"], *rows]
+        )
+        reasons: dict[str, list[str]] = {}
+        for fixed in data["fixed"]:
+            why = ", ".join(filter(None, (fixed["reason"], fixed["where"])))
+            reasons.setdefault(why, []).append(f"{fixed['axis']} ({fixed['size']})")
+        if reasons:
+            lines += ["", f"{len(data['fixed'])} axes keep their size:"]
+        for why, axes in reasons.items():
+            more = f", and {len(axes) - 3} more" if len(axes) > 3 else ""
+            lines.append(f"  {why}: {', '.join(axes[:3])}{more}")
+        if data["rounded"]:
+            lines += ["", "rates that a group cannot keep exactly:"]
+        for rounded in data["rounded"]:
+            group = data["groups"][rounded["group"]]
+            lines.append(
+                f"  {rounded['group']}: rate {rounded['rate']:g} keeps "
+                f"{rounded['width']} of {group['size']}"
+            )
+        return "\n".join(lines)
+
+
+def report(net: Sliceable) -> Report:
+    """What narrows with what; what is fixed, and why, with the line of the user's code.
+
+    >>> import jax.numpy as jnp, mslice_jax as ms
+    >>> def mlp(p, x):
+    ...     return jnp.tanh(x @ p["w1"]) @ p["w2"]
+    >>> p = {"w1": jnp.ones((3, 16)), "w2": jnp.ones((16, 2))}
+    >>> net = ms.upgrade(mlp, p, jnp.ones((1, 3)), rates=(0.5, 1.0))
+    >>> print(str(ms.report(net)).splitlines()[3].split())
+    ['w1:1', '8', 'x', '2', '8', '16', '2']
+    """
+    return Report(net.plan)
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        first, *rest = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+    return lines

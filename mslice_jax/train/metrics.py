@@ -1,0 +1,106 @@
+"""What a run reports: the accuracy of every rate, and a file of JSON lines."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mslice_jax.data import eval_batches
+from mslice_jax.sliceable import Sliceable, slice_apply
+
+Evaluate = Callable[[Sliceable], dict[float, float]]
+"""network -> accuracy in [0, 1] of each of its rates, ascending."""
+
+
+def make_evaluate(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int = 256,
+    normalize: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> Evaluate:
+    """Build ``evaluate(net) -> {rate: accuracy}`` over these examples.
+
+    One program is compiled per rate: the last batch is filled up to `batch_size`, and
+    what was filled in does not count.
+
+    Args:
+      images: (n, h, w, c), raw.
+      labels: (n,), integers.
+      batch_size: examples a call of the network; at most n are used.
+      normalize: raw images -> images that the network takes.
+
+    Raises:
+      ValueError: if there are no examples, or not as many labels as images.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise ValueError(
+            "expected as many labels as images, and at least one; got "
+            f"{len(images)} images and {len(labels)} labels."
+        )
+    size = min(batch_size, len(images))
+
+    @functools.partial(jax.jit, static_argnames="rate")
+    def correct(net: Sliceable, images, labels, weights, *, rate: float) -> jax.Array:
+        logits = slice_apply(net, normalize(images), rate)
+        return jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
+
+    def evaluate(net: Sliceable) -> dict[float, float]:
+        counts = {rate: [] for rate in net.rates}
+        for batch in eval_batches(images, labels, size):
+            for rate in net.rates:
+                counts[rate].append(correct(net, *batch, rate=rate))
+        # Read after everything is dispatched: reading waits for the device.
+        return {rate: sum(map(float, c)) / len(images) for rate, c in counts.items()}
+
+    return evaluate
+
+
+class MetricsFile:
+    r"""A file of JSON lines, each with the "step" it belongs to; readable at any time.
+
+    Args:
+      path: made at the first write, together with its directory.
+
+    Example:
+      >>> import tempfile, pathlib
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "metrics.jsonl"
+      >>> metrics = MetricsFile(path)
+      >>> metrics.write(step=1, loss={"1.0": 2.5})
+      >>> path.read_text()
+      '{"step": 1, "loss": {"1.0": 2.5}}\n'
+    """
+
+    def __init__(self, path: str | Path):
+        self._path = Path(path)
+
+    def write(self, *, step: int, **values: Any) -> None:
+        """Append one line and hand it to the system at once."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`, which a run restored there will write again.
+
+        So is a line that a killed process left half written.
+        """
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text().splitlines() if _at(line, step)]
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(self._path)
+
+
+def _at(line: str, step: int) -> bool:
+    """Whether a line is whole and belongs to `step` or an earlier one."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False

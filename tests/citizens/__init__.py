@@ -1,0 +1,1 @@
+"""The networks that tests put through the proofs, one family a file."""

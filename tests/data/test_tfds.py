@@ -1,0 +1,119 @@
+"""CIFAR through TFDS, on a tiny set that is written here as the real one is."""
+
+import importlib.util
+import io
+import sys
+
+import numpy as np
+import pytest
+
+from mslice_jax import data
+from mslice_jax.data import DataError
+
+
+def cifar(count, shape=(32, 32, 3)):
+    """Noise in the form of CIFAR."""
+    rng = np.random.default_rng(count)
+    return rng.integers(0, 256, (count, *shape)).astype(np.uint8), np.arange(count) % 10
+
+
+def prepare(folder, images, labels):
+    """Write a tiny 'cifar10' as TFDS prepares the real one; needs no tensorflow."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("3.0.2")
+        name = "cifar10"
+        # As in a script; for a module TFDS wants importlib_resources.
+        __module__ = "__main__"
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "id": tfds.features.Text(),
+                        "image": tfds.features.Image(shape=images.shape[1:]),
+                        "label": tfds.features.ClassLabel(num_classes=10),
+                    }
+                ),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._examples(0, 30), "test": self._examples(30, 40)}
+
+        def _examples(self, start, stop):
+            for i in range(start, stop):
+                # Encoded here: TFDS would use tensorflow for it.
+                png = io.BytesIO()
+                Image.fromarray(images[i]).save(png, "PNG")
+                png.seek(0)
+                yield i, {"id": str(i), "image": png, "label": int(labels[i])}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    builder = Cifar10(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    return builder
+
+
+def test_cifar_is_read_without_tensorflow(tmp_path):
+    images, labels = cifar(40)
+    prepare(tmp_path, images, labels)
+    dataset = data.load("cifar10", tmp_path)
+    assert repr(dataset).startswith("Dataset(cifar10: 30 training and 10 test images")
+    assert (dataset.num_classes, dataset.pad, dataset.flip) == (10, 4, True)
+    for x, y, start, stop in (
+        (dataset.x_train, dataset.y_train, 0, 30),
+        (dataset.x_test, dataset.y_test, 30, 40),
+    ):
+        # TFDS shuffles what it writes; each image keeps its label.
+        found = {image.tobytes(): int(label) for image, label in zip(x, y, strict=True)}
+        made = zip(images[start:stop], labels[start:stop], strict=True)
+        assert found == {image.tobytes(): int(label) for image, label in made}
+    part = data.load("cifar10", tmp_path, train_examples=7, seed=1)
+    assert (len(part.x_train), len(part.x_test)) == (7, 10)
+    if importlib.util.find_spec("tensorflow") is None:
+        assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_that_was_not_prepared(tmp_path, name):
+    how = rf"pip install .mslice_jax\[tf\]. && tfds build {name} --file_format"
+    with pytest.raises(DataError, match=rf"{name} is not prepared in .*{how}"):
+        data.load(name, tmp_path)
+    assert not list(tmp_path.rglob("*.*record*"))  # no download was begun
+
+
+def test_cifar_that_is_damaged(tmp_path):
+    builder = prepare(tmp_path, *cifar(40))
+    (record,) = builder.data_path.glob("*test.array_record*")
+    record.write_bytes(record.read_bytes()[:200])
+    with pytest.raises(DataError, match="cifar10 in .* cannot be read.*tfds build"):
+        data.load("cifar10", tmp_path)
+    record.unlink()
+    with pytest.raises(DataError, match="cifar10 in .* cannot be read.*tfds build"):
+        data.load("cifar10", tmp_path)
+
+
+def test_cifar_of_another_shape(tmp_path):
+    prepare(tmp_path, *cifar(40, (16, 16, 3)))
+    with pytest.raises(DataError, match=r"\(32, 32, 3\) in uint8; got \(16, 16, 3\)"):
+        data.load("cifar10", tmp_path)
+
+
+def test_cifar_whose_description_is_damaged(tmp_path):
+    description = prepare(tmp_path, *cifar(40)).data_path / "dataset_info.json"
+    description.write_text(description.read_text()[:50])
+    with pytest.raises(DataError, match="cifar10 in .* cannot be read.*tfds build"):
+        data.load("cifar10", tmp_path)
+
+
+def test_cifar_in_the_format_that_needs_tensorflow(tmp_path):
+    description = prepare(tmp_path, *cifar(40)).data_path / "dataset_info.json"
+    text = description.read_text().replace("array_record", "tfrecord")
+    description.write_text(text)
+    with pytest.raises(DataError, match="as array_record, .*; it is tfrecord"):
+        data.load("cifar10", tmp_path)

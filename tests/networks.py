@@ -1,0 +1,67 @@
+"""The table of networks: whoever is in it goes through all the proofs.
+
+A new network needs one line here and its citizen in `tests/citizens`; every proof of
+`tests/test_proofs.py` then runs on it.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from tests.citizens import attention, branches, convolution, dense, recurrent
+from tests.citizens.citizen import Citizen, Tree
+
+CITIZENS = (
+    dense.mlp(),
+    dense.mlp(
+        dropout=0.5,
+        call={"train": True, "rngs": {"dropout": jax.random.key(7)}},
+        not_maskable="the full network draws other random bits than the narrow one",
+        not_permutable="the random bits would have to be permuted with the units",
+    ),
+    dense.function(),
+    dense.position_table(),
+    convolution.vgg("group"),
+    convolution.vgg("switchable"),
+    convolution.vgg("shared"),
+    convolution.preactivation(bottleneck=False),
+    convolution.preactivation(bottleneck=True),
+    branches.inception(),
+    branches.squeeze(),
+    branches.grouped(),
+    attention.decoder("split", layers=2),
+    attention.decoder("reshape"),
+    attention.decoder("interleaved"),
+    attention.grouped_query(repeat=False),
+    attention.grouped_query(repeat=True),
+    recurrent.lstm(optimized=True),
+    recurrent.lstm(optimized=False),
+)
+
+
+def numbered(tree: Tree) -> Tree:
+    """The tree with a different whole number in each entry of each leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    starts = np.cumsum([0] + [np.size(leaf) for leaf in leaves])
+    numbers = [
+        start + np.arange(np.size(leaf)).reshape(np.shape(leaf))
+        for start, leaf in zip(starts, leaves, strict=False)
+    ]
+    return jax.tree.unflatten(structure, numbers)
+
+
+def flat(tree: Tree) -> np.ndarray:
+    """All entries of all leaves in one vector, in the order of `numbered`."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+@functools.cache
+def kept_by_hand(citizen: Citizen, rate: float) -> np.ndarray:
+    """The numbers of the entries that the hand-written slices keep.
+
+    In the order of the narrow leaves, so `flat(full)[kept] == flat(narrow)`. This is
+    the mask that owes nothing to the plan.
+    """
+    full = numbered(citizen.upgraded_by_hand())
+    return flat(citizen.narrow_by_hand(full, rate))

@@ -1,0 +1,42 @@
+"""Benchmarks run, and count the same work on both sides; times are not judged here."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.benchmarks import narrow_vs_hand
+
+
+def test_narrow_vs_hand(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = narrow_vs_hand.Config(
+        models=("resnet11",),
+        rates=(0.5,),
+        batch_sizes=(2,),
+        image_size=8,
+        rounds=2,
+        seconds=0.0,
+        analysis="resnet11",
+        out=tmp_path / "numbers" / "out.json",
+    )
+    result = narrow_vs_hand.main(config)
+    assert config.out is not None
+    assert json.loads(config.out.read_text()) == result
+    (row,) = result["rows"]
+    assert row["flops"] == 1.0  # the same program as by hand
+    assert min(row["hand_ms"], row["extracted"], row["repeated"], row["full"]) > 0
+    assert result["analysis"]["equations"] > 50
+    assert "resnet11" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ("vgg11", "resnet29"))
+def test_hand_written_networks_take_the_zoo_s_weights(name: str) -> None:
+    model, by_hand = narrow_vs_hand.networks(name)
+    x = jnp.zeros((1, 8, 8, 3))
+    key = jax.random.key(0)
+    zoo = jax.eval_shape(model.init, key, x)["params"]
+    assert jax.eval_shape(by_hand(1.0).init, key, x)["params"] == zoo

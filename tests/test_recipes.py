@@ -1,0 +1,294 @@
+"""The recipes as a user meets them: what they write, and how they refuse."""
+
+import errno
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import linen as nn
+
+from experiments import cifar_resnet, cifar_vgg
+from experiments.recipe import Recipe, main
+from experiments.screen import Bar
+from experiments.settings import Defaults, Settings, as_json, changed, resolve
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = "--depth 8 --widen 1 --rates 0.5 1.0 --num-random 0 --batch-size 64"
+SMALL = [*SMALL.split(), "--train-examples", "200"]
+
+
+class Tiny(nn.Module):
+    """A convolution, a norm and a classifier: it compiles in no time."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        x = nn.Conv(8, (3, 3))(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+TINY = Recipe(
+    name="tiny",
+    description="",
+    model=lambda depth, widen, num_classes: Tiny(num_classes),
+    digits=Defaults(depth=1, epochs=1, batch_size=64),
+    cifar=Defaults(depth=1),
+)
+
+
+def run(capsys, workdir, *args, recipe=cifar_resnet.RECIPE):
+    """(exit code, what stood on the screen, what stood in the error stream)."""
+    code = main(recipe, [*map(str, args), "--workdir", str(workdir)])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The workdir of a run of one epoch, by a process of its own, and its screen."""
+    workdir = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, "-m", "experiments.cifar_resnet", *SMALL]
+    command += ["--epochs", "1", "--workdir", str(workdir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_a_run_ends_with_a_table_a_summary_and_a_picture(finished):
+    workdir, screen = finished
+    rows = [line.split() for line in screen.splitlines() if "%" in line and "│" in line]
+    assert [row[1] for row in rows] == ["1", "0.5"]
+
+    summary = json.loads((workdir / "summary.json").read_text())
+    rates = summary.pop("rates")
+    seconds = summary.pop("train_seconds")
+    assert summary == {
+        "dataset": "digits",
+        "model": "CifarResNet-8",
+        "schedule": "random_min_max",
+        "seed": 0,
+        "epochs": 1,
+    }
+    assert seconds > 0
+    assert list(rates) == ["1.0", "0.5"]
+    for values in rates.values():
+        assert list(values) == ["accuracy", "parameters", "flops", "latency_ms"]
+        assert 0 <= values["accuracy"] <= 1
+    # Stem, three basic blocks (the shortcuts of the last two 1 x 1), norms, classifier.
+    blocks = 2 * 9 * 16**2 + 9 * (16 * 32 + 32**2) + 16 * 32
+    blocks += 9 * (32 * 64 + 64**2) + 32 * 64
+    norms = 2 * (16 + 16 + 16 + 32 + 32 + 32 + 64 + 64 + 64)
+    assert rates["1.0"]["parameters"] == 9 * 16 + blocks + norms + 64 * 10 + 10
+    assert rates["0.5"]["flops"] < 0.35 * rates["1.0"]["flops"]
+
+    assert (workdir / "accuracy_vs_flops.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((workdir / "settings.json").read_text())["lr"] == 0.05
+    lines = [
+        json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines[-1]["step"] == 3  # 200 examples are three batches of 64
+    assert set(lines[-1]["accuracy"]) == {"0.5", "1.0"}
+    assert (workdir / "checkpoints" / "3").is_dir()
+
+
+def test_again_with_the_same_settings_shows_the_same_table(finished, capsys):
+    workdir, screen = finished
+    before = json.loads((workdir / "summary.json").read_text())
+    code, again, _ = run(capsys, workdir, *SMALL, "--epochs", 1)
+    assert code == 0
+    assert "Resumed at step 3" in again
+    after = json.loads((workdir / "summary.json").read_text())
+    for summary in (before, after):
+        for values in summary["rates"].values():
+            del values["latency_ms"]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--widen", "0.5"], "is of another network"),
+        (["--norm", "switchable"], "norm group there, switchable here"),
+        (["--groups", "4"], "groups 8 there, 4 here"),
+        (["--rates", "0.25", "1.0"], "rates [0.5, 1.0] there, [0.25, 1.0]"),
+        (["--lr", "0.01"], "--lr was 0.05 and is 0.01"),
+        (["--seed", "3", "--batch-size", "32"], "--batch-size was 64 and is 32"),
+    ],
+)
+def test_a_workdir_of_another_run_is_refused(finished, capsys, args, message):
+    workdir, _ = finished
+    before = sorted(workdir.rglob("*"))
+    code, _, error = run(capsys, workdir, *SMALL, "--epochs", 1, *args)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(workdir.rglob("*")) == before
+
+
+NPZ_WITHOUT_LABELS = {
+    "x_train": np.zeros((4, 8, 8, 1)),
+    "x_test": np.zeros((4, 8, 8, 1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--rates", "0", "1"], "(0, 1]"),
+        (["--rates", "0.5", "0.5"], "once"),
+        (["--rates", "0.5", "1.5"], "(0, 1]"),
+        (["--num-random", "7"], "--num-random"),
+        (["--rate-weights", "1", "2"], "weight"),
+        (["--schedule", "static", "--rate-weights", "1", "2", "3", "4"], "weights"),
+        (["--depth", "10"], "expected a depth of 9n + 2"),
+        (["--widen", "0.3"], "widen=0.3"),
+        (["--groups", "0"], "groups"),
+        (["--epochs", "0"], "at least one epoch"),
+        (["--lr", "0"], "learning rate above 0"),
+        (["--weight-decay", "-1"], "weight decay"),
+        (["--warmup-epochs", "99"], "warm-up"),
+        (["--batch-size", "5000"], "--batch-size"),
+        (["--train-examples", "0"], "--train-examples"),
+        (["--dataset", "npz"], "--data-dir"),
+        (["--dataset", "npz", "--data-dir", "nowhere.npz"], "nowhere.npz"),
+        (["--dataset", "cifar10", "--data-dir", "nowhere"], "not prepared"),
+    ],
+)
+def test_settings_that_do_not_fit_end_with_one_line(capsys, tmp_path, args, message):
+    code, screen, error = run(capsys, tmp_path / "work", *args)
+    assert code == 2
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert screen == ""
+
+
+def test_a_workdir_that_cannot_be_written_ends_with_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, error = run(capsys, tmp_path / "file" / "work")
+    assert code == 2
+    assert "expected a folder to write to as --workdir" in error
+    assert error.count("\n") == 1
+
+
+def test_an_npz_without_labels_ends_with_one_line(capsys, tmp_path):
+    images = np.zeros((4, 8, 8, 1))
+    np.savez(tmp_path / "data.npz", x_train=images, x_test=images)
+    args = ["--dataset", "npz", "--data-dir", tmp_path / "data.npz"]
+    code, _, error = run(capsys, tmp_path / "work", *args)
+    assert code == 2
+    assert "y_train, y_test missing" in error
+
+
+def test_flags_that_do_not_exist_exit_with_code_2(capsys, tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        run(capsys, tmp_path, "--schedule", "none")
+    assert exit.value.code == 2
+
+
+@pytest.mark.parametrize("norm", ["switchable", "shared"])
+def test_ctrl_c_says_what_was_saved_and_how_to_go_on(
+    capsys, tmp_path, monkeypatch, norm
+):
+    stepped = Bar.stepped
+
+    def press(self, step, losses, images_per_second):
+        stepped(self, step, losses, images_per_second)
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    args = ["--norm", norm, "--cosine", "--rates", "0.5", "1.0", "--num-random", "0"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Bar, "stepped", press)
+        code, screen, _ = run(capsys, tmp_path, *args, recipe=TINY)
+    assert code == 130
+    assert f"Step 2 is saved in {tmp_path}/checkpoints" in screen
+    command = f"python -m experiments.tiny {' '.join(args)} --workdir {tmp_path}"
+    assert screen.splitlines()[-1].strip() == command
+
+    code, screen, _ = run(capsys, tmp_path, *args, recipe=TINY)
+    assert code == 0
+    assert "Resumed at step 2" in screen
+
+
+def test_a_full_disk_ends_with_one_line_and_code_1(capsys, tmp_path, monkeypatch):
+    def fail(manager, step, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", fail)
+    args = ["--rates", "1.0", "--schedule", "static"]
+    code, _, error = run(capsys, tmp_path, *args, recipe=TINY)
+    assert code == 1
+    assert "the disk is full" in error
+    assert error.count("\n") == 1
+
+
+def test_without_resume_an_earlier_run_is_moved_not_lost(capsys, tmp_path):
+    (tmp_path / "summary.json").write_text("of an earlier run")
+    args = ["--rates", "1.0", "--schedule", "static", "--no-resume"]
+    code, screen, _ = run(capsys, tmp_path, *args, recipe=TINY)
+    assert code == 0
+    assert "previous-1" in screen
+    old = tmp_path / "previous-1" / "summary.json"
+    assert old.read_text() == "of an earlier run"
+    assert json.loads((tmp_path / "summary.json").read_text())["dataset"] == "digits"
+
+
+def test_npz_with_images_of_its_own(capsys, tmp_path):
+    random = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "mine.npz",
+        x_train=random.integers(0, 256, (40, 6, 6, 3), np.uint8),
+        y_train=np.arange(40) % 2,
+        x_test=random.integers(0, 256, (10, 6, 6, 3), np.uint8),
+        y_test=np.arange(10) % 2,
+    )
+    args = "--rates 1.0 --schedule static --epochs 1 --batch-size 20 --dataset npz"
+    args = [*args.split(), "--data-dir", tmp_path / "mine.npz"]
+    code, _, _ = run(capsys, tmp_path / "work", *args, recipe=TINY)
+    assert code == 0
+    summary = json.loads((tmp_path / "work" / "summary.json").read_text())
+    assert summary["dataset"] == "npz"
+    # Convolution 9·3·8 with bias, scale and bias of the norm, two classes.
+    assert summary["rates"]["1.0"]["parameters"] == 216 + 8 + 16 + 16 + 2
+
+
+def test_vgg_is_a_recipe_too(capsys, tmp_path):
+    args = "--widen 0.125 --groups 4 --rates 1.0 --schedule static --epochs 1"
+    args = [*args.split(), "--train-examples", "64"]
+    code, _, _ = run(capsys, tmp_path, *args, recipe=cifar_vgg.RECIPE)
+    assert code == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["model"] == "CifarVGG-11 x0.125"
+
+
+def test_cifar_defaults_are_the_originals():
+    for recipe, depth in ((cifar_resnet.RECIPE, 164), (cifar_vgg.RECIPE, 13)):
+        assert recipe.cifar == Defaults(
+            depth=depth, widen=1, epochs=300, batch_size=128, lr=0.1
+        )
+
+
+def test_flags_win_over_defaults():
+    defaults = Defaults(depth=11, epochs=7)
+    found = resolve(Settings(epochs=2), "name", defaults)
+    assert (found.depth, found.epochs, found.batch_size) == (11, 2, 128)
+    assert found.workdir == pathlib.Path("runs/name")
+
+
+def test_what_may_change_between_two_parts_of_a_run():
+    settings = resolve(Settings(), "name", Defaults(depth=11))
+    saved = as_json(settings)
+    free = resolve(
+        Settings(epochs=999, workdir=pathlib.Path("x"), resume=False),
+        "name",
+        Defaults(depth=11),
+    )
+    assert changed(saved, free) == []
+    assert changed({**saved, "seed": 5}, settings) == ["--seed was 5 and is 0"]

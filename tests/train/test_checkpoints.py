@@ -1,0 +1,225 @@
+"""Checkpoints: exact; the right ones kept, refused, or passed over."""
+
+import errno
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from mslice_jax.train import CheckpointError, Checkpoints, Progress, TrainState, sgd
+from mslice_jax.train.integrity import damage, seal
+
+
+def state_at(net, step: int) -> TrainState:
+    """A state whose every number depends on `step`."""
+    state = TrainState.create(net, sgd(0.1), key=jax.random.key(step))
+    leaves, tree = jax.tree.flatten((state.net, state.opt_state))
+    leaves = [leaf + np.asarray(step, leaf.dtype) for leaf in leaves]
+    moved, opt_state = jax.tree.unflatten(tree, leaves)
+    number = np.int32(step) + state.step
+    return TrainState(step=number, net=moved, opt_state=opt_state, key=state.key)
+
+
+def same(a: TrainState, b: TrainState) -> bool:
+    a, b = (jax.tree.leaves((s.step, s.net, s.opt_state)) for s in (a, b))
+    return all(map(np.array_equal, a, b))
+
+
+def files_of(step_directory: pathlib.Path) -> list[pathlib.Path]:
+    """Files of a checkpoint, the largest (where the arrays are) first."""
+    files = [path for path in step_directory.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda path: -path.stat().st_size)
+
+
+def flip_a_bit(path: pathlib.Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def cut_in_half(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_everything_comes_back(net, tmp_path):
+    state = state_at(net, 5)
+    progress = Progress(epoch=2, batch=3, best_accuracy=0.75, train_seconds=1.5)
+    with Checkpoints(tmp_path / "deep" / "down") as checkpoints:
+        checkpoints.save(state, progress)
+    with Checkpoints(tmp_path / "deep" / "down") as checkpoints:
+        found, found_progress = checkpoints.restore(state_at(net, 0))
+    assert same(found, state)
+    assert found_progress == progress
+    np.testing.assert_array_equal(
+        jax.random.key_data(found.key), jax.random.key_data(state.key)
+    )
+    assert found.net.definition is net.definition
+
+
+def test_an_empty_directory_has_nothing_to_restore(net, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state_at(net, 0)) is None
+        with pytest.raises(CheckpointError, match="no checkpoint with an accuracy"):
+            checkpoints.restore_best(state_at(net, 0))
+
+
+def test_the_last_two_and_the_best_are_kept(net, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, accuracy in ((1, 0.2), (2, 0.9), (3, 0.5), (4, 0.6), (5, None)):
+            checkpoints.save(state_at(net, step), Progress(), accuracy=accuracy)
+        assert checkpoints.steps() == (2, 4, 5)
+    with Checkpoints(tmp_path) as checkpoints:
+        best, _ = checkpoints.restore_best(state_at(net, 0))
+        last, _ = checkpoints.restore(state_at(net, 0))
+    assert same(best, state_at(net, 2))
+    assert same(last, state_at(net, 5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "about", "expected"),
+    [
+        ({"rates": (0.25, 1.0)}, {}, r"rates \[0.5, 1.0\] there, \[0.25, 1.0\]"),
+        ({}, {"groups": 4}, "groups 8 there, 4 here"),
+        (
+            {"norm": "switchable"},
+            {},
+            "variables/batch_stats/BatchNorm_0/0.5/mean absent there, float32.8. here",
+        ),
+    ],
+)
+def test_one_of_another_network_is_refused(
+    net, build_net, tmp_path, settings, about, expected
+):
+    with Checkpoints(tmp_path, about={"groups": 8}) as checkpoints:
+        checkpoints.save(state_at(net, 1), Progress())
+    other = state_at(build_net(**settings), 0)
+    with Checkpoints(tmp_path, about={"groups": 8, **about}) as checkpoints:
+        for use in (checkpoints.check, checkpoints.restore):
+            with pytest.raises(CheckpointError, match=expected) as error:
+                use(other)
+            assert "another network" in str(error.value)
+        assert checkpoints.steps() == (1,)
+
+
+def test_one_of_another_optimizer_is_refused(net, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(net, 1), Progress())
+        other = TrainState.create(net, optax.adam(0.1), key=jax.random.key(0))
+        with pytest.raises(CheckpointError, match="opt_state"):
+            checkpoints.restore(other)
+
+
+@pytest.mark.parametrize("harm", [flip_a_bit, cut_in_half, pathlib.Path.unlink])
+def test_a_damaged_one_is_reported_and_the_one_before_is_used(net, tmp_path, harm):
+    directory, said = tmp_path / "checkpoints", []
+    with Checkpoints(directory) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state_at(net, step), Progress(epoch=step))
+    harm(files_of(directory / "2")[0])
+    with Checkpoints(directory, report=said.append) as checkpoints:
+        found, progress = checkpoints.restore(state_at(net, 0))
+        assert same(found, state_at(net, 1))
+        assert progress.epoch == 1
+        # The step can be saved again, and what was damaged is still there to look at.
+        checkpoints.save(state_at(net, 2), Progress(epoch=2))
+        assert checkpoints.steps() == (1, 2)
+        assert same(checkpoints.restore(state_at(net, 0))[0], state_at(net, 2))
+    assert len(said) == 1
+    assert "checkpoint 2" in said[0]
+    assert "damaged" in said[0]
+    assert (tmp_path / "damaged-2").is_dir()
+
+
+def test_damage_is_a_warning_unless_somebody_listens(net, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(net, 1), Progress())
+        checkpoints.save(state_at(net, 2), Progress())
+        cut_in_half(files_of(tmp_path / "2")[0])
+        with pytest.warns(UserWarning, match="checkpoint 2 .* is damaged"):
+            checkpoints.restore(state_at(net, 0))
+
+
+def test_if_all_are_damaged_that_is_an_error(net, tmp_path):
+    with Checkpoints(tmp_path, report=lambda text: None) as checkpoints:
+        checkpoints.save(state_at(net, 1), Progress(), accuracy=0.5)
+        flip_a_bit(files_of(tmp_path / "1")[0])
+        with pytest.raises(CheckpointError, match="all checkpoints .* are damaged"):
+            checkpoints.restore(state_at(net, 0))
+        with pytest.raises(CheckpointError, match="best checkpoint, 1 .* is damaged"):
+            checkpoints.restore_best(state_at(net, 0))
+
+
+def test_what_a_killed_process_left_unfinished_is_not_a_checkpoint(net, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(net, 1), Progress())
+    shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == (1,)
+        assert same(checkpoints.restore(state_at(net, 0))[0], state_at(net, 1))
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+# What Orbax 0.12 raises when TensorStore cannot write.
+WRAPPED = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+
+
+@pytest.mark.parametrize("error", [FULL, WRAPPED])
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(
+    net, tmp_path, monkeypatch, error
+):
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state_at(net, 1), Progress())
+
+        def fail(manager, step, *args, **kwargs):
+            unfinished = tmp_path / f"{step}.orbax-checkpoint-tmp"
+            unfinished.mkdir()
+            (unfinished / "half").write_text("of it")
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ocp.CheckpointManager, "save", fail)
+            with pytest.raises(CheckpointError, match="the disk is full") as raised:
+                checkpoints.save(state_at(net, 2), Progress())
+        assert "checkpoint 2" in str(raised.value)
+        assert "steps: 1" in str(raised.value)
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["1"]
+        assert same(checkpoints.restore(state_at(net, 0))[0], state_at(net, 1))
+        # With space again, the run goes on.
+        checkpoints.save(state_at(net, 2), Progress())
+        assert checkpoints.steps() == (2,)
+
+
+def test_a_disk_that_fills_up_at_the_seal_leaves_no_half_sealed_checkpoint(
+    net, tmp_path, monkeypatch
+):
+    def fail(directory):
+        raise FULL
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(net, 1), Progress())
+        with monkeypatch.context() as patched:
+            patched.setattr("mslice_jax.train.checkpoints.seal", fail)
+            with pytest.raises(CheckpointError, match="the disk is full"):
+                checkpoints.save(state_at(net, 2), Progress())
+        assert checkpoints.steps() == (1,)
+
+
+def test_a_seal_sees_every_kind_of_damage(tmp_path):
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "data"
+    file.write_bytes(b"0123456789")
+    assert damage(tmp_path) is None  # no seal yet
+    seal(tmp_path)
+    assert damage(tmp_path) is None
+    flip_a_bit(file)
+    assert "content" in damage(tmp_path)
+    cut_in_half(file)
+    assert "5 bytes, expected 10" in damage(tmp_path)
+    file.unlink()
+    assert "missing" in damage(tmp_path)
+    (tmp_path / "seal.json").write_text("not json")
+    assert "not readable" in damage(tmp_path)

@@ -1,0 +1,169 @@
+"""The loop: what is stopped and resumed ends as what was never stopped, bit for bit."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from mslice_jax import data
+from mslice_jax.schedules import make_schedule
+from mslice_jax.train import (
+    Checkpoints,
+    MetricsFile,
+    TrainState,
+    Watcher,
+    make_evaluate,
+    make_train_step,
+    multi_step,
+    sgd,
+    train,
+)
+
+EPOCHS = 3
+
+
+class Interrupter(Watcher):
+    """Presses Ctrl-C when the given step is reported; remembers what it hears."""
+
+    def __init__(self, at: int | None = None):
+        self.at, self.steps, self.epochs, self.restored_at = at, [], [], None
+
+    def restored(self, step, progress):
+        self.restored_at = step
+
+    def stepped(self, step, losses, images_per_second):
+        self.steps.append(step)
+        if step == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+    def evaluated(self, epoch, accuracy, loss):
+        self.epochs.append(epoch)
+
+
+@pytest.fixture(scope="module")
+def run(build_net, small):
+    """run(directory, epochs=..., at=...) -> (outcome, watcher)."""
+    net = build_net(norm="switchable")
+    rate = multi_step(0.1, epochs=EPOCHS, steps_per_epoch=small.steps_per_epoch)
+    optimizer = sgd(rate)
+
+    def transform(key, images):
+        return images + 0.1 * jax.random.normal(key, images.shape)
+
+    step = make_train_step(optimizer, transform=transform)
+    evaluate = make_evaluate(small.x, small.y)
+
+    def run(directory, *, epochs=EPOCHS, at=None):
+        watcher = Interrupter(at)
+        with Checkpoints(directory / "checkpoints") as checkpoints:
+            outcome = train(
+                TrainState.create(net, optimizer, key=jax.random.key(3)),
+                train_step=step,
+                batches=small.batches,
+                schedule=make_schedule("random", net.rates, seed=5),
+                evaluate=evaluate,
+                epochs=epochs,
+                steps_per_epoch=small.steps_per_epoch,
+                checkpoints=checkpoints,
+                metrics=MetricsFile(directory / "metrics.jsonl"),
+                learning_rate=rate,
+                log_every=1,
+                watcher=watcher,
+            )
+        return outcome, watcher
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """A run that nobody stopped, and its directory."""
+    directory = tmp_path_factory.mktemp("whole")
+    return run(directory)[0], directory
+
+
+def lines(directory):
+    """The lines of metrics.jsonl without what the clock decides."""
+    text = (directory / "metrics.jsonl").read_text()
+    found = [json.loads(line) for line in text.splitlines()]
+    for line in found:
+        line.pop("images_per_second", None)
+        line.pop("train_seconds", None)
+    return found
+
+
+def assert_same_run(outcome, directory, whole):
+    expected, expected_directory = whole
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (outcome.state.step, outcome.state.net, outcome.state.opt_state),
+        (expected.state.step, expected.state.net, expected.state.opt_state),
+    )
+    assert outcome.accuracy == expected.accuracy
+    assert outcome.progress.best_accuracy == expected.progress.best_accuracy
+    assert lines(directory) == lines(expected_directory)
+
+
+def test_epoch_by_epoch_is_the_same_as_in_one_go(run, whole, tmp_path):
+    for epochs in (1, 2, 3):
+        outcome, watcher = run(tmp_path, epochs=epochs)
+        assert watcher.epochs == [epochs]
+    assert_same_run(outcome, tmp_path, whole)
+
+
+@pytest.mark.parametrize("at", [1, 6])
+def test_ctrl_c_saves_and_the_resumed_run_is_the_same(run, whole, tmp_path, at):
+    handler = signal.getsignal(signal.SIGINT)
+    outcome, watcher = run(tmp_path, at=at)
+    assert outcome.interrupted
+    assert outcome.accuracy == {}
+    # A step is reported when the next one is under way; that one is kept.
+    assert int(outcome.state.step) == watcher.steps[-1] == at + 1
+    assert signal.getsignal(signal.SIGINT) is handler
+
+    outcome, watcher = run(tmp_path)
+    assert watcher.restored_at == at + 1
+    assert watcher.steps == list(range(at + 2, 13))
+    assert not outcome.interrupted
+    assert_same_run(outcome, tmp_path, whole)
+
+
+def test_ctrl_c_at_the_end_of_an_epoch_still_evaluates_it(run, whole, tmp_path):
+    outcome, watcher = run(tmp_path, at=3)  # reported when step 4, the last, is begun
+    assert outcome.interrupted
+    assert watcher.epochs == [1]
+    outcome, watcher = run(tmp_path)
+    assert watcher.restored_at == 4
+    assert_same_run(outcome, tmp_path, whole)
+
+
+def test_a_finished_run_is_only_evaluated(run, whole):
+    expected, directory = whole
+    before = lines(directory)
+    outcome, watcher = run(directory)
+    assert watcher.steps == []
+    assert outcome.accuracy == expected.accuracy
+    assert lines(directory) == before
+
+
+def test_a_damaged_last_checkpoint_costs_an_epoch_and_nothing_else(
+    run, whole, tmp_path
+):
+    run(tmp_path, epochs=2)
+    for path in (tmp_path / "checkpoints" / "8").rglob("d/*"):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="checkpoint 8 .* is damaged"):
+        outcome, watcher = run(tmp_path)
+    assert watcher.restored_at == 4
+    assert_same_run(outcome, tmp_path, whole)
+
+
+def test_the_network_learns(whole, small):
+    outcome, directory = whole
+    losses = [line["loss"] for line in lines(directory) if "loss" in line]
+    first = np.mean([v for loss in losses[:4] for v in loss.values()])
+    last = np.mean([v for loss in losses[-4:] for v in loss.values()])
+    assert last < first
+    assert len(losses) == EPOCHS * data.steps_per_epoch(32, 8)
