@@ -38,9 +38,8 @@ class SliceableModule(nn.Module):
                     self._declare(collection, name, value)
         variables = {name: dict(tree) for name, tree in self.variables.items()}
         net = Sliceable(variables, self.definition)
-        rngs = {
-            name: self.make_rng(name) for name in self.scope.rngs if name != "params"
-        }
+        streams = self.scope.rngs if self.scope is not None else ()
+        rngs = {name: self.make_rng(name) for name in streams if name != "params"}
         if rngs and isinstance(function, LinenFunction):
             kwargs["rngs"] = rngs
         mutable = [

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core, source_info_util
 
 from .analysis import Analysis
@@ -74,7 +75,7 @@ def _cut(analysis: Analysis, frame: Frame, var: Any, value: Any, widths: Widths)
     axes = analysis.axes(frame.value(var).dims)
     if shape(axes, widths) == tuple(np.shape(value)):
         return value
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return slice_array(value, axes, widths)
     with jax.ensure_compile_time_eval():  # cut once, not in every run
         return slice_array(jnp.asarray(value), axes, widths)

@@ -226,7 +226,7 @@ class _GroupNorms:
             parent=None,
         )
         arrays = dict(module.variables.get("params", {}))
-        y = norm.apply({"params": arrays}, jnp.moveaxis(x, module.axis, -1))
+        y: Any = norm.apply({"params": arrays}, jnp.moveaxis(x, module.axis, -1))
         return jnp.moveaxis(y, -1, module.axis)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
+from jax.core import Tracer
 
 from .analysis import Analysis, follow
 from .dims import Axis, Whole
@@ -97,7 +98,7 @@ class Definition:
         if program is None:
             program = self._read(rate, call, variables, arrays)
             consts = program.analysis.closed.consts
-            if not any(isinstance(const, jax.core.Tracer) for const in consts):
+            if not any(isinstance(const, Tracer) for const in consts):
                 self._programs[key] = program
         return program
 

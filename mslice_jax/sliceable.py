@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from . import dims
 from .analysis import Parameter, PlanError, discover
@@ -545,9 +546,7 @@ def _is_frozen(x: Any) -> bool:
 
 def _is_concrete(tree: Any) -> bool:
     leaves = jax.tree.leaves(tree)
-    return all(
-        isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) for x in leaves
-    )
+    return all(isinstance(x, jax.Array) and not isinstance(x, Tracer) for x in leaves)
 
 
 def _as_array(x: Any) -> Any:

@@ -58,13 +58,13 @@ def _full_width(n: Narrow) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
     def call(*operands: Any) -> Any:
         return n.bind(*operands)
 
-    avals = [var.aval for var in n.eqn.invars]
+    avals: list[Any] = [var.aval for var in n.eqn.invars]
     return call, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
 
 
 def _inexact(avals: Sequence[Any]) -> list[int]:
     """Which operands have a tangent."""
-    return [i for i, a in enumerate(avals) if dtypes.issubdtype(a.dtype, np.inexact)]
+    return [i for i, a in enumerate(avals) if jnp.issubdtype(a.dtype, np.inexact)]
 
 
 def _narrow_custom_jvp(n: Narrow, *operands: Any) -> Any:

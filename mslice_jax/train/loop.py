@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import optax
@@ -157,7 +158,7 @@ def _interrupted(state: TrainState, progress: Progress) -> Outcome:
     return Outcome(state=state, progress=progress, accuracy={}, interrupted=True)
 
 
-def _short(value: jax.typing.ArrayLike) -> float:
+def _short(value: Any) -> float:
     """Six digits, which is what float32 holds and a person reads."""
     return float(f"{float(value):.6g}")
 

@@ -110,7 +110,9 @@ def _warmed_up(main: optax.Schedule, peak: float, steps: int) -> optax.Schedule:
     climb = optax.linear_schedule(peak / 10, peak, steps)
     # join_schedules would count the main schedule from the end of the warm-up on,
     # which would shift the drops.
-    return lambda count: jnp.where(count < steps, climb(count), main(count))
+    return lambda count: jnp.where(
+        jnp.asarray(count) < steps, climb(count), main(count)
+    )
 
 
 def _check(peak: float, epochs: int, steps_per_epoch: int, warmup_epochs: int) -> None:

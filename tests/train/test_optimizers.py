@@ -56,7 +56,7 @@ def test_sgd_reads_the_schedule_at_its_own_step():
     [
         (lambda: multi_step(0.0, epochs=1, steps_per_epoch=1), "learning rate"),
         (
-            lambda: multi_step(float("nan"), epochs=1, steps_per_epoch=1),
+            lambda: cosine(float("nan"), epochs=1, steps_per_epoch=1),
             "learning rate",
         ),
         (lambda: multi_step(0.1, epochs=0, steps_per_epoch=1), "epoch"),

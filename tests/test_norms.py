@@ -1,0 +1,184 @@
+"""Batch norms under the three strategies, and the statistics of `calibrate`."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mslice_jax as ms
+from mslice_jax.norms import group_count
+
+RATES = (0.25, 0.5, 1.0)
+
+
+class Net(nn.Module):
+    """Two layers, a batch norm, and a head."""
+
+    features: int = 16
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = nn.Dense(self.features, name="first")(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.75, name="norm")(x)
+        return nn.Dense(3, name="head")(nn.relu(x))
+
+
+def inputs(seed=0, batch=8):
+    return np.random.default_rng(seed).normal(size=(batch, 5)).astype(np.float32)
+
+
+def variables():
+    tree = Net().init(jax.random.key(0), inputs())
+    rng = np.random.default_rng(3)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + rng.uniform(0.1, 0.5, x.shape).astype(np.float32),
+        tree,
+    )
+
+
+def upgraded(norm, **kwargs):
+    return ms.upgrade(Net(), variables(), inputs(), rates=RATES, norm=norm, **kwargs)
+
+
+def hidden(tree, x, width):
+    """The first layer of the narrow network, in NumPy."""
+    first = tree["params"]["first"]
+    return (
+        x @ np.asarray(first["kernel"])[:, :width] + np.asarray(first["bias"])[:width]
+    )
+
+
+def head(tree, x, width):
+    layer = tree["params"]["head"]
+    return np.maximum(x, 0) @ np.asarray(layer["kernel"])[:width] + layer["bias"]
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_group_norm(rate):
+    """8 groups of 2 of which the rate keeps the first, normalised in NumPy."""
+    net, width = upgraded("group"), round(16 * rate)
+    assert set(net.variables) == {"params"}
+    tree, x = variables(), inputs()
+    h = hidden(tree, x, width).reshape(8, width // 2, 2)
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+    norm = tree["params"]["norm"]
+    h = h.reshape(8, width) * norm["scale"][:width] + norm["bias"][:width]
+    expected = head(tree, h, width)
+    np.testing.assert_allclose(ms.slice_apply(net, x, rate), expected, atol=2e-5)
+
+
+def test_group_norm_along_another_axis():
+    """A batch norm over axis 1 (channels first) is the same network transposed."""
+
+    class First(nn.Module):
+        axis: int
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(16)(x)
+            x = jnp.moveaxis(x, -1, self.axis)
+            x = nn.BatchNorm(use_running_average=True, axis=self.axis)(x)
+            return nn.Dense(2)(jnp.moveaxis(x, self.axis, -1))
+
+    x = inputs().reshape(2, 4, 5)
+    tree = First(-1).init(jax.random.key(0), x)
+    outs = [
+        ms.slice_apply(ms.upgrade(First(axis), tree, x, rates=RATES), x, 0.5)
+        for axis in (1, -1)
+    ]
+    np.testing.assert_allclose(*outs, atol=1e-6)
+
+
+def test_switchable_norms_are_independent():
+    """Changing the set of one rate changes that rate alone."""
+    net, x = upgraded("switchable"), inputs()
+    before = {rate: ms.slice_apply(net, x, rate) for rate in RATES}
+    tree = jax.tree.map(lambda a: a, net.variables)
+    tree["params"]["norm"]["0.5"]["scale"] += 1
+    changed = net.replace(tree)
+    for rate in RATES:
+        same = np.array_equal(before[rate], ms.slice_apply(changed, x, rate))
+        assert same == (rate != 0.5)
+
+
+def test_switchable_statistics_of_one_rate_move():
+    net, x = upgraded("switchable"), inputs()
+    _, updates = ms.slice_apply(net, x, 0.5, train=True, mutable=["batch_stats"])
+    before = net.variables["batch_stats"]["norm"]
+    after = updates["batch_stats"]["norm"]
+    assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, before)
+    expected = hidden(variables(), x, 8).mean(0)
+    old = np.asarray(before["0.5"]["mean"])
+    np.testing.assert_allclose(
+        after["0.5"]["mean"][:8], 0.75 * old[:8] + 0.25 * expected, atol=1e-6
+    )
+    np.testing.assert_array_equal(after["0.5"]["mean"][8:], old[8:])
+    for rate in ("0.25", "1.0"):
+        np.testing.assert_array_equal(after[rate]["mean"], before[rate]["mean"])
+
+
+def test_shared_statistics_move_in_the_leading_part():
+    net, x = upgraded("shared"), inputs()
+    _, updates = jax.jit(
+        lambda net: ms.slice_apply(net, x, 0.25, train=True, mutable=["batch_stats"])
+    )(net)
+    old = np.asarray(net.variables["batch_stats"]["norm"]["mean"])
+    new = np.asarray(updates["batch_stats"]["norm"]["mean"])
+    expected = hidden(variables(), x, 4).mean(0)
+    np.testing.assert_allclose(new[:4], 0.75 * old[:4] + 0.25 * expected, atol=1e-6)
+    np.testing.assert_array_equal(new[4:], old[4:])
+
+
+def test_calibrate():
+    """Statistics over all batches, as if they were one; at each rate its own."""
+    net = upgraded("shared")
+    batches = [inputs(seed) for seed in (1, 2, 3)]
+    calibrated = ms.calibrate(net, batches)
+    everything = np.concatenate(batches)
+    for rate, width in zip(RATES, (4, 8, 16), strict=True):
+        stats = calibrated.variables["batch_stats"]["norm"][str(rate)]
+        h = hidden(variables(), everything, width)
+        np.testing.assert_allclose(stats["mean"][:width], h.mean(0), atol=1e-5)
+        np.testing.assert_allclose(stats["var"][:width], h.var(0), rtol=1e-4)
+        norm = variables()["params"]["norm"]
+        h = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
+        h = h * norm["scale"][:width] + norm["bias"][:width]
+        got = ms.slice_apply(calibrated, everything, rate)
+        np.testing.assert_allclose(got, head(variables(), h, width), atol=1e-4)
+    # The weights are those it was given, and a second time changes nothing.
+    assert calibrated.variables["params"] is net.variables["params"]
+    again = ms.calibrate(calibrated, batches)
+    for a, b in zip(
+        jax.tree.leaves(calibrated.variables),
+        jax.tree.leaves(again.variables),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_calibrate_says_what_it_expects():
+    with pytest.raises(ValueError, match="norm='shared'"):
+        ms.calibrate(upgraded("group"), [inputs()])
+    with pytest.raises(ValueError, match="at least one batch"):
+        ms.calibrate(upgraded("shared"), [])
+    with pytest.raises(ValueError, match="rate 0.5"):
+        ms.calibrate(ms.extract(upgraded("shared"), 0.5), [inputs()])
+
+
+def test_extract_leaves_out_the_norms_of_wider_rates():
+    small = ms.extract(upgraded("switchable"), 0.5)
+    assert set(small.variables["params"]["norm"]) == {"0.25", "0.5"}
+    assert small.variables["params"]["norm"]["0.25"]["scale"].shape == (8,)
+
+
+def test_unknown_strategy():
+    with pytest.raises(ValueError, match="group, switchable, shared"):
+        upgraded("batch")
+
+
+@pytest.mark.parametrize(
+    ("features", "groups", "count"), [(64, 8, 8), (12, 8, 6), (13, 8, 1), (4, 8, 4)]
+)
+def test_group_count(features, groups, count):
+    assert group_count(features, groups) == count
