@@ -14,16 +14,20 @@ from .sliceable import Sliceable, define, merge, slice_apply
 def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sliceable:
     """Measures the statistics of shared batch norms for each rate.
 
-    Each batch runs with its own statistics; means and variances are put together over
-    all the batches, as if they were one (US-Nets, section 3.3, without the momentum).
+    Each batch runs with its own statistics; means and mean squares are averaged over
+    all examples of all batches (US-Nets, section 3.3, without the momentum).
 
     Args:
       net: from `upgrade(..., norm="shared")`.
-      batches: inputs; each is an array, or a tuple of the model's inputs.
+      batches: inputs; each is an array, or a tuple of the model's inputs. The first
+        axis of the first input counts the examples.
       **call_kwargs: what else the call takes, as for evaluation.
 
     Returns:
       The network with statistics per rate in 'batch_stats'; other variables unchanged.
+
+    Raises:
+      ValueError: for another norm strategy, an extracted network, or no batches.
     """
     function = net.definition.function
     if not isinstance(function, LinenFunction) or function.norm != "shared":
@@ -35,53 +39,55 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
     if net.rate != 1.0:
         raise ValueError(f"calibrate expects the full network; got rate {net.rate:g}.")
     per_rate = replace(function, per_rate=("batch_stats",))
-    variables = net.variables
-    if not function.per_rate:
-        variables = per_rate.spread(variables)
-    definition = net.definition
-    arrays, call = definition.arrays, definition.call
-    measured = define(
-        replace(per_rate, measure=True), variables, call, arrays, net.plan.rates,
-        definition.groups,
-    )  # fmt: skip
+    variables = net.variables if function.per_rate else per_rate.spread(net.variables)
+    measured = _derived(net, replace(per_rate, measure=True), variables)
     sums: dict[float, Any] = {}
     count = 0
     for batch in batches:
-        inputs = batch if isinstance(batch, tuple) else (batch,)
-        count += 1
+        first, *rest = batch if isinstance(batch, tuple) else (batch,)
+        count += len(first)
         for rate in net.plan.rates:
-            _, updates = slice_apply(
-                measured, inputs[0], rate, *inputs[1:], **call_kwargs
-            )
-            moments = _moments(per_rate.select(updates, rate)["batch_stats"])
-            total = sums.get(rate)
-            sums[rate] = (
-                moments if total is None else jax.tree.map(jnp.add, total, moments)
-            )
+            _, updates = slice_apply(measured, first, rate, *rest, **call_kwargs)
+            stats = per_rate.select(updates, rate)["batch_stats"]
+            moments = _moments(stats, weight=len(first))
+            if rate in sums:
+                moments = jax.tree.map(jnp.add, sums[rate], moments)
+            sums[rate] = moments
     if not count:
         raise ValueError("calibrate expects at least one batch; got none.")
     stats = variables["batch_stats"]
-    for rate in net.plan.rates:
-        means = jax.tree.map(lambda x: x / count, sums[rate])
-        own = per_rate.restore({"batch_stats": _statistics(means)}, rate)
-        stats = merge(stats, own["batch_stats"])
-    calibrated = {**variables, "batch_stats": stats}
-    return define(per_rate, calibrated, call, arrays, net.plan.rates, definition.groups)
+    for rate, moments in sums.items():
+        own = {"batch_stats": _statistics(moments, count)}
+        stats = merge(stats, per_rate.restore(own, rate)["batch_stats"])
+    return _derived(net, per_rate, {**variables, "batch_stats": stats})
 
 
-def _moments(stats: Any) -> Any:
-    """Means and mean squares in the place of means and variances, at any depth."""
+def _derived(net: Sliceable, function: LinenFunction, variables: Any) -> Sliceable:
+    """The network with another function; its programs are kept for the next time."""
+    base = net.definition
+    if function.measure not in base.derived:
+        again = define(
+            function, variables, base.call, base.arrays, net.plan.rates, base.groups
+        )
+        base.derived[function.measure] = again.definition
+    return Sliceable(variables, base.derived[function.measure])
+
+
+def _moments(stats: Any, weight: float) -> Any:
+    """Weighted sums of means and mean squares, at any depth of the tree."""
     if set(stats) == {"mean", "var"}:
-        return {"mean": stats["mean"], "var": stats["var"] + stats["mean"] ** 2}
-    return {
-        key: _moments(value)
-        for key, value in stats.items()
-        if isinstance(value, Mapping)
-    }
+        square = stats["var"] + stats["mean"] ** 2
+        return {"mean": weight * stats["mean"], "square": weight * square}
+    inner = {name: tree for name, tree in stats.items() if isinstance(tree, Mapping)}
+    return {name: _moments(tree, weight) for name, tree in inner.items()}
 
 
-def _statistics(moments: Any) -> Any:
-    if set(moments) == {"mean", "var"}:
-        var = jnp.maximum(moments["var"] - moments["mean"] ** 2, 0.0)
-        return {"mean": moments["mean"], "var": var}
-    return {key: _statistics(value) for key, value in moments.items()}
+def _statistics(moments: Any, count: float) -> Any:
+    """Means and variances from the sums of `_moments`."""
+    if set(moments) == {"mean", "square"}:
+        mean = moments["mean"] / count
+        return {
+            "mean": mean,
+            "var": jnp.maximum(moments["square"] / count - mean**2, 0),
+        }
+    return {name: _statistics(tree, count) for name, tree in moments.items()}

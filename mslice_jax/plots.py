@@ -47,17 +47,18 @@ def plot_accuracy_vs_flops(
         axes.annotate(
             f"r = {rate_key(rate)}\n{up:.1f} %",
             (across, up),
-            xytext=(0, -14),
+            xytext=(5, -6),
             textcoords="offset points",
-            ha="center",
+            ha="left",
             va="top",
             fontsize=9,
             color="#333333",
         )
-    # Room for the labels, which hang below the points and reach out at both ends.
+    # Labels hang to the right and below, where a curve that rises does not pass; the
+    # axes leave room for them.
     spread = max(max(y) - min(y), 1.0)
     axes.set_ylim(min(y) - 0.45 * spread, max(y) + 0.15 * spread)
-    axes.set_xlim(0, 1.12 * max(x))
+    axes.set_xlim(0, 1.18 * max(x))
     axes.set_xlabel(f"{name} for one image")
     axes.set_ylabel("accuracy on held-out images, %")
     axes.set_title(title, fontsize=11, loc="left")

@@ -78,6 +78,7 @@ class Definition:
     call: Call  # the call that upgrade saw
     arrays: tuple[jax.ShapeDtypeStruct, ...]  # its arrays
     groups: int
+    derived: dict[Any, "Definition"] = field(default_factory=dict, repr=False)
     _programs: dict[Any, Program] = field(default_factory=dict, repr=False)
 
     def program(

@@ -344,7 +344,10 @@ def _narrow_variables(net: Sliceable, rate: float) -> Any:
         return net.variables
     narrow = net._narrow.get(rate)
     if narrow is None:
-        narrow = _slice(net.definition, rate, net.rate, net.variables)
+        # Also while something else is being traced that holds these weights as
+        # constants: what is kept must be arrays, never tracers.
+        with jax.ensure_compile_time_eval():
+            narrow = _slice(net.definition, rate, net.rate, net.variables)
         net._narrow[rate] = narrow
     return narrow
 

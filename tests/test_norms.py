@@ -133,7 +133,7 @@ def test_shared_statistics_move_in_the_leading_part():
 def test_calibrate():
     """Statistics over all batches, as if they were one; at each rate its own."""
     net = upgraded("shared")
-    batches = [inputs(seed) for seed in (1, 2, 3)]
+    batches = [inputs(1), inputs(2, batch=4), inputs(3)]
     calibrated = ms.calibrate(net, batches)
     everything = np.concatenate(batches)
     for rate, width in zip(RATES, (4, 8, 16), strict=True):
@@ -155,6 +155,15 @@ def test_calibrate():
         strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_calibrating_again_compiles_nothing(compilations):
+    net = upgraded("shared")
+    ms.slice_apply(ms.calibrate(net, [inputs()]), inputs(), 0.5)
+    other = jax.tree.map(lambda a: 2 * a, net)
+    with compilations() as names:
+        ms.slice_apply(ms.calibrate(other, [inputs()]), inputs(), 0.5)
+    assert not [name for name in names if "run" in name]
 
 
 def test_calibrate_says_what_it_expects():

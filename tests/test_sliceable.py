@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -80,6 +81,29 @@ def test_weights_are_cut_once_outside_of_jit(net, compilations):
     assert not np.array_equal(
         ms.slice_apply(other, x, 0.5), ms.slice_apply(fresh, x, 0.5)
     )
+
+
+def test_weights_that_a_trace_holds_as_constants_are_cut_outside_of_it(net):
+    fresh, x = net.replace(net.variables), inputs()
+    inside = jax.jit(lambda x: ms.slice_apply(fresh, x, 0.5))(x)
+    np.testing.assert_allclose(inside, ms.slice_apply(fresh, x, 0.5), atol=1e-6)
+    small = jax.jit(lambda x: ms.slice_apply(ms.extract(fresh, 0.25), x, 0.25))(x)
+    np.testing.assert_allclose(small, ms.slice_apply(fresh, x, 0.25), atol=1e-6)
+
+
+def test_export_with_a_free_batch_size(net):
+    """One exported program for any batch, for three platforms, without a gather."""
+    (b,) = jax.export.symbolic_shape("b")
+    exported = jax.export.export(
+        jax.jit(lambda net, x: ms.slice_apply(net, x, 0.5)),
+        platforms=["cpu", "cuda", "tpu"],
+    )(net, jax.ShapeDtypeStruct((b, 5), jnp.float32))
+    assert "gather" not in exported.mlir_module()
+    for batch in (3, 7):
+        x = inputs(batch)
+        np.testing.assert_allclose(
+            exported.call(net, x), ms.slice_apply(net, x, 0.5), atol=1e-6
+        )
 
 
 def test_numpy_leaves_are_copied(net):

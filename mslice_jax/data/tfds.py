@@ -50,6 +50,11 @@ def read(
         x_test, y_test = _examples(builder, "test", None)
     except DataError:
         raise
+    except ImportError as error:
+        raise DataError(
+            f"reading {name} needs {error.name}, which is not installed; run: "
+            'pip install "mslice_jax[experiments]"'
+        ) from error
     except Exception as error:
         raise _damaged(name, data_dir, error) from error
     return Dataset(
@@ -101,10 +106,13 @@ def _damaged(
 
 
 def _how_to_prepare(name: str, data_dir: str | pathlib.Path | None) -> str:
-    folder = "" if data_dir is None else f" --data_dir {data_dir}"
+    # Not "tfds build": that command also wants apache_beam.
+    folder = "" if data_dir is None else f"data_dir={str(data_dir)!r}, "
     return (
         'pip install "mslice_jax[tf]" && '
-        f"tfds build {name} --file_format array_record{folder}"
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', {folder}file_format='array_record')"
+        '.download_and_prepare()"'
     )
 
 
