@@ -1,9 +1,16 @@
-"""Train a sliceable pre-activation ResNet.
+"""Train a sliceable pre-activation ResNet: the main job.
 
     python -m experiments.cifar_resnet
-    python -m experiments.cifar_resnet --dataset cifar10 --depth 164
+    python -m experiments.cifar_resnet --dataset cifar10 --data-dir DIR
+    python -m experiments.cifar_resnet --dataset npz --data-dir mine.npz --depth 29
 
-Without arguments: the embedded digits, on two CPU cores.
+Without arguments: ResNet-8, twice as wide, on scikit-learn's digits; about a minute and
+a half on two CPU cores, compilation included, accuracy about 99 % at full width and 98 %
+at a quarter. On CIFAR the defaults are the original's: ResNet-164, 300 epochs, for a GPU.
+
+The command ends with a table and leaves in its workdir (runs/cifar_resnet) the files that
+`experiments.recipe` lists. Given again, it goes on where it was stopped, or shows the
+table of the finished run. ``--help`` explains the flags.
 """
 
 import sys
@@ -15,7 +22,8 @@ from .settings import Defaults
 
 RECIPE = Recipe(
     name="cifar_resnet",
-    description="Train a sliceable pre-activation ResNet (paper: ResNet-164).",
+    description="Train a sliceable pre-activation ResNet on digits, CIFAR or your own "
+    "images.",
     model=CifarResNet,
     digits=Defaults(depth=8, widen=2, epochs=16, batch_size=32, lr=0.05),
     cifar=Defaults(depth=164),

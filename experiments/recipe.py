@@ -158,7 +158,7 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         cast(float, settings.lr),
         epochs=cast(int, settings.epochs),
         steps_per_epoch=steps_per_epoch,
-        warmup_epochs=settings.warmup_epochs,
+        warmup_epochs=cast(int, settings.warmup_epochs),
     )
     optimizer = sgd(learning_rate, weight_decay=settings.weight_decay)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import tyro
 
@@ -49,7 +49,7 @@ class Settings:
     """Added to the gradient, times the weight."""
     cosine: bool = False
     """Let the learning rate fall to zero along a cosine."""
-    warmup_epochs: int = 0
+    warmup_epochs: int | None = None
     """Epochs in which the learning rate climbs from a tenth."""
     seed: int = 0
     """Of weights, data order, augmentation and rates."""
@@ -70,6 +70,7 @@ class Defaults:
       epochs: passes over the training examples.
       batch_size: images a step.
       lr: learning rate after warm-up.
+      warmup_epochs: epochs of warm-up; at most a fifth of the run.
     """
 
     depth: int
@@ -77,6 +78,7 @@ class Defaults:
     epochs: int = 300
     batch_size: int = 128
     lr: float = 0.1
+    warmup_epochs: int = 0
 
 
 def parse(name: str, description: str, args: list[str] | None) -> Settings:
@@ -97,7 +99,12 @@ def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
         if getattr(settings, field) is None
     }
     workdir = settings.workdir or Path("runs") / name
-    return dataclasses.replace(settings, **missing, workdir=workdir)
+    resolved = dataclasses.replace(settings, **missing, workdir=workdir)
+    if settings.warmup_epochs is None:
+        # A short run that was asked for should not fail for want of a longer one.
+        warmup = min(defaults.warmup_epochs, cast(int, resolved.epochs) // 5)
+        resolved = dataclasses.replace(resolved, warmup_epochs=max(warmup, 0))
+    return resolved
 
 
 def as_json(settings: Settings) -> dict[str, Any]:

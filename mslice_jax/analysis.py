@@ -23,6 +23,8 @@ from .rules import NO_RULE, RULES, Frame, Tie, Value
 from .rules.base import scalar
 from .unify import Dim, Equations, Reason, atoms, factors, find
 
+UNREAD = "not read by the traced call"
+
 
 class PlanError(ValueError):
     """A network that cannot be sliced, or a call that does not fit the plan."""
@@ -274,7 +276,7 @@ def _fix_unread(
         for var in eqn.invars
         if not isinstance(var, core.Literal)
     }
-    reason = Reason("not read by the traced call")
+    reason = Reason(UNREAD)
     inputs = zip(closed.jaxpr.invars, kinds, values, strict=True)
     for i, (var, kind, value) in enumerate(inputs):
         shares = isinstance(kind, Parameter) and kind.same_as is not None

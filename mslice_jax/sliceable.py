@@ -9,9 +9,8 @@ the plan, and the traces made so far. The rate is static too, so there is one XL
 program per rate and shape of input.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.core
@@ -22,13 +21,20 @@ import numpy as np
 from jax.core import Tracer
 
 from . import dims
-from .analysis import Parameter, PlanError, discover
+from .analysis import UNREAD, Parameter, PlanError, discover
+from .checks import (
+    check_fit,
+    check_ranks,
+    check_rules,
+    check_shapes,
+    explained,
+    nothing_narrows,
+)
 from .narrow import evaluate
 from .norms import LinenFunction, PlainFunction, adapt
 from .plan import LeafAxes, WidthPlan, check_exact, path_name
-from .program import Call, Definition, Function, is_array, trace, type_of
+from .program import Call, Definition, Function, trace, type_of
 from .rates import RateError, check_rate, check_rates, rate_key
-from .rules import NO_RULE_TEXT
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -142,11 +148,14 @@ def upgrade(
     call, arrays = Call.split(inputs, call_kwargs)
     variables = flax.core.unfreeze(variables) if _is_frozen(variables) else variables
     variables = jax.tree.map(_as_array, variables)
-    with _explained(model, variables, call, arrays):
+    with explained(model, variables, call, arrays):
         function, variables = _as_function(
             model, variables, call, arrays, norm=norm, groups=groups, rates=checked
         )
-        return define(function, variables, call, arrays, checked, groups, strict)
+        net = define(function, variables, call, arrays, checked, groups, strict)
+    if any(fixed.reason.text == UNREAD for fixed in net.plan.fixed):
+        check_fit(model, variables, call, arrays)
+    return net
 
 
 def define(
@@ -187,10 +196,10 @@ def define(
         tuple(fixed),
     )
     if not plan.groups:
-        raise PlanError(_nothing_narrows(plan))
+        raise PlanError(nothing_narrows(plan))
     if strict:
         check_exact(plan)
-        _check_rules(plan)
+        check_rules(plan)
     definition = Definition(
         function, plan, call, tuple(type_of(x) for x in arrays), groups
     )
@@ -279,8 +288,14 @@ def _run(
     """Slices the variables from `source` to `rate`, and runs the narrow program."""
     plan = definition.plan
     types = _full_types(plan, variables, source)
-    _check_ranks(definition, call, arrays)
-    program = definition.program(rate, call, types, [type_of(x) for x in arrays])
+    check_ranks(definition, call, arrays)
+    try:
+        program = definition.program(rate, call, types, [type_of(x) for x in arrays])
+    except PlanError:
+        raise
+    except Exception as error:
+        check_shapes(definition, call, arrays, error)
+        raise
     kept = plan.widths(rate)
     narrow = plan.slice(variables, rate, source=source)
     outs = evaluate(
@@ -381,19 +396,6 @@ def _full_types(plan: WidthPlan, variables: Any, source: float) -> Any:
     return types
 
 
-def _check_ranks(definition: Definition, call: Call, arrays: Sequence[Any]) -> None:
-    seen_args, _ = definition.call.join(definition.arrays)
-    args, _ = call.join(arrays)
-    for number, (seen, given) in enumerate(zip(seen_args, args, strict=False)):
-        if is_array(seen) and is_array(given) and len(seen.shape) != len(given.shape):
-            raise ValueError(
-                f"input {number} has rank {len(given.shape)} (shape "
-                f"{tuple(given.shape)}); `upgrade` saw rank {len(seen.shape)} (shape "
-                f"{tuple(seen.shape)}). Pass inputs of that rank, or upgrade with the "
-                "new one."
-            )
-
-
 def _declared(net: Sliceable, rate: object) -> float:
     """The rate, if the network can run at it."""
     value = check_rate(rate)
@@ -443,86 +445,6 @@ def _as_function(
 def _apply(module: nn.Module, variables: Any, call: Call, arrays: Sequence[Any]) -> Any:
     args, kwargs = call.join(arrays)
     return module.apply(variables, *args, **kwargs)
-
-
-@contextlib.contextmanager
-def _explained(
-    model: Any, variables: Any, call: Call, arrays: Sequence[Any]
-) -> Iterator[None]:
-    """Turns an error of the trace into one that lists what does not fit."""
-    try:
-        yield
-    except (PlanError, RateError):
-        raise
-    except Exception as error:
-        is_module = isinstance(model, nn.Module)
-        wrong = _misfits(model, variables, call, arrays) if is_module else []
-        if not wrong:
-            raise
-        raise ValueError(
-            "the variables do not fit the model:\n"
-            + "\n".join(wrong[:8])
-            + "\nPass what `module.init` of this model returned."
-        ) from error
-
-
-def _misfits(
-    module: nn.Module, variables: Any, call: Call, arrays: Sequence[Any]
-) -> list[str]:
-    """Leaves of 'params' that are missing, too many, or of another shape."""
-    args, kwargs = call.join([type_of(x) for x in arrays])
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("mutable", "rngs")}
-    statics, types = Call.split(args, kwargs)
-
-    def init(key: Any, given: Any) -> Any:
-        args, kwargs = statics.join(given)
-        return module.init(key, *args, **kwargs)
-
-    try:
-        expected = jax.eval_shape(init, jax.random.key(0), types)
-    except Exception:  # the call itself is at fault: its own error says more
-        return []
-    shapes = [
-        {
-            path_name(path): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                tree.get("params", {})
-            )
-        }
-        for tree in (expected, variables if isinstance(variables, Mapping) else {})
-    ]
-    return [
-        f"  params/{name}: expected {shapes[0].get(name, 'nothing')}, got "
-        f"{shapes[1].get(name, 'nothing')}"
-        for name in sorted({*shapes[0], *shapes[1]})
-        if shapes[0].get(name) != shapes[1].get(name)
-    ]
-
-
-def _nothing_narrows(plan: WidthPlan) -> str:
-    reasons = dict.fromkeys(
-        f"  {f.path}:{f.axis} ({f.size}): {f.reason}" for f in plan.fixed
-    )
-    listed = list(reasons)[:8] or [
-        "  there are no parameters with an axis longer than 1"
-    ]
-    return (
-        "nothing in this network can narrow. Expected at least one axis of a parameter "
-        "that is tied neither to an input nor to an output; every axis is fixed:\n"
-        + "\n".join(listed)
-        + "\nA single layer has no hidden units; or slice only a part of the network."
-    )
-
-
-def _check_rules(plan: WidthPlan) -> None:
-    missing = [f for f in plan.fixed if NO_RULE_TEXT in f.reason.text]
-    if missing:
-        lines = [f"  {f.path}:{f.axis} ({f.size}): {f.reason}" for f in missing[:8]]
-        raise PlanError(
-            "strict=True asks for a rule for each primitive that parameters meet, but\n"
-            + "\n".join(lines)
-            + "\nPass strict=False to keep these axes whole."
-        )
 
 
 def _without_wider(net: Sliceable, variables: Any, rate: float) -> Any:

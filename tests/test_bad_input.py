@@ -120,6 +120,12 @@ def test_variables_that_lack_a_layer() -> None:
         ms.upgrade(Mlp(), lacking, X, rates=(0.5, 1.0))
 
 
+def test_variables_with_a_layer_too_many() -> None:
+    more = {"params": {**variables()["params"], "Dense_7": {"bias": np.ones(3)}}}
+    with pytest.raises(ValueError, match=says("Dense_7", "expected nothing")):
+        ms.upgrade(Mlp(), more, X, rates=(0.5, 1.0))
+
+
 def test_params_instead_of_variables() -> None:
     with pytest.raises(ValueError, match=says("params")):
         ms.upgrade(Mlp(), variables()["params"], X, rates=(0.5, 1.0))

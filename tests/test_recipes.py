@@ -282,6 +282,17 @@ def test_flags_win_over_defaults():
     assert found.workdir == pathlib.Path("runs/name")
 
 
+def test_warm_up_is_at_most_a_fifth_of_a_run_unless_somebody_says_so():
+    defaults = Defaults(depth=11, epochs=20, warmup_epochs=4)
+    for settings, expected in (
+        (Settings(), 4),
+        (Settings(epochs=12), 2),
+        (Settings(epochs=1), 0),
+        (Settings(epochs=12, warmup_epochs=7), 7),
+    ):
+        assert resolve(settings, "name", defaults).warmup_epochs == expected
+
+
 def test_what_may_change_between_two_parts_of_a_run():
     settings = resolve(Settings(), "name", Defaults(depth=11))
     saved = as_json(settings)

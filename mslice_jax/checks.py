@@ -1,0 +1,147 @@
+"""Does it fit? The errors of upgrade and slice_apply, and what they compare.
+
+Each says what was expected, what came, and what to do. Comparing costs a trace of
+`module.init`, so it is done only when something already failed or looks wrong.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from .analysis import PlanError
+from .plan import WidthPlan, path_name
+from .program import Call, Definition, is_array, type_of
+from .rates import RateError
+from .rules import NO_RULE_TEXT
+
+
+@contextlib.contextmanager
+def explained(
+    model: Any, variables: Any, call: Call, arrays: Sequence[Any]
+) -> Iterator[None]:
+    """Turns an error of the trace into one that lists what does not fit."""
+    try:
+        yield
+    except (PlanError, RateError):
+        raise
+    except Exception as error:
+        check_fit(model, variables, call, arrays, error)
+        raise
+
+
+def check_fit(
+    model: Any,
+    variables: Any,
+    call: Call,
+    arrays: Sequence[Any],
+    cause: Exception | None = None,
+) -> None:
+    """Raises ValueError if the variables are not those that a module initialises."""
+    wrong = _misfits(model, variables, call, arrays)
+    if wrong:
+        raise ValueError(
+            "the variables do not fit the model:\n"
+            + "\n".join(wrong[:8])
+            + "\nPass what `module.init` of this model returned."
+        ) from cause
+
+
+def _misfits(
+    model: Any, variables: Any, call: Call, arrays: Sequence[Any]
+) -> list[str]:
+    """Leaves that are missing, too many, or of another shape."""
+    if not isinstance(model, nn.Module) or not isinstance(variables, Mapping):
+        return []
+    args, kwargs = call.join([type_of(x) for x in arrays])
+    rngs = {name: jax.random.key(0) for name in ("params", *kwargs.get("rngs", ()))}
+    kwargs = {k: v for k, v in kwargs.items() if k not in ("mutable", "rngs")}
+    statics, types = Call.split(args, kwargs)
+
+    def init(given: Any) -> Any:
+        args, kwargs = statics.join(given)
+        return model.init(rngs, *args, **kwargs)
+
+    try:
+        expected = jax.eval_shape(init, types)
+    except Exception:  # the call itself is at fault: its own error says more
+        return []
+    want, have = (
+        {
+            path_name(path): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            # Other collections may be left out, or hold what a call once sowed.
+            if path[0].key in ("params", "batch_stats")
+        }
+        for tree in (expected, variables)
+    )
+    return [
+        f"  {name}: expected {want.get(name, 'nothing')}, got "
+        f"{have.get(name, 'nothing')}"
+        for name in sorted({*want, *have})
+        if want.get(name) != have.get(name)
+    ]
+
+
+def nothing_narrows(plan: WidthPlan) -> str:
+    """What upgrade says where no axis can narrow, with the reasons."""
+    reasons = dict.fromkeys(
+        f"  {f.path}:{f.axis} ({f.size}): {f.reason}" for f in plan.fixed
+    )
+    listed = list(reasons)[:8] or [
+        "  there are no parameters with an axis longer than 1"
+    ]
+    return (
+        "nothing in this network can narrow. Expected at least one axis of a parameter "
+        "that is tied neither to an input nor to an output; every axis is fixed:\n"
+        + "\n".join(listed)
+        + "\nA single layer has no hidden units; or slice only a part of the network."
+    )
+
+
+def check_rules(plan: WidthPlan) -> None:
+    """Raises PlanError if a primitive without a rule fixed an axis of a parameter."""
+    missing = [f for f in plan.fixed if NO_RULE_TEXT in f.reason.text]
+    if missing:
+        lines = [f"  {f.path}:{f.axis} ({f.size}): {f.reason}" for f in missing[:8]]
+        raise PlanError(
+            "strict=True asks for a rule for each primitive that parameters meet, but\n"
+            + "\n".join(lines)
+            + "\nPass strict=False to keep these axes whole."
+        )
+
+
+def check_ranks(definition: Definition, call: Call, arrays: Sequence[Any]) -> None:
+    """Raises ValueError if an input has another rank than the one `upgrade` saw."""
+    seen_args, _ = definition.call.join(definition.arrays)
+    args, _ = call.join(arrays)
+    for number, (seen, given) in enumerate(zip(seen_args, args, strict=False)):
+        if is_array(seen) and is_array(given) and len(seen.shape) != len(given.shape):
+            raise ValueError(
+                f"input {number} has rank {len(given.shape)} (shape "
+                f"{tuple(given.shape)}); `upgrade` saw rank {len(seen.shape)} (shape "
+                f"{tuple(seen.shape)}). Pass inputs of that rank, or upgrade with the "
+                "new one."
+            )
+
+
+def check_shapes(
+    definition: Definition, call: Call, arrays: Sequence[Any], cause: Exception
+) -> None:
+    """Raises ValueError if a call failed that had other shapes than `upgrade` saw."""
+    shapes = [
+        jax.tree.map(lambda x: x.shape if is_array(x) else x, seen.join(leaves))
+        for seen, leaves in ((call, arrays), (definition.call, definition.arrays))
+    ]
+    given, seen = (args for args, _ in shapes)
+    if given != seen:
+        raise ValueError(
+            f"the network does not take inputs of shape {_listed(given)}; `upgrade` "
+            f"saw {_listed(seen)}. The reason: {cause}"
+        ) from cause
+
+
+def _listed(shapes: Sequence[Any]) -> str:
+    return ", ".join(map(str, shapes))
