@@ -4,13 +4,14 @@
     python -m experiments.cifar_resnet --dataset cifar10 --data-dir DIR
     python -m experiments.cifar_resnet --dataset npz --data-dir mine.npz --depth 29
 
-Without arguments: ResNet-8, twice as wide, on scikit-learn's digits; about a minute and
-a half on two CPU cores, compilation included, accuracy about 99 % at full width and 98 %
-at a quarter. On CIFAR the defaults are the original's: ResNet-164, 300 epochs, for a GPU.
+Without arguments: ResNet-8, twice as wide, on scikit-learn's digits. That takes a minute
+to a minute and a half on two CPU cores, compilation included, and gives an accuracy of
+about 99 % at full width and 97 to 98 % at a quarter. On CIFAR the defaults are the
+original's: ResNet-164, 300 epochs, which asks for a GPU.
 
-The command ends with a table and leaves in its workdir (runs/cifar_resnet) the files that
-`experiments.recipe` lists. Given again, it goes on where it was stopped, or shows the
-table of the finished run. ``--help`` explains the flags.
+The command ends with a table, and leaves in its workdir (runs/cifar_resnet) the files
+that `experiments.recipe` lists. Given again, it goes on where it was stopped, or shows
+the table of the finished run. ``--help`` explains the flags.
 """
 
 import sys

@@ -24,7 +24,8 @@ class Call:
     """The arguments of a call but for the arrays: hashable, so static under jit."""
 
     treedef: Any
-    statics: tuple[Any, ...]  # by leaf: its value, or `Array` where an array belongs
+    # By leaf its type and value, or `_ARRAY`. The type, because True == 1 == 1.0.
+    statics: tuple[Any, ...]
 
     @staticmethod
     def split(
@@ -33,11 +34,11 @@ class Call:
         """Arrays are traced; numbers, strings, booleans, functions are static."""
         leaves, treedef = jax.tree.flatten((tuple(args), dict(kwargs)))
         arrays = [leaf for leaf in leaves if is_array(leaf)]
-        statics = tuple(_ARRAY if is_array(leaf) else leaf for leaf in leaves)
+        statics = tuple(_ARRAY if is_array(x) else (type(x), x) for x in leaves)
         try:
             hash(statics)
         except TypeError:
-            bad = next(s for s in statics if not _hashable(s))
+            bad = next(x for x in leaves if not is_array(x) and not _hashable(x))
             raise TypeError(
                 "the arguments of slice_apply are arrays (traced) or hashable values "
                 f"(static); got {bad!r} of type {type(bad).__name__}."
@@ -47,7 +48,7 @@ class Call:
     def join(self, arrays: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments and keyword arguments with these arrays."""
         each = iter(arrays)
-        leaves = [next(each) if s is _ARRAY else s for s in self.statics]
+        leaves = [next(each) if s is _ARRAY else s[1] for s in self.statics]
         return jax.tree.unflatten(self.treedef, leaves)
 
 

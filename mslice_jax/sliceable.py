@@ -241,14 +241,12 @@ def slice_apply(
         )
     rate = _declared(params, r)
     call, arrays = Call.split((x, *more_inputs), call_kwargs)
-    if not _is_concrete(params.variables) or params.definition.function.updates(
-        call_kwargs
-    ):
-        return _run(
-            params.definition, rate, params.rate, call, params.variables, arrays
-        )
-    narrow = _narrow_variables(params, rate)
-    return _run(params.definition, rate, rate, call, narrow, arrays)
+    definition, source = params.definition, params.rate
+    updates = definition.function.updates(call_kwargs)
+    narrow = None if updates else _kept_variables(params, rate)
+    if narrow is None:
+        return _run(definition, rate, source, call, params.variables, arrays)
+    return _run(definition, rate, rate, call, narrow, arrays)
 
 
 def extract(net: Sliceable, rate: float) -> Sliceable:
@@ -265,11 +263,9 @@ def extract(net: Sliceable, rate: float) -> Sliceable:
       at that rate, and at narrower ones.
     """
     rate = _declared(net, rate)
-    sliced = (
-        _narrow_variables(net, rate)
-        if _is_concrete(net.variables)
-        else (net.plan.slice(net.variables, rate, source=net.rate))
-    )
+    sliced = _kept_variables(net, rate)
+    if sliced is None:
+        sliced = net.plan.slice(net.variables, rate, source=net.rate)
     return Sliceable(_without_wider(net, sliced, rate), net.definition, rate)
 
 
@@ -354,17 +350,19 @@ def merge(tree: Any, update: Any) -> Any:
     return {**merged, **{key: update[key] for key in update if key not in tree}}
 
 
-def _narrow_variables(net: Sliceable, rate: float) -> Any:
-    if rate == net.rate:
-        return net.variables
-    narrow = net._narrow.get(rate)
-    if narrow is None:
-        # Also while something else is being traced that holds these weights as
-        # constants: what is kept must be arrays, never tracers.
-        with jax.ensure_compile_time_eval():
-            narrow = _slice(net.definition, rate, net.rate, net.variables)
+def _kept_variables(net: Sliceable, rate: float) -> Any:
+    """The narrow variables, cut once and kept with the network; None under a trace."""
+    if rate not in net._narrow:
+        if not _is_concrete(net.variables):
+            return None
+        narrow = net.variables
+        if rate != net.rate:
+            # Also while something else is being traced that holds these weights as
+            # constants: what is kept must be arrays, never tracers.
+            with jax.ensure_compile_time_eval():
+                narrow = _slice(net.definition, rate, net.rate, net.variables)
         net._narrow[rate] = narrow
-    return narrow
+    return net._narrow[rate]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -135,6 +135,20 @@ def test_another_batch_size_follows_the_plan(net):
     )
 
 
+def test_static_arguments_are_told_apart_by_type():
+    """1, 1.0 and True are equal, and give results of other types."""
+
+    def scaled(p, x, factor):
+        return jnp.asarray(factor) * (x @ p["a"] @ p["b"]).astype(int)
+
+    p = {"a": jnp.ones((5, 16)), "b": jnp.ones((16, 2))}
+    net = ms.upgrade(scaled, p, inputs(), 1, rates=RATES)
+    kinds = [ms.slice_apply(net, inputs(), 0.5, f).dtype.kind for f in (1, 1.0, True)]
+    assert kinds == ["i", "f", "i"]
+    with pytest.raises(TypeError, match="hashable"):
+        ms.slice_apply(net, inputs(), 0.5, {1, 2})
+
+
 def test_half_precision_weights(net):
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), net)
     assert (
