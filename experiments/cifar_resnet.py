@@ -4,9 +4,9 @@
     python -m experiments.cifar_resnet --dataset cifar10 --data-dir DIR
     python -m experiments.cifar_resnet --dataset npz --data-dir mine.npz --depth 29
 
-Without arguments: ResNet-8, twice as wide, on scikit-learn's digits. That takes a minute
-to a minute and a half on two CPU cores, compilation included, and gives an accuracy of
-about 99 % at full width and 97 to 98 % at a quarter. On CIFAR the defaults are the
+Without arguments: ResNet-8, twice as wide, on scikit-learn's digits. That takes about a
+minute on two CPU cores, compilation included, and gives an accuracy of about 99 % at
+full width and 97 to 98 % at a quarter. On CIFAR the defaults are the
 original's: ResNet-164, 300 epochs, which asks for a GPU.
 
 The command ends with a table, and leaves in its workdir (runs/cifar_resnet) the files

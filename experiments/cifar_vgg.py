@@ -3,10 +3,10 @@
     python -m experiments.cifar_vgg
     python -m experiments.cifar_vgg --dataset cifar10 --data-dir DIR
 
-Without arguments: VGG-11, a quarter wide, on scikit-learn's digits. That takes about two
-minutes on two CPU cores, and gives an accuracy of about 98 % at full width and 96 % at
-a quarter. On CIFAR the defaults are the original's: VGG-13, 300 epochs, which asks for a
-GPU. Everything else is as in `experiments.cifar_resnet`.
+Without arguments: VGG-11, a quarter wide, on scikit-learn's digits. That takes about
+two minutes on two CPU cores, and gives an accuracy of about 98 % at full width and 96 %
+at a quarter. On CIFAR the defaults are the original's: VGG-13, 300 epochs, which asks
+for a GPU. Everything else is as in `experiments.cifar_resnet`.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """What the recipes share: check everything, train, measure, write down.
 
 A recipe is a network and its defaults (`Recipe`); `main` is the command. All checks
-come before any work, and a setting that does not fit ends the command with one line
-and exit code 2. A run leaves in its workdir::
+come before any work (`prepare`), and a setting that does not fit ends the command with
+one line and exit code 2. A run leaves in its workdir::
 
     settings.json            the settings, defaults filled in
     metrics.jsonl            losses every ten steps, accuracies every epoch
@@ -11,21 +11,15 @@ and exit code 2. A run leaves in its workdir::
     accuracy_vs_flops.png    the same as a picture
 """
 
-import dataclasses
 import json
 import math
 import shlex
 import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
 from rich.console import Console
 
 import mslice_jax as ms
@@ -33,66 +27,20 @@ from mslice_jax import data
 from mslice_jax.plots import plot_accuracy_vs_flops
 from mslice_jax.profile import RateProfile, profile
 from mslice_jax.rates import rate_key
-from mslice_jax.schedules import Schedule, make_schedule
 from mslice_jax.train import (
     CheckpointError,
-    Checkpoints,
     Evaluate,
     MetricsFile,
     Outcome,
-    TrainState,
-    cosine,
     make_evaluate,
     make_train_step,
-    multi_step,
-    sgd,
     train,
 )
 
+from .prepare import Recipe as Recipe
+from .prepare import Run, prepare
 from .screen import Bar, show_settings, show_table
-from .settings import Defaults, Settings, as_json, changed, parse, resolve
-
-_OUTPUTS = (
-    "settings.json",
-    "metrics.jsonl",
-    "checkpoints",
-    "summary.json",
-    "accuracy_vs_flops.png",
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A network and the settings it is trained with unless flags say otherwise.
-
-    Attributes:
-      name: of the module, and of the folder below runs/.
-      description: what ``--help`` says first.
-      model: builds the network from depth, num_classes and widen.
-      digits: defaults for digits.
-      cifar: defaults for everything else, the original's.
-    """
-
-    name: str
-    description: str
-    model: Callable[..., nn.Module]
-    digits: Defaults
-    cifar: Defaults
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """All that training needs, checked."""
-
-    settings: Settings
-    model_name: str
-    dataset: data.Dataset
-    state: TrainState
-    optimizer: optax.GradientTransformation
-    learning_rate: optax.Schedule
-    schedule: Schedule
-    steps_per_epoch: int
-    checkpoints: Checkpoints
+from .settings import as_json, parse
 
 
 def main(recipe: Recipe, args: list[str] | None = None) -> int:
@@ -124,81 +72,6 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
             _say_saved(run, again)
             return 130
     return 0
-
-
-def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
-    """Check everything there is to check, cheapest first, and build what is needed.
-
-    Raises:
-      ValueError, OSError, CheckpointError: for whatever does not fit.
-    """
-    defaults = recipe.digits if settings.dataset == "digits" else recipe.cifar
-    settings = resolve(settings, recipe.name, defaults)
-    schedule = make_schedule(
-        settings.schedule,
-        settings.rates,
-        num_random=settings.num_random,
-        weights=settings.rate_weights,
-        seed=settings.seed,
-    )
-    size = {"depth": settings.depth, "widen": settings.widen}
-    recipe.model(**size, num_classes=10)  # a wrong depth should not wait for the data
-    workdir = cast(Path, settings.workdir)
-    _check_writable(workdir)
-
-    dataset = data.load(
-        settings.dataset,
-        settings.data_dir,
-        train_examples=settings.train_examples,
-        seed=settings.seed,
-    )
-    batch_size = cast(int, settings.batch_size)
-    steps_per_epoch = data.steps_per_epoch(len(dataset.x_train), batch_size)
-    learning_rate = (cosine if settings.cosine else multi_step)(
-        cast(float, settings.lr),
-        epochs=cast(int, settings.epochs),
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=cast(int, settings.warmup_epochs),
-    )
-    optimizer = sgd(learning_rate, weight_decay=settings.weight_decay)
-
-    model = recipe.model(**size, num_classes=dataset.num_classes)
-    model_name = f"{type(model).__name__}-{settings.depth}"
-    if settings.widen != 1:
-        model_name += f" x{settings.widen:g}"
-    net_key, run_key = jax.random.split(jax.random.key(settings.seed))
-    images = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), jnp.float32)
-    net = ms.upgrade(
-        model,
-        _initialize(model, net_key, dataset.image_shape),
-        images,
-        rates=settings.rates,
-        groups=settings.groups,
-        norm=settings.norm,
-    )
-    state = TrainState.create(net, optimizer, key=run_key)
-
-    if not settings.resume:
-        _move_aside(workdir, console)
-    checkpoints = Checkpoints(
-        workdir / "checkpoints",
-        about={"model": model_name, "norm": settings.norm, "groups": settings.groups},
-        report=lambda text: console.print(f"Warning: {text}", style="yellow"),
-    )
-    if checkpoints.steps():
-        checkpoints.check(state)
-        _check_same_settings(workdir, settings)
-    return Run(
-        settings=settings,
-        model_name=model_name,
-        dataset=dataset,
-        state=state,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        steps_per_epoch=steps_per_epoch,
-        checkpoints=checkpoints,
-    )
 
 
 def fit(run: Run, console: Console) -> Outcome:
@@ -289,60 +162,6 @@ def _evaluate(run: Run) -> Evaluate:
     parts = [normalize(jnp.asarray(images[i : i + 128])) for i in range(0, 1024, 128)]
     parts = [part for part in parts if len(part) == len(parts[0])]
     return lambda net: evaluate(ms.calibrate(net, parts))
-
-
-def _initialize(
-    model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]
-) -> dict[str, Any]:
-    """Fresh variables, in one compiled program."""
-    # It runs once: LLVM would take six seconds to optimize it, and takes one not to.
-    quick = {"xla_backend_optimization_level": 0}
-    options = quick if jax.default_backend() == "cpu" else None
-    init = jax.jit(model.init, compiler_options=options)
-    return init(key, jnp.zeros((1, *image_shape)))
-
-
-def _check_writable(workdir: Path) -> None:
-    """Raise OSError unless files can be made in `workdir`, which is made if absent."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"expected a folder to write to as --workdir, got {workdir} "
-            f"({error.strerror}). Choose another."
-        ) from error
-
-
-def _check_same_settings(workdir: Path, settings: Settings) -> None:
-    """Raise ValueError if the run in `workdir` cannot go on with these settings."""
-    try:
-        saved = json.loads((workdir / "settings.json").read_text())
-    except (OSError, ValueError):
-        return  # nothing to compare with; the checkpoint itself was compared
-    differences = changed(saved, settings)
-    if saved.get("epochs", 0) > cast(int, settings.epochs):
-        differences.append(f"--epochs was {saved['epochs']} and is {settings.epochs}")
-    if differences:
-        raise ValueError(
-            f"{workdir} holds a run with other settings: {'; '.join(differences)}. "
-            "Give the same ones to go on with it, another --workdir, or --no-resume."
-        )
-
-
-def _move_aside(workdir: Path, console: Console) -> None:
-    """Move what an earlier run left into a folder of its own; nothing is deleted."""
-    old = [workdir / name for name in _OUTPUTS if (workdir / name).exists()]
-    if not old:
-        return
-    number = 1
-    while (target := workdir / f"previous-{number}").exists():
-        number += 1
-    target.mkdir()
-    for path in old:
-        path.rename(target / path.name)
-    console.print(f"The earlier run is now in {target}.", highlight=False)
 
 
 def _command(recipe: Recipe, args: list[str]) -> str:

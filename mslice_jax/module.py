@@ -23,9 +23,10 @@ class SliceableModule(nn.Module):
     definition: Definition
 
     @nn.compact
-    def __call__(self, *inputs: Any, rate: float, **kwargs: Any) -> Any:
-        """Runs at the rate; other arguments go to the network."""
+    def __call__(self, *inputs: Any, rate: float | None = None, **kwargs: Any) -> Any:
+        """Runs at the rate, by default the widest; the rest goes to the network."""
         function = self.definition.function
+        rate = self.definition.plan.rates[-1] if rate is None else rate
         if self.is_initializing():
             if not isinstance(function, LinenFunction):
                 raise ValueError(

@@ -265,7 +265,11 @@ def extract(net: Sliceable, rate: float) -> Sliceable:
     rate = _declared(net, rate)
     sliced = _kept_variables(net, rate)
     if sliced is None:
-        sliced = net.plan.slice(net.variables, rate, source=net.rate)
+        cut = functools.partial(net.plan.slice, rate=rate, source=net.rate)
+        # Types have a plan too: what is cut from them are types.
+        leaves = jax.tree.leaves(net.variables)
+        abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+        sliced = jax.eval_shape(cut, net.variables) if abstract else cut(net.variables)
     return Sliceable(_without_wider(net, sliced, rate), net.definition, rate)
 
 

@@ -218,6 +218,35 @@ def test_what_depends_on_the_order_is_fixed_and_says_so(name):
     assert "test_rules.py" in str(error.value)
 
 
+def test_tiled_copies_all_narrow():
+    """w2 reads two copies of the hidden axis: rows 0..3 and 16..19 of 32 at r = 1/4."""
+
+    def apply(p, x):
+        return jnp.tile(x @ p["w1"], (1, 2)) @ p["w2"]
+
+    rng = np.random.default_rng(0)
+    p = {"w1": rng.normal(size=(5, H)), "w2": rng.normal(size=(2 * H, 3))}
+    x = rng.normal(size=X).astype(np.float32)
+    net = ms.upgrade(apply, p, x, rates=(0.25, 1.0))
+    h = x @ p["w1"][:, :4]
+    expected = h @ p["w2"][:4] + h @ p["w2"][16:20]
+    np.testing.assert_allclose(ms.slice_apply(net, x, 0.25), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["one_hot", "eye"])
+def test_what_an_index_picks_from_stays_whole(how):
+    """Tokens above a narrow vocabulary would have no embedding."""
+
+    def apply(p, tokens):
+        codes = jax.nn.one_hot(tokens, 11) if how == "one_hot" else jnp.eye(11)[tokens]
+        return jnp.tanh(codes @ p["table"]) @ p["w"]
+
+    p = {"table": np.ones((11, H), np.float32), "w": np.ones((H, 3), np.float32)}
+    net = ms.upgrade(apply, p, np.array([1, 9, 10]), rates=(0.25, 1.0))
+    assert {group.size for group in net.plan.groups.values()} == {H}
+    assert net.plan.slice(net.variables, 0.25)["table"].shape == (11, 4)
+
+
 def test_captured_constant_is_sliced_like_a_parameter():
     """A position table that the function closes over: rows 0..3 of an H-wide table."""
     positions = np.random.default_rng(2).normal(size=(4, H)).astype(np.float32)

@@ -36,6 +36,7 @@ import jax
 import jax.extend.core
 import numpy as np
 import rich.console
+import rich.progress
 import rich.table
 import tyro
 
@@ -85,9 +86,8 @@ class Row:
 
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints a table, and returns what it wrote to `config.out`."""
-    rows = []
-    for model, batch_size in itertools.product(config.models, config.batch_sizes):
-        rows += [measure(config, model, batch_size, rate) for rate in config.rates]
+    each = list(itertools.product(config.models, config.batch_sizes, config.rates))
+    rows = [measure(config, *one) for one in rich.progress.track(each, "measuring")]
     equations, seconds = analysis_time(config)
     result = {
         "rows": [dataclasses.asdict(row) for row in rows],
@@ -116,7 +116,7 @@ def networks(name: str) -> tuple[nn.Module, Callable[[float], nn.Module]]:
 
 
 def measure(config: Config, name: str, batch_size: int, rate: float) -> Row:
-    """Times the four calls in turn."""
+    """Makes the four calls, checks that they agree, and times them in turn."""
     model, by_hand = networks(name)
     shape = batch_size, config.image_size, config.image_size, 3
     x = jax.random.normal(jax.random.key(config.seed), shape)

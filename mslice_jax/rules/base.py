@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -26,6 +27,7 @@ class Value:
     dims: tuple[Dim, ...]
     known: Any = None  # the number, where every entry is one known number
     summed: tuple[Dim, ...] = ()  # the axes that a sum over them made it from
+    counted: tuple[Dim, ...] = ()  # the axes whose indices its integers are made of
 
 
 @dataclass(slots=True)
@@ -79,6 +81,12 @@ class Tie:
                 self.equations.equate(same[0], other)
             outs.append(same[0])
         return tuple(outs)
+
+    def counted(self) -> tuple[Dim, ...]:
+        """The axes whose indices the operands are made of, if the result is integer."""
+        if not jnp.issubdtype(self.outs[0].dtype, jnp.integer):
+            return ()  # a table of sines of positions is cut like any other constant
+        return tuple(dim for value in self.ins for dim in value.counted)
 
     def fix(self, dims: Sequence[Dim], text: str) -> None:
         """Keeps these dims at their sizes; `text` says why."""

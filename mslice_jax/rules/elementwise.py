@@ -28,28 +28,39 @@ NUMBERS: dict[str, Any] = {
 @rule(
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan",
     "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp",
-    "clz", "complex", "conj", "cos", "cosh", "digamma", "eq", "eq_to", "erf",
-    "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
-    "igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite", "le",
-    "le_to", "lgamma", "log", "log1p", "log2", "logistic", "lt", "lt_to", "max",
-    "min", "mulhi", "ne", "nextafter", "not", "one_minus_square", "or",
-    "polygamma", "population_count", "pow", "random_gamma", "real",
-    "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n",
-    "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign",
-    "sin", "sinh", "sqrt", "square", "sub", "tan", "tanh", "threefry2x32",
-    "xor", "zeta",
+    "clz", "complex", "conj", "cos", "cosh", "digamma", "erf", "erf_inv",
+    "erfc", "exp", "exp2", "expm1", "floor", "igamma", "igamma_grad_a",
+    "igammac", "imag", "integer_pow", "is_finite", "lgamma", "log", "log1p",
+    "log2", "logistic", "max", "min", "mulhi", "nextafter", "not",
+    "one_minus_square", "or", "polygamma", "population_count", "pow",
+    "random_gamma", "real", "regularized_incomplete_beta", "rem", "round",
+    "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
+    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub",
+    "tan", "tanh", "threefry2x32", "xor", "zeta",
 )
 # fmt: on
 def tie_elementwise(t: Tie) -> Sequence[Value]:
     """(a, b), (a, b) -> (a, b); scalars and axes of size 1 go with anything."""
-    return [Value(t.broadcast(t.ins), known_number(t)) for _ in t.outs]
+    dims = t.broadcast(t.ins)
+    return [Value(dims, known_number(t), counted=t.counted()) for _ in t.outs]
+
+
+@rule("eq", "eq_to", "ge", "gt", "le", "le_to", "lt", "lt_to", "ne")
+def tie_compare(t: Tie) -> Sequence[Value]:
+    """(a, b), (a, b) -> (a, b); an axis whose indices are compared is fixed.
+
+    So a one-hot code, and what it picks from, stays whole.
+    """
+    for value in t.ins:
+        t.fix(value.counted, "tells entries apart by their index")
+    return [Value(t.broadcast(t.ins))]
 
 
 @rule("convert_element_type", "copy", "neg", "reduce_precision", "stop_gradient")
 def tie_same_sum(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a, b); a sum stays a sum."""
     x = t.ins[0]
-    return [Value(x.dims, known_number(t), x.summed)]
+    return [Value(x.dims, known_number(t), x.summed, t.counted())]
 
 
 @rule(

@@ -60,7 +60,7 @@ def tie_scale(t: Tie) -> Sequence[Value]:
                     summed = total.summed  # scaled, and still a sum
                 else:
                     t.note(count)
-    return [Value(dims, known, summed)]
+    return [Value(dims, known, summed, t.counted())]
 
 
 def _count(t: Tie, operand: int, total: Value, number: float) -> Count | None:

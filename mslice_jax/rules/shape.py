@@ -23,7 +23,7 @@ def tie_broadcast(t: Tie) -> Sequence[Value]:
     for source, target in enumerate(t.params["broadcast_dimensions"]):
         if x.dims[source].size == dims[target].size:
             dims[target] = x.dims[source]
-    return [Value(tuple(dims), x.known, x.summed)]
+    return [Value(tuple(dims), x.known, x.summed, x.counted)]
 
 
 def _narrow_reshape(n: Narrow, x: Any) -> Any:
@@ -54,7 +54,7 @@ def tie_reshape(t: Tie) -> Sequence[Value]:
             product = t.equations.product
             t.equations.equate(product(merged), product(split))
     dims = tuple(Dim(1) if dim is None else dim for dim in outs)
-    return [Value(dims, x.known, x.summed)]
+    return [Value(dims, x.known, x.summed, x.counted)]
 
 
 def _last_run(
@@ -98,7 +98,7 @@ def tie_transpose(t: Tie) -> Sequence[Value]:
     """(a, b, c) -> (c, a, b): the same axes in another order."""
     x = t.ins[0]
     dims = tuple(x.dims[i] for i in t.params["permutation"])
-    return [Value(dims, x.known, x.summed)]
+    return [Value(dims, x.known, x.summed, x.counted)]
 
 
 @rule("squeeze")
@@ -107,7 +107,7 @@ def tie_squeeze(t: Tie) -> Sequence[Value]:
     x = t.ins[0]
     gone = {i % len(x.dims) for i in t.params["dimensions"]}
     dims = tuple(dim for i, dim in enumerate(x.dims) if i not in gone)
-    return [Value(dims, x.known, x.summed)]
+    return [Value(dims, x.known, x.summed, x.counted)]
 
 
 @rule("concatenate")
@@ -247,9 +247,11 @@ def _narrow_iota(n: Narrow) -> Any:
 
 
 @rule("iota", narrow=_narrow_iota)
-def tie_iota(t: Tie) -> Sequence[Dims]:
+def tie_iota(t: Tie) -> Sequence[Value]:
     """-> (a, b): new axes; along a narrowing one, the numbers of the kept indices."""
-    return [[Dim(size) for size in t.params["shape"]]]
+    dims = tuple(Dim(size) for size in t.params["shape"])
+    integer = jnp.issubdtype(t.outs[0].dtype, jnp.integer)
+    return [Value(dims, counted=(dims[t.params["dimension"]],) if integer else ())]
 
 
 def _narrow_empty(n: Narrow) -> Any:
@@ -268,8 +270,9 @@ def _narrow_tile(n: Narrow, x: Any) -> Any:
 
 @rule("tile", narrow=_narrow_tile)
 def tie_tile(t: Tie) -> Sequence[Dims]:
-    """(a) -> (reps x a)."""
-    product = t.equations.product
-    reps = t.params["reps"]
-    dims = [product([Dim(r), d]) for r, d in zip(reps, t.ins[0].dims, strict=True)]
+    """(a) -> (reps x a): every copy narrows, none is dropped."""
+    dims = []
+    for count, dim in zip(t.params["reps"], t.ins[0].dims, strict=True):
+        copies = t.fixed(int(count), "the number of copies")
+        dims.append(t.equations.product([copies, dim]))
     return [dims]

@@ -9,7 +9,6 @@ refused with the leaves that differ and not with a shape error further on.
 import contextlib
 import dataclasses
 import errno
-import json
 import logging
 import shutil
 import warnings
@@ -20,10 +19,9 @@ from typing import Any, Self
 import jax
 import orbax.checkpoint as ocp
 
+from .fingerprint import compare, fingerprint
 from .integrity import damage, seal
 from .state import TrainState, with_variables
-
-_LEAVES_SHOWN = 8
 
 
 class CheckpointError(Exception):
@@ -75,8 +73,7 @@ class Checkpoints:
         report: Callable[[str], None] = warnings.warn,
     ):
         self._directory = Path(directory).absolute()
-        # Compared with what was read from a file: JSON knows no tuples.
-        self._about = json.loads(json.dumps(dict(about or {})))
+        self._about = dict(about or {})
         self._report = report
         managers = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
@@ -220,42 +217,18 @@ class Checkpoints:
         except Exception as error:
             raise _Damaged(_first_line(error)) from error
 
-    def _fingerprint(self, state: TrainState) -> dict[str, Any]:
-        """What has to be the same for a checkpoint to fit; plain JSON values."""
-        leaves = jax.tree_util.tree_leaves_with_path(_tree(state))
-        return {
-            "rates": [float(rate) for rate in state.net.rates],
-            "about": self._about,
-            "leaves": {
-                jax.tree_util.keystr(path, simple=True, separator="/"): (
-                    f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-                )
-                for path, leaf in leaves
-            },
-        }
-
     def _compare(self, step: int, found: dict[str, Any], state: TrainState) -> None:
         """Raise CheckpointError unless `found` is the fingerprint of `state`."""
-        expected = self._fingerprint(state)
-        lines = []
-        if found["rates"] != expected["rates"]:
-            lines.append(
-                f"rates {found['rates']} there, {expected['rates']} in this network"
-            )
-        lines += _differences(found["about"], expected["about"])
-        # The optimizer's leaves repeat the weights' names: they are told only alone.
-        leaves = _differences(found["leaves"], expected["leaves"])
-        weights = [line for line in leaves if line.startswith("variables")]
-        chosen = weights or leaves
-        lines += chosen[:_LEAVES_SHOWN]
-        if len(chosen) > _LEAVES_SHOWN:
-            lines.append(f"and {len(chosen) - _LEAVES_SHOWN} leaves more")
-        if lines:
+        differences = compare(found, self._fingerprint(state))
+        if differences:
             raise CheckpointError(
                 f"checkpoint {step} in {self._directory} is of another network: "
-                + "; ".join(lines)
-                + ". Use the settings it was made with, or another directory."
+                f"{'; '.join(differences)}. Use the settings it was made with, or "
+                "another directory."
             )
+
+    def _fingerprint(self, state: TrainState) -> dict[str, Any]:
+        return fingerprint(_tree(state), rates=state.net.rates, about=self._about)
 
     def _put_aside(self, steps: list[int]) -> None:
         """Move damaged checkpoints out of the way of the ones that will follow."""
@@ -316,15 +289,6 @@ def _state(tree: dict[str, Any], like: TrainState) -> TrainState:
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """One line for each name whose value differs, in the order of the names."""
-    return [
-        f"{name} {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name)
-    ]
 
 
 def _first_line(error: Exception) -> str:

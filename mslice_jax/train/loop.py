@@ -141,7 +141,7 @@ def train(
             metrics.write(
                 step=(epoch + 1) * steps_per_epoch,
                 epoch=epoch + 1,
-                accuracy={rate_key(rate): value for rate, value in accuracy.items()},
+                accuracy={rate_key(rate): _short(a) for rate, a in accuracy.items()},
                 train_seconds=round(progress.train_seconds, 3),
             )
             checkpoints.save(state, progress, accuracy=widest)

@@ -1,0 +1,192 @@
+"""Before any work: what a recipe and a run are, and every check there is."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from rich.console import Console
+
+import mslice_jax as ms
+from mslice_jax import data
+from mslice_jax.schedules import Schedule, make_schedule
+from mslice_jax.train import Checkpoints, TrainState, cosine, multi_step, sgd
+
+from .settings import Defaults, Settings, changed, resolve
+
+_OUTPUTS = (
+    "settings.json",
+    "metrics.jsonl",
+    "checkpoints",
+    "summary.json",
+    "accuracy_vs_flops.png",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A network and the settings it is trained with unless flags say otherwise.
+
+    Attributes:
+      name: of the module, and of the folder below runs/.
+      description: what ``--help`` says first.
+      model: builds the network from depth, num_classes and widen.
+      digits: defaults for digits.
+      cifar: defaults for everything else, the original's.
+    """
+
+    name: str
+    description: str
+    model: Callable[..., nn.Module]
+    digits: Defaults
+    cifar: Defaults
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """All that training needs, checked."""
+
+    settings: Settings
+    model_name: str
+    dataset: data.Dataset
+    state: TrainState
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    schedule: Schedule
+    steps_per_epoch: int
+    checkpoints: Checkpoints
+
+
+def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
+    """Check everything there is to check, cheapest first, and build what is needed.
+
+    Raises:
+      ValueError, OSError, CheckpointError: for whatever does not fit.
+    """
+    defaults = recipe.digits if settings.dataset == "digits" else recipe.cifar
+    settings = resolve(settings, recipe.name, defaults)
+    schedule = make_schedule(
+        settings.schedule,
+        settings.rates,
+        num_random=settings.num_random,
+        weights=settings.rate_weights,
+        seed=settings.seed,
+    )
+    size = {"depth": settings.depth, "widen": settings.widen}
+    recipe.model(**size, num_classes=10)  # a wrong depth should not wait for the data
+    workdir = cast(Path, settings.workdir)
+    _check_writable(workdir)
+
+    dataset = data.load(
+        settings.dataset,
+        settings.data_dir,
+        train_examples=settings.train_examples,
+        seed=settings.seed,
+    )
+    batch_size = cast(int, settings.batch_size)
+    steps_per_epoch = data.steps_per_epoch(len(dataset.x_train), batch_size)
+    learning_rate = (cosine if settings.cosine else multi_step)(
+        cast(float, settings.lr),
+        epochs=cast(int, settings.epochs),
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=cast(int, settings.warmup_epochs),
+    )
+    optimizer = sgd(learning_rate, weight_decay=settings.weight_decay)
+
+    model = recipe.model(**size, num_classes=dataset.num_classes)
+    model_name = f"{type(model).__name__}-{settings.depth}"
+    if settings.widen != 1:
+        model_name += f" x{settings.widen:g}"
+    net_key, run_key = jax.random.split(jax.random.key(settings.seed))
+    images = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), jnp.float32)
+    net = ms.upgrade(
+        model,
+        _initialize(model, net_key, dataset.image_shape),
+        images,
+        rates=settings.rates,
+        groups=settings.groups,
+        norm=settings.norm,
+    )
+    state = TrainState.create(net, optimizer, key=run_key)
+
+    if not settings.resume:
+        _move_aside(workdir, console)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        about={"model": model_name, "norm": settings.norm, "groups": settings.groups},
+        report=lambda text: console.print(f"Warning: {text}", style="yellow"),
+    )
+    if checkpoints.steps():
+        checkpoints.check(state)
+        _check_same_settings(workdir, settings)
+    return Run(
+        settings=settings,
+        model_name=model_name,
+        dataset=dataset,
+        state=state,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        steps_per_epoch=steps_per_epoch,
+        checkpoints=checkpoints,
+    )
+
+
+def _initialize(
+    model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Fresh variables, in one compiled program."""
+    # It runs once: LLVM would take six seconds to optimize it, and takes one not to.
+    quick = {"xla_backend_optimization_level": 0}
+    options = quick if jax.default_backend() == "cpu" else None
+    init = jax.jit(model.init, compiler_options=options)
+    return init(key, jnp.zeros((1, *image_shape)))
+
+
+def _check_writable(workdir: Path) -> None:
+    """Raise OSError unless files can be made in `workdir`, which is made if absent."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"expected a folder to write to as --workdir, got {workdir} "
+            f"({error.strerror}). Choose another."
+        ) from error
+
+
+def _check_same_settings(workdir: Path, settings: Settings) -> None:
+    """Raise ValueError if the run in `workdir` cannot go on with these settings."""
+    try:
+        saved = json.loads((workdir / "settings.json").read_text())
+    except (OSError, ValueError):
+        return  # nothing to compare with; the checkpoint itself was compared
+    differences = changed(saved, settings)
+    if saved.get("epochs", 0) > cast(int, settings.epochs):
+        differences.append(f"--epochs was {saved['epochs']} and is {settings.epochs}")
+    if differences:
+        raise ValueError(
+            f"{workdir} holds a run with other settings: {'; '.join(differences)}. "
+            "Give the same ones to go on with it, another --workdir, or --no-resume."
+        )
+
+
+def _move_aside(workdir: Path, console: Console) -> None:
+    """Move what an earlier run left into a folder of its own; nothing is deleted."""
+    old = [workdir / name for name in _OUTPUTS if (workdir / name).exists()]
+    if not old:
+        return
+    number = 1
+    while (target := workdir / f"previous-{number}").exists():
+        number += 1
+    target.mkdir()
+    for path in old:
+        path.rename(target / path.name)
+    console.print(f"The earlier run is now in {target}.", highlight=False)
