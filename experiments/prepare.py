@@ -71,6 +71,8 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
     """
     defaults = recipe.digits if settings.dataset == "digits" else recipe.cifar
     settings = resolve(settings, recipe.name, defaults)
+    if not 0 <= settings.seed < 2**32:
+        raise ValueError(f"expected a --seed from 0 to 2^32 - 1, got {settings.seed}.")
     schedule = make_schedule(
         settings.schedule,
         settings.rates,

@@ -2,7 +2,8 @@
 
 A recipe is a network and its defaults (`Recipe`); `main` is the command. All checks
 come before any work (`prepare`), and a setting that does not fit ends the command with
-one line and exit code 2. A run leaves in its workdir::
+one line and exit code 2. Ctrl-C saves behind the step under way and says how to go on;
+a second one stops at once. A run leaves in its workdir::
 
     settings.json            the settings, defaults filled in
     metrics.jsonl            losses every ten steps, accuracies every epoch
@@ -53,7 +54,7 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     console = Console()
     try:
         run = prepare(recipe, settings, console)
-    except (ValueError, TypeError, OSError, CheckpointError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
         print("\nInterrupted before training began; nothing was changed.")
@@ -158,9 +159,10 @@ def _evaluate(run: Run) -> Evaluate:
     if run.settings.norm != "shared":
         return evaluate
     # One batch norm for all rates has statistics of none: they are measured first.
-    images = run.dataset.x_train[: min(len(run.dataset.x_train), 1024)]
-    parts = [normalize(jnp.asarray(images[i : i + 128])) for i in range(0, 1024, 128)]
-    parts = [part for part in parts if len(part) == len(parts[0])]
+    images = run.dataset.x_train[:1024]
+    size = min(128, len(images))
+    starts = range(0, len(images) - size + 1, size)
+    parts = [normalize(jnp.asarray(images[start : start + size])) for start in starts]
     return lambda net: evaluate(ms.calibrate(net, parts))
 
 

@@ -154,6 +154,7 @@ NPZ_WITHOUT_LABELS = {
         (["--weight-decay", "-1"], "weight decay"),
         (["--warmup-epochs", "99"], "warm-up"),
         (["--batch-size", "5000"], "--batch-size"),
+        (["--seed", "-1", "--schedule", "static"], "--seed"),
         (["--train-examples", "0"], "--train-examples"),
         (["--dataset", "npz"], "--data-dir"),
         (["--dataset", "npz", "--data-dir", "nowhere.npz"], "nowhere.npz"),
