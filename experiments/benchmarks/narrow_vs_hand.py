@@ -222,7 +222,8 @@ def show(rows: list[Row], analysis: dict[str, Any]) -> None:
     """Prints the table."""
     title = "time (and FLOPs) over that of the network written by hand"
     table = rich.table.Table(title=title, box=rich.box.SIMPLE)
-    for heading in ["model", "batch", "rate", "hand/ms", "extracted", "repeated", "full", "FLOPs"]:
+    measured = "hand/ms", "extracted", "repeated", "full", "FLOPs"
+    for heading in ("model", "batch", "rate", *measured):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
