@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from .norms import LinenFunction
-from .sliceable import Sliceable, define, merge, slice_apply
+from .run import merge
+from .sliceable import Sliceable, define, slice_apply
 
 
 def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sliceable:

@@ -101,11 +101,6 @@ def shape(axes: Sequence[Axis], widths: Widths = FULL) -> tuple[Any, ...]:
     return tuple(width(axis, widths) for axis in axes)
 
 
-def narrows(axis: Axis) -> bool:
-    """Whether the axis has a unit anywhere in its expression."""
-    return bool(groups_in(axis))
-
-
 def groups_in(axis: Axis) -> tuple[str, ...]:
     """The groups of the units in the expression, in the order they are written."""
     match axis:

@@ -14,8 +14,8 @@ import numpy as np
 
 from . import dims
 from .analysis import FixedAxis, PlanError, WidthGroup
-from .dims import Axis, Widths
-from .rates import is_exact, width
+from .dims import Axis
+from .rates import is_exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +181,3 @@ def check_exact(plan: WidthPlan) -> None:
 def _unknown_group(name: str, groups: Mapping[str, Any]) -> str:
     known = ", ".join(map(repr, list(groups)[:8]))
     return f"there is no width group {name!r}; the plan has {known}."
-
-
-__all__ = [
-    "LeafAxes",
-    "PlanError",
-    "WidthPlan",
-    "Widths",
-    "check_exact",
-    "path_name",
-    "width",
-]

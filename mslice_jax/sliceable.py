@@ -20,21 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from . import dims
 from .analysis import UNREAD, Parameter, PlanError, discover
 from .checks import (
     check_fit,
-    check_ranks,
     check_rules,
-    check_shapes,
     explained,
     nothing_narrows,
 )
-from .narrow import evaluate
 from .norms import LinenFunction, PlainFunction, adapt
 from .plan import LeafAxes, WidthPlan, check_exact, path_name
 from .program import Call, Definition, Function, trace, type_of
 from .rates import RateError, check_rate, check_rates, rate_key
+from .run import run, slice_variables
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -245,8 +242,8 @@ def slice_apply(
     updates = definition.function.updates(call_kwargs)
     narrow = None if updates else _kept_variables(params, rate)
     if narrow is None:
-        return _run(definition, rate, source, call, params.variables, arrays)
-    return _run(definition, rate, rate, call, narrow, arrays)
+        return run(definition, rate, source, call, params.variables, arrays)
+    return run(definition, rate, rate, call, narrow, arrays)
 
 
 def extract(net: Sliceable, rate: float) -> Sliceable:
@@ -273,87 +270,6 @@ def extract(net: Sliceable, rate: float) -> Sliceable:
     return Sliceable(_without_wider(net, sliced, rate), net.definition, rate)
 
 
-# -- running
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(
-    definition: Definition,
-    rate: float,
-    source: float,
-    call: Call,
-    variables: Any,
-    arrays: list[Any],
-) -> Any:
-    """Slices the variables from `source` to `rate`, and runs the narrow program."""
-    plan = definition.plan
-    types = _full_types(plan, variables, source)
-    check_ranks(definition, call, arrays)
-    try:
-        program = definition.program(rate, call, types, [type_of(x) for x in arrays])
-    except PlanError:
-        raise
-    except Exception as error:
-        check_shapes(definition, call, arrays, error)
-        raise
-    kept = plan.widths(rate)
-    narrow = plan.slice(variables, rate, source=source)
-    outs = evaluate(
-        program.analysis,
-        program.analysis.frame,
-        kept,
-        [*jax.tree.leaves(narrow), *arrays],
-    )
-    result = jax.tree.unflatten(program.tree, outs)
-    _, kwargs = call.join(arrays)
-    if definition.function.updates(kwargs):
-        y, updates = result
-        return y, _updates_put_back(plan, variables, updates, rate, source)
-    return result
-
-
-def _updates_put_back(
-    plan: WidthPlan, variables: Any, updates: Any, rate: float, source: float
-) -> Any:
-    """Updated collections at the shapes of the variables; others as they come."""
-    if rate == source:
-        return _merge_collections(variables, updates)
-    have = {
-        path_name(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
-    }
-    kept, origin = plan.widths(rate), plan.widths(source)
-
-    def put(path: Any, leaf: Any) -> Any:
-        name = path_name(path)
-        axes = plan.leaf(name)
-        if name not in have or axes is None:
-            return leaf
-        return dims.put_back(have[name], leaf, axes.axes, kept, origin)
-
-    put_back = jax.tree_util.tree_map_with_path(put, updates)
-    return _merge_collections(variables, put_back)
-
-
-def _merge_collections(variables: Any, updates: Any) -> Any:
-    """Updates with what they leave out: the norms of other rates."""
-    return {
-        name: merge(variables[name], update) if name in variables else update
-        for name, update in updates.items()
-    }
-
-
-def merge(tree: Any, update: Any) -> Any:
-    """A nested mapping with some of its branches replaced."""
-    if not isinstance(update, Mapping) or not isinstance(tree, Mapping):
-        return update
-    merged = {
-        key: merge(tree[key], update[key]) if key in update else tree[key]
-        for key in tree
-    }
-    return {**merged, **{key: update[key] for key in update if key not in tree}}
-
-
 def _kept_variables(net: Sliceable, rate: float) -> Any:
     """The narrow variables, cut once and kept with the network; None under a trace."""
     if rate not in net._narrow:
@@ -364,38 +280,9 @@ def _kept_variables(net: Sliceable, rate: float) -> Any:
             # Also while something else is being traced that holds these weights as
             # constants: what is kept must be arrays, never tracers.
             with jax.ensure_compile_time_eval():
-                narrow = _slice(net.definition, rate, net.rate, net.variables)
+                narrow = slice_variables(net.definition, rate, net.rate, net.variables)
         net._narrow[rate] = narrow
     return net._narrow[rate]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _slice(definition: Definition, rate: float, source: float, variables: Any) -> Any:
-    return definition.plan.slice(variables, rate, source=source)
-
-
-def _full_types(plan: WidthPlan, variables: Any, source: float) -> Any:
-    """The types of the variables at full width; their shapes are checked."""
-    at = plan.widths(source)
-    wrong = []
-
-    def full(path: Any, x: Any) -> Any:
-        name = path_name(path)
-        leaf = plan.leaf(name)
-        expected = dims.shape(leaf.axes, at) if leaf is not None else None
-        if leaf is None or expected != tuple(x.shape):
-            wrong.append(f"  {name}: expected {expected}, got {tuple(x.shape)}")
-            return x
-        return jax.ShapeDtypeStruct(dims.shape(leaf.axes), x.dtype)
-
-    types = jax.tree_util.tree_map_with_path(full, variables)
-    if wrong:
-        raise ValueError(
-            f"the variables do not fit the plan at rate {source:g}:\n"
-            + "\n".join(wrong[:8])
-            + "\nPass the tree that `upgrade` returned, with leaves of the same shapes."
-        )
-    return types
 
 
 def _declared(net: Sliceable, rate: object) -> float:

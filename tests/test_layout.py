@@ -27,6 +27,7 @@ ROWS = (
     {"norms"},
     {"program"},
     {"checks"},
+    {"run"},
     {"sliceable", "module"},  # net.module makes the one, which holds the other
     {"report", "calibration"},
     {"nn", "models", "schedules", "data"},

@@ -1,0 +1,128 @@
+"""Running a network at a rate: slice its variables, evaluate its program narrow.
+
+Each function here is one compiled program per rate and shape of input: everything but
+the arrays is a static argument.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from . import dims
+from .analysis import PlanError
+from .checks import check_ranks, check_shapes
+from .narrow import evaluate
+from .plan import WidthPlan, path_name
+from .program import Call, Definition, type_of
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def run(
+    definition: Definition,
+    rate: float,
+    source: float,
+    call: Call,
+    variables: Any,
+    arrays: list[Any],
+) -> Any:
+    """Slices the variables from `source` to `rate`, and runs the narrow program."""
+    plan = definition.plan
+    types = _full_types(plan, variables, source)
+    check_ranks(definition, call, arrays)
+    try:
+        program = definition.program(rate, call, types, [type_of(x) for x in arrays])
+    except PlanError:
+        raise
+    except Exception as error:
+        check_shapes(definition, call, arrays, error)
+        raise
+    kept = plan.widths(rate)
+    narrow = plan.slice(variables, rate, source=source)
+    outs = evaluate(
+        program.analysis,
+        program.analysis.frame,
+        kept,
+        [*jax.tree.leaves(narrow), *arrays],
+    )
+    result = jax.tree.unflatten(program.tree, outs)
+    _, kwargs = call.join(arrays)
+    if definition.function.updates(kwargs):
+        y, updates = result
+        return y, _updates_put_back(plan, variables, updates, rate, source)
+    return result
+
+
+def _updates_put_back(
+    plan: WidthPlan, variables: Any, updates: Any, rate: float, source: float
+) -> Any:
+    """Updated collections at the shapes of the variables; others as they come."""
+    if rate == source:
+        return _merge_collections(variables, updates)
+    have = {
+        path_name(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    kept, origin = plan.widths(rate), plan.widths(source)
+
+    def put(path: Any, leaf: Any) -> Any:
+        name = path_name(path)
+        axes = plan.leaf(name)
+        if name not in have or axes is None:
+            return leaf
+        return dims.put_back(have[name], leaf, axes.axes, kept, origin)
+
+    put_back = jax.tree_util.tree_map_with_path(put, updates)
+    return _merge_collections(variables, put_back)
+
+
+def _merge_collections(variables: Any, updates: Any) -> Any:
+    """Updates with what they leave out: the norms of other rates."""
+    return {
+        name: merge(variables[name], update) if name in variables else update
+        for name, update in updates.items()
+    }
+
+
+def merge(tree: Any, update: Any) -> Any:
+    """A nested mapping with some of its branches replaced."""
+    if not isinstance(update, Mapping) or not isinstance(tree, Mapping):
+        return update
+    merged = {
+        key: merge(tree[key], update[key]) if key in update else tree[key]
+        for key in tree
+    }
+    return {**merged, **{key: update[key] for key in update if key not in tree}}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def slice_variables(
+    definition: Definition, rate: float, source: float, variables: Any
+) -> Any:
+    """The variables, which are at `source`, at a rate."""
+    return definition.plan.slice(variables, rate, source=source)
+
+
+def _full_types(plan: WidthPlan, variables: Any, source: float) -> Any:
+    """The types of the variables at full width; their shapes are checked."""
+    at = plan.widths(source)
+    wrong = []
+
+    def full(path: Any, x: Any) -> Any:
+        name = path_name(path)
+        leaf = plan.leaf(name)
+        expected = dims.shape(leaf.axes, at) if leaf is not None else None
+        if leaf is None or expected != tuple(x.shape):
+            wrong.append(f"  {name}: expected {expected}, got {tuple(x.shape)}")
+            return x
+        return jax.ShapeDtypeStruct(dims.shape(leaf.axes), x.dtype)
+
+    types = jax.tree_util.tree_map_with_path(full, variables)
+    if wrong:
+        raise ValueError(
+            f"the variables do not fit the plan at rate {source:g}:\n"
+            + "\n".join(wrong[:8])
+            + "\nPass the tree that `upgrade` returned, with leaves of the same shapes."
+        )
+    return types
