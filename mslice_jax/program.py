@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from jax.core import Tracer
 
 from .analysis import Analysis, follow
@@ -183,6 +184,8 @@ def type_of(x: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an array, weak types kept."""
     if isinstance(x, jax.ShapeDtypeStruct):
         return x
+    if isinstance(x, (np.ndarray, np.generic)):  # int64 becomes what JAX makes of it
+        return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
     weak = bool(getattr(x, "weak_type", False))
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=weak)
 
