@@ -10,6 +10,7 @@ factors of a product the outermost that can narrow does, and the others stay who
 group norms narrow by groups and attention by heads (Model Slicing, section 3.2).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,12 +35,34 @@ class PlanError(ValueError):
 class Parameter:
     """An array that the plan may narrow: where it is in the tree of variables.
 
-    `same_as` is the number of the input whose axes it shares: the batch norm of another
-    rate, which this trace does not read.
+    Attributes:
+      path: such as 'params/Dense_0/kernel'.
+      same_as: the number of the input whose axes it shares: the batch norm of another
+        rate, which this trace does not read.
+      whole: why it keeps the size of an axis, by axis, where the user asked for that.
+      inner: axes of which the innermost factor narrows instead of the outermost.
     """
 
     path: str
     same_as: int | None = None
+    whole: Mapping[int, str] = field(default_factory=dict)
+    inner: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """What stays or goes together, where the network leaves it open.
+
+    Attributes:
+      groups: an axis that the network itself does not split is dealt out into this
+        many units, if they divide it.
+      multiple_of: widths are rounded to a multiple of this, entries of an array.
+      min_width: how many entries are kept at least.
+    """
+
+    groups: int = 8
+    multiple_of: int = 1
+    min_width: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +72,40 @@ class WidthGroup:
     Attributes:
       size: the full number of indices.
       unit: how many indices stay or go together.
+      minimum: how many indices are kept at least.
+      span: how many entries of an array an index stands for: the head size where heads
+        narrow, 1 where the axis is not split.
       leaves: (path, axis) of every array of the variables that it runs through.
     """
 
     size: int
     unit: int
+    minimum: int = 1
+    span: int = 1
     leaves: tuple[tuple[str, int], ...] = ()
 
     def width(self, rate: float) -> int:
         """How many indices the rate keeps."""
-        return rates_lib.width(self.size, rate, self.unit)
+        return rates_lib.width(self.size, rate, self.unit, self.minimum)
+
+    def is_exact(self, rate: float) -> bool:
+        """Whether that is exactly the rate's share."""
+        return rates_lib.is_exact(self.size, rate, self.unit, self.minimum)
 
 
 @dataclass(slots=True)
 class Analysis:
-    """A jaxpr that has been read: the axes of everything in it."""
+    """A jaxpr that has been read: the axes of everything in it.
+
+    `orders` has the groups whose indices the variables hold in another order than the
+    constants of the program: what stood at `orders[group][i]` stands at i.
+    """
 
     closed: core.ClosedJaxpr
     frame: Frame
     groups: dict[str, WidthGroup]
     equations: Equations
+    orders: Mapping[str, np.ndarray] = field(default_factory=dict)
     _memo: dict[Dim, Axis] = field(default_factory=dict)
 
     def axes(self, dims: Sequence[Dim]) -> tuple[Axis, ...]:
@@ -82,14 +119,14 @@ class Analysis:
         outs: Sequence[Sequence[Axis] | None],
     ) -> "Analysis":
         """Reads a program that takes and gives arrays with axes of this one."""
-        return follow(closed, self.groups, ins, outs)
+        return follow(closed, self.groups, ins, outs, self.orders)
 
 
 def discover(
     closed: core.ClosedJaxpr,
     kinds: Sequence[Parameter | str],
     returns: Sequence[int | str | None],
-    groups: int,
+    units: Units = Units(),
 ) -> tuple[Analysis, list[tuple[Axis, ...]], list["FixedAxis"]]:
     """Reads a program for the first time and decides what narrows.
 
@@ -98,8 +135,7 @@ def discover(
       kinds: for each input a `Parameter`, or a reason why its axes are fixed.
       returns: for each output the number of the input that it updates (batch
         statistics), a reason why its axes are fixed, or None: whatever comes.
-      groups: an axis that the network itself does not split is dealt out into this
-        many units, if they divide it.
+      units: what stays or goes together where the network leaves it open.
 
     Returns:
       The analysis, the axes of every input, and the axes of parameters that are fixed.
@@ -107,8 +143,13 @@ def discover(
     equations = Equations()
     values = []
     for var, kind in zip(closed.jaxpr.invars, kinds, strict=True):
-        reason = Reason(kind) if isinstance(kind, str) else None
-        values.append(Value(tuple(Dim(size, reason) for size in var.aval.shape)))
+        shape = var.aval.shape
+        whole = kind.whole if isinstance(kind, Parameter) else {}
+        texts = [whole.get(i) for i in range(len(shape))]
+        if isinstance(kind, str):
+            texts = [kind] * len(shape)
+        why = [None if text is None else Reason(text) for text in texts]
+        values.append(Value(tuple(map(Dim, shape, why))))
     for i, kind in enumerate(kinds):
         if isinstance(kind, Parameter) and kind.same_as is not None:
             values[i] = values[kind.same_as]
@@ -122,12 +163,12 @@ def discover(
             for dim in out.dims:
                 equations.fix(dim, back)
     parameters = [
-        (kind.path, value.dims)
+        (kind, value.dims)
         for kind, value in zip(kinds, values, strict=True)
         if isinstance(kind, Parameter)
     ]
     _fix_unread(closed, kinds, values, returns, equations)
-    found = _decide(parameters, equations, groups)
+    found = _decide(parameters, equations, units)
     analysis = Analysis(closed, frame, found, equations)
     axes = [analysis.axes(value.dims) for value in values]
     return analysis, axes, _fixed_axes(parameters)
@@ -138,6 +179,7 @@ def follow(
     groups: Mapping[str, WidthGroup],
     ins: Sequence[Sequence[Axis]],
     outs: Sequence[Sequence[Axis] | None],
+    orders: Mapping[str, np.ndarray] | None = None,
 ) -> Analysis:
     """Reads another program under a plan that is made.
 
@@ -146,6 +188,7 @@ def follow(
       groups: the groups of the plan.
       ins: the axes of every input.
       outs: the axes that every output must have; None for whatever comes.
+      orders: see `Analysis`.
 
     Raises:
       PlanError: if the program splits, fixes or ties units of the plan otherwise.
@@ -190,7 +233,7 @@ def follow(
             + "\nUpgrade with the call that asks for the most (for example in training "
             "mode, or with this input shape), or keep these calls alike."
         )
-    return Analysis(closed, frame, dict(groups), equations)
+    return Analysis(closed, frame, dict(groups), equations, orders or {})
 
 
 class _Seeded(Equations):
@@ -237,8 +280,9 @@ def walk(
         for var in eqn.invars:
             if isinstance(var, core.Literal) and np.ndim(var.val):
                 frame.values[id(var)] = _constant(var.aval, var.val)
-        equations.why = Reason(eqn.primitive.name, (eqn.source_info, *sources))
-        rule = RULES.get(eqn.primitive.name, NO_RULE)
+        name = eqn.primitive.name
+        equations.why = Reason(name, (eqn.source_info, *sources), name)
+        rule = RULES.get(name, NO_RULE)
         results = rule.tie(Tie(frame, index, equations, call))
         for var, result in zip(eqn.outvars, results, strict=True):
             if not isinstance(result, Value):
@@ -291,10 +335,52 @@ def _fix_unread(
 
 
 def _decide(
-    parameters: Sequence[tuple[str, Sequence[Dim]]], equations: Equations, groups: int
+    parameters: Sequence[tuple[Parameter, Sequence[Dim]]],
+    equations: Equations,
+    units: Units,
 ) -> dict[str, WidthGroup]:
-    """Fixes the inner factors, names what is left, and sets the units."""
+    """Fixes the other factors of products, names what is left, and sets the units."""
+    spans = _one_factor_narrows(parameters, equations)
+    leaves: dict[Dim, list[tuple[str, int, int]]] = {}  # path, axis, rank
+    for kind, dims in parameters:
+        for axis, dim in enumerate(dims):
+            for atom in dict.fromkeys(atoms(dim)):
+                if atom.fixed is None and atom.size > 1:
+                    leaves.setdefault(atom, []).append((kind.path, axis, len(dims)))
+    found: dict[str, WidthGroup] = {}
+    for atom, places in leaves.items():
+        # An index that stands for several of a split axis is a unit of its own.
+        split_by_network = atom in spans or atom.size % units.groups != 0
+        unit = 1 if split_by_network else atom.size // units.groups
+        span = spans.get(atom, 1)
+        step = units.multiple_of // math.gcd(units.multiple_of, span)
+        atom.group = _name(places, found)
+        found[atom.group] = WidthGroup(
+            size=atom.size,
+            unit=math.lcm(unit, step),
+            minimum=min(atom.size, math.ceil(units.min_width / span)),
+            span=span,
+            leaves=tuple((path, axis) for path, axis, _ in places),
+        )
+    return found
+
+
+def _one_factor_narrows(
+    parameters: Sequence[tuple[Parameter, Sequence[Dim]]], equations: Equations
+) -> dict[Dim, int]:
+    """Of the factors of every product keeps one that narrows, and fixes the others.
+
+    Returns:
+      For each outer factor that narrows: how many entries one of its indices stands
+      for, counting what would have narrowed in its place.
+    """
     tied = {atom for _, dims in parameters for dim in dims for atom in atoms(dim)}
+    from_within = {
+        atom
+        for kind, dims in parameters
+        for axis in kind.inner
+        for atom in atoms(dims[axis])
+    }
 
     def can_narrow(dim: Dim) -> bool:
         return any(
@@ -302,33 +388,31 @@ def _decide(
         )
 
     products = [[f for d in dims for f in factors(d)] for dims in equations.products]
+    # The user's choice comes before what follows from it.
+    asked = [
+        parts[::-1]
+        for parts in products
+        if any(atom in from_within for part in parts for atom in atoms(part))
+    ]
+    stays = Reason("stays whole: another factor of a split narrows")
     changed = True
     while changed:  # fixing one factor can leave another product with nothing to keep
         changed = False
-        for parts in products:
-            outer = next((part for part in parts if can_narrow(part)), None)
-            for part in parts[parts.index(outer) + 1 :] if outer is not None else ():
-                if any(atom.fixed is None for atom in atoms(part)):
-                    changed = True
-                    equations.fix(
-                        part, Reason("stays whole: the inner part of a split")
-                    )
-    # An index that stands for several of a split axis is a unit of the network's own.
-    bundles = {a for parts in products for p in parts[:-1] for a in atoms(p)}
-    leaves: dict[Dim, list[tuple[str, int, int]]] = {}  # path, axis, rank
-    for path, dims in parameters:
-        for axis, dim in enumerate(dims):
-            for atom in dict.fromkeys(atoms(dim)):
-                if atom.fixed is None and atom.size > 1:
-                    leaves.setdefault(atom, []).append((path, axis, len(dims)))
-    found: dict[str, WidthGroup] = {}
-    for atom, places in leaves.items():
-        split_by_network = atom in bundles or atom.size % groups != 0
-        unit = 1 if split_by_network else atom.size // groups
-        atom.group = _name(places, found)
-        where = tuple((path, axis) for path, axis, _ in places)
-        found[atom.group] = WidthGroup(atom.size, unit, where)
-    return found
+        for parts in (*asked, *products):
+            narrows = [part for part in parts if can_narrow(part)]
+            for part in narrows[1:]:
+                changed = True
+                equations.fix(part, stays)
+    spans: dict[Dim, int] = {}
+    for parts in products:
+        for i, part in enumerate(parts[:-1]):
+            held = [
+                p for p in parts[i + 1 :] if all(a.fixed is stays for a in atoms(p))
+            ]
+            span = math.prod(find(other).size for other in held)
+            for atom in atoms(part):
+                spans[atom] = max(span, spans.get(atom, 1))
+    return spans
 
 
 def _name(places: Sequence[tuple[str, int, int]], taken: Mapping[str, Any]) -> str:
@@ -353,13 +437,13 @@ class FixedAxis:
 
 
 def _fixed_axes(
-    parameters: Sequence[tuple[str, Sequence[Dim]]],
+    parameters: Sequence[tuple[Parameter, Sequence[Dim]]],
 ) -> list[FixedAxis]:
     fixed = []
-    for path, dims in parameters:
+    for kind, dims in parameters:
         for axis, dim in enumerate(dims):
             parts = list(atoms(dim))
             reasons = [atom.fixed for atom in parts if atom.fixed is not None]
             if len(reasons) == len(parts) and find(dim).size != 1:
-                fixed.append(FixedAxis(path, axis, find(dim).size, reasons[0]))
+                fixed.append(FixedAxis(kind.path, axis, find(dim).size, reasons[0]))
     return fixed

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .norms import LinenFunction
+from .functions.base import ModuleFunction
 from .run import merge
 from .sliceable import Sliceable, define, slice_apply
 
@@ -31,10 +31,10 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
       ValueError: for another norm strategy, an extracted network, or no batches.
     """
     function = net.definition.function
-    if not isinstance(function, LinenFunction) or function.norm != "shared":
+    if not isinstance(function, ModuleFunction) or function.norm != "shared":
         kind = getattr(function, "norm", "a plain function")
         raise ValueError(
-            "calibrate expects a Linen module upgraded with norm='shared'; got "
+            "calibrate expects a Flax model upgraded with norm='shared'; got "
             f"{kind!r}. The other strategies need no calibration."
         )
     if net.rate != 1.0:
@@ -63,14 +63,12 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
     return _derived(net, per_rate, {**variables, "batch_stats": stats})
 
 
-def _derived(net: Sliceable, function: LinenFunction, variables: Any) -> Sliceable:
+def _derived(net: Sliceable, function: ModuleFunction, variables: Any) -> Sliceable:
     """The network with another function; its programs are kept for the next time."""
     base = net.definition
     if function.measure not in base.derived:
-        again = define(
-            function, variables, base.call, base.arrays, net.plan.rates, base.groups
-        )
-        base.derived[function.measure] = again.definition
+        again = define(function, variables, base.call, base.arrays, base.settings)
+        base.derived[function.measure] = replace(again.definition, orders=base.orders)
     return Sliceable(variables, base.derived[function.measure])
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from .analysis import PlanError
+from .analysis import Parameter, PlanError
+from .patterns import matches, no_match
 from .plan import WidthPlan, path_name
-from .program import Call, Definition, is_array, type_of
+from .program import Call, Definition, Settings, is_array, type_of
 from .rates import RateError
 from .rules import NO_RULE_TEXT
 
@@ -83,6 +84,50 @@ def _misfits(
         for name in sorted({*want, *have})
         if want.get(name) != have.get(name)
     ]
+
+
+def choices(settings: Settings, ranks: Mapping[str, int]) -> dict[str, Parameter]:
+    """For each parameter what the patterns of the settings say of its axes.
+
+    Args:
+      settings: what the user chose.
+      ranks: how many axes each parameter has, by path.
+
+    Raises:
+      PlanError: if a pattern matches nothing.
+    """
+    axes = [(path, axis) for path, rank in ranks.items() for axis in range(rank)]
+
+    def named(argument: str, patterns: Sequence[str]) -> dict[tuple[str, int], str]:
+        """The axes that some pattern names, with the first that does."""
+        found: dict[tuple[str, int], str] = {}
+        for pattern in patterns:
+            hits = [(p, axis) for p, axis in axes if matches(pattern, p, axis)]
+            if not hits:
+                raise PlanError(no_match(pattern, ranks, argument))
+            for hit in hits:
+                found.setdefault(hit, pattern)
+        return found
+
+    include = named("include", settings.include)
+    exclude = named("exclude", settings.exclude)
+    inner = named("inner", settings.inner)
+    whole: dict[str, dict[int, str]] = {path: {} for path in ranks}
+    for path, axis in axes:
+        if settings.include and (path, axis) not in include:
+            whole[path][axis] = f"not in include={', '.join(settings.include)}"
+        elif (path, axis) in exclude:
+            whole[path][axis] = f"excluded by {exclude[path, axis]!r}"
+    return {
+        path: Parameter(
+            path,
+            whole=whole[path],
+            inner=frozenset(
+                axis for axis in range(ranks[path]) if (path, axis) in inner
+            ),
+        )
+        for path in ranks
+    }
 
 
 def nothing_narrows(plan: WidthPlan) -> str:

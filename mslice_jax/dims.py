@@ -137,6 +137,27 @@ def indices(axis: Axis, of_unit: Mapping[str, np.ndarray]) -> np.ndarray:
             )
 
 
+def owners(axis: Axis, group: str) -> np.ndarray:
+    """For each entry along the full axis the index of the group it belongs to, or -1.
+
+    >>> owners(Product((Unit(2, "heads"), Whole(3))), "heads").tolist()
+    [0, 0, 0, 1, 1, 1]
+    """
+    match axis:
+        case Unit(size, name) if name == group:
+            return np.arange(size)
+        case Unit(size) | Whole(size):
+            return np.full(size, -1)
+        case Product(factors):
+            owner = np.full(1, -1)
+            for factor in factors:
+                inner = owners(factor, group)
+                owner = np.maximum(owner[:, None], inner[None, :]).reshape(-1)
+            return owner
+        case Concat(segments):
+            return np.concatenate([owners(segment, group) for segment in segments])
+
+
 def slice_array(
     x: Any, axes: Sequence[Axis], widths: Widths, source: Widths = FULL
 ) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from .norms import LinenFunction
+from .functions.linen import LinenFunction
 from .program import Definition
 from .sliceable import Sliceable, slice_apply
 

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.extend import core, source_info_util
 
 from .analysis import Analysis
-from .dims import Widths, shape, slice_array
+from .dims import Widths, groups_in, shape, slice_array, take
 from .rules import NO_RULE, RULES, Frame, Narrow
 
 
@@ -73,9 +73,11 @@ def evaluate(
 
 def _cut(analysis: Analysis, frame: Frame, var: Any, value: Any, widths: Widths) -> Any:
     axes = analysis.axes(frame.value(var).dims)
-    if shape(axes, widths) == tuple(np.shape(value)):
+    moved = any(group in analysis.orders for axis in axes for group in groups_in(axis))
+    if not moved and shape(axes, widths) == tuple(np.shape(value)):
         return value
     if isinstance(value, Tracer):
-        return slice_array(value, axes, widths)
+        return slice_array(take(value, axes, analysis.orders), axes, widths)
     with jax.ensure_compile_time_eval():  # cut once, not in every run
-        return slice_array(jnp.asarray(value), axes, widths)
+        value = take(jnp.asarray(value), axes, analysis.orders)
+        return slice_array(value, axes, widths)

@@ -15,7 +15,8 @@ import numpy as np
 from . import dims
 from .analysis import FixedAxis, PlanError, WidthGroup
 from .dims import Axis
-from .rates import is_exact
+from .patterns import names_group, no_match
+from .rates import GroupRates, Rate, RateError, check_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,60 @@ class WidthPlan:
         """The axes of the array at a path such as 'params/Dense_0/kernel'."""
         return self._by_path.get(path)  # type: ignore[attr-defined]
 
-    def widths(self, rate: float) -> dict[str, int]:
+    def widths(self, rate: Rate) -> dict[str, int]:
         """How many indices each group keeps at the rate."""
+        if isinstance(rate, GroupRates):
+            return {name: self.groups[name].width(own) for name, own in rate.rates}
         return {name: group.width(rate) for name, group in self.groups.items()}
 
-    def slice(self, tree: Any, rate: float, *, source: float = 1.0) -> Any:
+    def resolve(self, rate: object, default: Rate = 1.0) -> Rate:
+        """What a user may give as a rate, as one that is static.
+
+        Args:
+          rate: a declared rate; or a mapping from width groups (names or patterns, of
+            several that fit the last counts) to declared rates or 1.
+          default: the rate of groups that a mapping does not name.
+
+        Returns:
+          The rate; a mapping that gives every group one declared rate is that rate.
+
+        Raises:
+          RateError: for a rate that was not declared.
+          PlanError: for a pattern that names no group.
+        """
+        if not isinstance(rate, (Mapping, GroupRates)):
+            return self._declared(check_rate(rate))
+        given = rate.rates if isinstance(rate, GroupRates) else tuple(rate.items())
+        if isinstance(default, GroupRates):
+            chosen = dict(default.rates)
+        else:
+            chosen = dict.fromkeys(self.groups, default)
+        for pattern, one in given:
+            value = check_rate(one)
+            value = value if value == 1.0 else self._declared(value)
+            named = [name for name in self.groups if names_group(pattern, name)]
+            if not named:
+                raise PlanError(no_match(str(pattern), self.groups, "width groups"))
+            chosen.update(dict.fromkeys(named, value))
+        mixed = GroupRates(tuple(chosen.items()))
+        widths = self.widths(mixed)
+        same = [r for r in (*self.rates, 1.0) if self.widths(r) == widths]
+        return same[0] if same else mixed
+
+    def _declared(self, rate: float) -> float:
+        if rate not in self.rates:
+            raise RateError(
+                f"rate {rate:g} was not declared; `upgrade` was given rates="
+                f"{self.rates}. Use one of these, or declare it there."
+            )
+        return rate
+
+    def fits(self, rate: Rate, source: Rate) -> bool:
+        """Whether a tree at `source` holds all that `rate` keeps."""
+        held = self.widths(source)
+        return all(kept <= held[name] for name, kept in self.widths(rate).items())
+
+    def slice(self, tree: Any, rate: Rate, *, source: Rate = 1.0) -> Any:
         """The tree at a rate.
 
         Slicing nests: slicing to a and then, with `source=a`, to b gives what slicing
@@ -75,14 +125,14 @@ class WidthPlan:
             lambda axes, x: dims.slice_array(x, axes, target, origin), tree
         )
 
-    def put_back(self, full: Any, narrow: Any, rate: float) -> Any:
+    def put_back(self, full: Any, narrow: Any, rate: Rate) -> Any:
         """The full tree with what the rate keeps replaced by the narrow tree."""
         kept = self.widths(rate)
         return self._map(
             lambda axes, x, y: dims.put_back(x, y, axes, kept), full, narrow
         )
 
-    def mask(self, tree: Any, rate: float) -> Any:
+    def mask(self, tree: Any, rate: Rate) -> Any:
         """Which entries of the full tree a rate keeps, as arrays of booleans."""
         prefix = {name: np.arange(kept) for name, kept in self.widths(rate).items()}
 
@@ -105,16 +155,20 @@ class WidthPlan:
         Raises:
           PlanError: for an unknown group, or something that is no permutation.
         """
+        self.check_permutations(permutations)
+        return self._map(lambda axes, x: dims.take(x, axes, permutations), tree)
+
+    def check_permutations(self, permutations: Mapping[str, Any]) -> None:
+        """Raises PlanError for an unknown group, or what is no permutation of it."""
         for name, order in permutations.items():
             if name not in self.groups:
-                raise PlanError(_unknown_group(name, self.groups))
+                raise PlanError(no_match(name, self.groups, "permutations"))
             size = self.groups[name].size
             if sorted(np.asarray(order).tolist()) != list(range(size)):
                 raise PlanError(
                     f"expected a permutation of 0..{size - 1} for group {name!r}; got "
                     f"{order!r}."
                 )
-        return self._map(lambda axes, x: dims.take(x, axes, permutations), tree)
 
     def inexact(self) -> list[tuple[str, float, int]]:
         """(group, rate, width) where a group cannot keep exactly its rate."""
@@ -122,10 +176,10 @@ class WidthPlan:
             (name, rate, group.width(rate))
             for name, group in self.groups.items()
             for rate in self.rates
-            if not is_exact(group.size, rate, group.unit)
+            if not group.is_exact(rate)
         ]
 
-    def parameters(self, rate: float, tree: Any = None) -> int:
+    def parameters(self, rate: Rate, tree: Any = None) -> int:
         """How many numbers the tree (by default all of it) holds at the rate."""
         kept = self.widths(rate)
         known = (
@@ -135,6 +189,16 @@ class WidthPlan:
         )
         leaves = jax.tree.leaves(known)
         return sum(int(np.prod(dims.shape(leaf.axes, kept))) for leaf in leaves)
+
+    def elastic_share(self) -> float:
+        """The share of the numbers that some axis which narrows runs through."""
+        total = elastic = 0
+        for leaf in jax.tree.leaves(self.axes):
+            count = int(np.prod(dims.shape(leaf.axes)))
+            total += count
+            if any(dims.groups_in(axis) for axis in leaf.axes):
+                elastic += count
+        return elastic / total if total else 0.0
 
     def _map(self, f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
         def at(path: Any, x: Any, *others: Any) -> Any:
@@ -166,7 +230,7 @@ def check_exact(plan: WidthPlan) -> None:
         for name, rate, got in inexact[:8]:
             group = plan.groups[name]
             lines.append(
-                f"  {name}: {group.size // group.unit} units of {group.unit}, so rate "
+                f"  {name}: {group.size / group.unit:g} units of {group.unit}, so rate "
                 f"{rate:g} keeps {got} of {group.size} indices, not "
                 f"{rate * group.size:g}"
             )
@@ -176,8 +240,3 @@ def check_exact(plan: WidthPlan) -> None:
             + "\nChoose rates or `groups` that the sizes can honour, or pass "
             "strict=False to accept the rounding."
         )
-
-
-def _unknown_group(name: str, groups: Mapping[str, Any]) -> str:
-    known = ", ".join(map(repr, list(groups)[:8]))
-    return f"there is no width group {name!r}; the plan has {known}."

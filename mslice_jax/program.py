@@ -6,18 +6,17 @@ which it was called; the same program runs at any rate.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
-from .analysis import Analysis, follow
+from .analysis import Analysis, Units, follow
 from .dims import Axis, Whole
-from .norms import LinenFunction, PlainFunction
+from .functions.base import Function
 from .plan import WidthPlan, path_name
-
-Function: TypeAlias = LinenFunction | PlainFunction
+from .rates import Rate
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,40 @@ class Program:
     tree: Any  # of the output
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose: the arguments of `upgrade` that shape the plan.
+
+    Patterns are those of `mslice_jax.patterns`.
+    """
+
+    rates: tuple[float, ...]
+    units: Units = Units()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    strict: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """The static part of a Sliceable; compared by identity."""
+    """The static part of a Sliceable; compared by identity.
+
+    `orders` tells for each group that `reorder` moved where its indices were: the
+    constants that the function captured stand in the order they were written.
+    """
 
     function: Function
     plan: WidthPlan
     call: Call  # the call that upgrade saw
     arrays: tuple[jax.ShapeDtypeStruct, ...]  # its arrays
-    groups: int
+    settings: Settings
+    orders: Mapping[str, np.ndarray] = field(default_factory=dict)
     derived: dict[Any, "Definition"] = field(default_factory=dict, repr=False)
     _programs: dict[Any, Program] = field(default_factory=dict, repr=False)
 
     def program(
-        self, rate: float, call: Call, variables: Any, arrays: Sequence[Any]
+        self, rate: Rate, call: Call, variables: Any, arrays: Sequence[Any]
     ) -> Program:
         """The program of a call, from types of full-width variables and of arrays."""
         leaves, tree = jax.tree.flatten((variables, list(arrays)))
@@ -106,7 +125,7 @@ class Definition:
         return program
 
     def _read(
-        self, rate: float, call: Call, variables: Any, arrays: Sequence[Any]
+        self, rate: Rate, call: Call, variables: Any, arrays: Sequence[Any]
     ) -> Program:
         traced = trace(self.function, rate, call, variables, arrays)
         paths = [
@@ -125,7 +144,7 @@ class Definition:
                 outs.append(None)
             else:
                 outs.append([Whole(size) for size in aval.shape])
-        analysis = follow(traced.closed, self.plan.groups, ins, outs)
+        analysis = follow(traced.closed, self.plan.groups, ins, outs, self.orders)
         return Program(analysis, traced.tree)
 
 
@@ -147,7 +166,7 @@ class Trace:
 
 
 def trace(
-    function: Function, rate: float, call: Call, variables: Any, arrays: Sequence[Any]
+    function: Function, rate: Rate, call: Call, variables: Any, arrays: Sequence[Any]
 ) -> Trace:
     """Traces a call of the function at full width.
 

@@ -8,6 +8,8 @@ in `width`; nothing else may round.
 import math
 import numbers
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
 
 
 class RateError(ValueError):
@@ -64,29 +66,59 @@ def check_rates(rates: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted(checked))
 
 
-def width(size: int, rate: float, unit: int = 1) -> int:
-    """How many of `size` indices a rate keeps: whole units, at least one.
+def width(size: int, rate: float, unit: int = 1, minimum: int = 1) -> int:
+    """How many of `size` indices a rate keeps: whole units, at least `minimum`.
 
-    The count of units is rounded half to even, as the PyTorch original's `round`.
+    The count of units is rounded half to even, as the PyTorch original's `round`. The
+    last unit may be smaller than the others; rate 1 keeps everything.
 
     Args:
-      size: full size of the axis, a multiple of `unit`.
+      size: full size of the axis.
       rate: slice rate in (0, 1].
       unit: indices that stay or go together.
+      minimum: how many indices are kept at least, as far as there are so many.
 
     >>> width(64, 0.25), width(10, 0.25), width(64, 0.3, unit=8), width(4, 0.1)
     (16, 2, 16, 1)
+    >>> width(100, 0.5, unit=8), width(100, 1.0, unit=8), width(64, 0.1, 8, minimum=12)
+    (48, 100, 16)
     """
-    return unit * max(1, round(rate * (size // unit)))
+    if rate == 1.0:
+        return size
+    units = max(round(rate * size / unit), math.ceil(minimum / unit), 1)
+    return min(size, unit * units)
 
 
-def is_exact(size: int, rate: float, unit: int = 1) -> bool:
+def is_exact(size: int, rate: float, unit: int = 1, minimum: int = 1) -> bool:
     """Whether the rate keeps exactly `rate * size` indices, without rounding.
 
     >>> is_exact(64, 0.25), is_exact(10, 0.25)
     (True, False)
     """
-    return math.isclose(width(size, rate, unit), rate * size, rel_tol=1e-6)
+    kept = width(size, rate, unit, minimum)
+    return math.isclose(kept, rate * size, rel_tol=1e-6)
+
+
+@dataclass(frozen=True)
+class GroupRates:
+    """A rate for every width group: static and hashable, as a single rate is.
+
+    Made by `WidthPlan.resolve` from a mapping of names or patterns to rates.
+    """
+
+    rates: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        shown = [f"{name}: {rate:g}" for name, rate in self.rates[:4]]
+        more = ["..."] if len(self.rates) > 4 else []
+        return "{" + ", ".join(shown + more) + "}"
+
+    def __format__(self, spec: str) -> str:
+        return str(self)  # messages format a rate with ':g', whichever kind it is
+
+
+Rate: TypeAlias = float | GroupRates
+"""One rate for all width groups, or a rate for each."""
 
 
 def rate_key(rate: float) -> str:

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from .analysis import Analysis
+from .flops import elastic_share, flops
 from .plan import WidthPlan
+from .run import full_types
 from .sliceable import Sliceable
 
 
@@ -11,18 +14,47 @@ from .sliceable import Sliceable
 class Report:
     """The plan of a network, to print or, by `to_dict`, to compute with."""
 
-    plan: WidthPlan
+    net: Sliceable
+
+    @property
+    def plan(self) -> WidthPlan:
+        """The plan that it tells of."""
+        return self.net.plan
 
     def to_dict(self) -> dict[str, Any]:
-        """Groups, fixed axes, rounded rates and parameter counts as plain data."""
-        plan = self.plan
+        """The whole report as plain data that JSON can hold.
+
+        Returns:
+          A dict with these keys.
+
+          * ``rates``: the declared rates.
+          * ``parameters``, ``flops``: how many numbers the variables hold, and how many
+            operations the contractions of the call that `upgrade` saw take, by rate.
+          * ``elastic``: the shares of parameters and FLOPs, in [0, 1], that some axis
+            which narrows runs through.
+          * ``groups``: for each group its size, its unit, how many entries of an array
+            an index spans, its width at each rate, and the axes that narrow with it.
+          * ``fixed``: each axis of a parameter that keeps its size, the reason, the
+            primitive that asks for it (empty where the user or the call does), and the
+            user's line.
+          * ``rounded``: where a group cannot keep exactly its rate.
+        """
+        plan, analysis = self.plan, _analysis(self.net)
         return {
             "rates": list(plan.rates),
             "parameters": {str(rate): plan.parameters(rate) for rate in plan.rates},
+            "flops": {
+                str(rate): flops(analysis, plan.widths(rate)) for rate in plan.rates
+            },
+            "elastic": {
+                "parameters": plan.elastic_share(),
+                "flops": elastic_share(analysis),
+            },
             "groups": {
                 name: {
                     "size": group.size,
                     "unit": group.unit,
+                    "span": group.span,
                     "widths": {str(rate): group.width(rate) for rate in plan.rates},
                     "leaves": [f"{path}:{axis}" for path, axis in group.leaves],
                 }
@@ -33,6 +65,7 @@ class Report:
                     "axis": f"{fixed.path}:{fixed.axis}",
                     "size": fixed.size,
                     "reason": fixed.reason.text,
+                    "primitive": fixed.reason.primitive,
                     "where": fixed.reason.where,
                 }
                 for fixed in plan.fixed
@@ -46,13 +79,19 @@ class Report:
     def __str__(self) -> str:
         data = self.to_dict()
         rates = [f"{rate:g}" for rate in self.plan.rates]
-        counts = [f"{data['parameters'][str(rate)]:,}" for rate in self.plan.rates]
-        rows = [["parameters", "", *counts, ""]]
+        counts = [f"{count:,}" for count in data["parameters"].values()]
+        work = [f"{count:.3g}" for count in data["flops"].values()]
+        rows = [["parameters", "", *counts, ""], ["FLOPs", "", *work, ""]]
         for name, group in data["groups"].items():
-            units = f"{group['size'] // group['unit']} x {group['unit']}"
+            units = f"{group['size'] / group['unit']:g} x {group['unit']}"
             widths = [str(width) for width in group["widths"].values()]
             rows.append([name, units, *widths, str(len(group["leaves"]))])
-        lines = [f"{len(self.plan.groups)} groups of axes narrow, each to a prefix:"]
+        elastic = data["elastic"]
+        lines = [
+            f"{len(self.plan.groups)} groups of axes narrow, each to a prefix. They run",
+            f"through {elastic['parameters']:.1%} of the parameters and "
+            f"{elastic['flops']:.1%} of the FLOPs.",
+        ]
         lines += _table(
             [["group", "units", *(f"r={r}" for r in rates), "arrays"], *rows]
         )
@@ -84,10 +123,19 @@ def report(net: Sliceable) -> Report:
     ...     return jnp.tanh(x @ p["w1"]) @ p["w2"]
     >>> p = {"w1": jnp.ones((3, 16)), "w2": jnp.ones((16, 2))}
     >>> net = ms.upgrade(mlp, p, jnp.ones((1, 3)), rates=(0.5, 1.0))
-    >>> print(str(ms.report(net)).splitlines()[3].split())
+    >>> print(str(ms.report(net)).splitlines()[5].split())
     ['w1:1', '8', 'x', '2', '8', '16', '2']
     """
-    return Report(net.plan)
+    return Report(net)
+
+
+def _analysis(net: Sliceable) -> Analysis:
+    definition = net.definition
+    types = full_types(net.plan, net.variables, net.rate)
+    program = definition.program(
+        net.plan.rates[-1], definition.call, types, definition.arrays
+    )
+    return program.analysis
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -16,20 +16,21 @@ from .checks import check_ranks, check_shapes
 from .narrow import evaluate
 from .plan import WidthPlan, path_name
 from .program import Call, Definition, type_of
+from .rates import Rate
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def run(
     definition: Definition,
-    rate: float,
-    source: float,
+    rate: Rate,
+    source: Rate,
     call: Call,
     variables: Any,
     arrays: list[Any],
 ) -> Any:
     """Slices the variables from `source` to `rate`, and runs the narrow program."""
     plan = definition.plan
-    types = _full_types(plan, variables, source)
+    types = full_types(plan, variables, source)
     check_ranks(definition, call, arrays)
     try:
         program = definition.program(rate, call, types, [type_of(x) for x in arrays])
@@ -55,7 +56,7 @@ def run(
 
 
 def _updates_put_back(
-    plan: WidthPlan, variables: Any, updates: Any, rate: float, source: float
+    plan: WidthPlan, variables: Any, updates: Any, rate: Rate, source: Rate
 ) -> Any:
     """Updated collections at the shapes of the variables; others as they come."""
     if rate == source:
@@ -98,13 +99,13 @@ def merge(tree: Any, update: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def slice_variables(
-    definition: Definition, rate: float, source: float, variables: Any
+    definition: Definition, rate: Rate, source: Rate, variables: Any
 ) -> Any:
     """The variables, which are at `source`, at a rate."""
     return definition.plan.slice(variables, rate, source=source)
 
 
-def _full_types(plan: WidthPlan, variables: Any, source: float) -> Any:
+def full_types(plan: WidthPlan, variables: Any, source: Rate) -> Any:
     """The types of the variables at full width; their shapes are checked."""
     at = plan.widths(source)
     wrong = []

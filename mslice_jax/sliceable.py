@@ -11,6 +11,7 @@ program per rate and shape of input.
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import flax.core
@@ -18,19 +19,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.core import Tracer
 
-from .analysis import UNREAD, Parameter, PlanError, discover
-from .checks import (
-    check_fit,
-    check_rules,
-    explained,
-    nothing_narrows,
-)
-from .norms import LinenFunction, PlainFunction, adapt
+from .analysis import UNREAD, Parameter, PlanError, Units, discover
+from .checks import check_fit, check_rules, choices, explained, nothing_narrows
+from .functions.base import Function, PlainFunction
+from .functions.linen import adapt as adapt_linen
+from .functions.nnx import NnxFunction
+from .functions.nnx import adapt as adapt_nnx
+from .patterns import Patterns, as_patterns
 from .plan import LeafAxes, WidthPlan, check_exact, path_name
-from .program import Call, Definition, Function, trace, type_of
-from .rates import RateError, check_rate, check_rates, rate_key
+from .program import Call, Definition, Settings, trace, type_of
+from .rates import GroupRates, Rate, RateError, check_rates
 from .run import run, slice_variables
 
 
@@ -43,18 +44,19 @@ class Sliceable:
 
     Attributes:
       variables: the tree of arrays, in sliceable form.
-      rate: the rate that the tree is at: 1.0, or less after `extract`.
+      rate: the rate that the tree is at: 1.0, or less after `extract`, where it may be
+        a `GroupRates`.
       definition: the static part.
     """
 
     __slots__ = ("_narrow", "definition", "rate", "variables")
 
-    def __init__(self, variables: Any, definition: Definition, rate: float = 1.0):
+    def __init__(self, variables: Any, definition: Definition, rate: Rate = 1.0):
         self.variables = variables
         self.definition = definition
         self.rate = rate
         # Narrow weights by rate, so that calls outside of jit cut them once.
-        self._narrow: dict[float, Any] = {}
+        self._narrow: dict[Rate, Any] = {}
 
     @property
     def plan(self) -> WidthPlan:
@@ -64,17 +66,32 @@ class Sliceable:
     @property
     def rates(self) -> tuple[float, ...]:
         """The declared rates that this network can run at, ascending."""
-        return tuple(rate for rate in self.plan.rates if rate <= self.rate)
+        fits = self.plan.fits
+        return tuple(rate for rate in self.plan.rates if fits(rate, self.rate))
 
     @property
     def module(self) -> Any:
         """A Flax module with a static rate, for those who compose modules.
 
-        `net.module.apply(net.variables, x, rate=0.5)`.
+        Linen: `net.module.apply(net.variables, x, rate=0.5)`. A network that came from
+        NNX gives an NNX model, which holds the variables: `net.module(x, rate=0.5)`.
         """
+        if isinstance(self.definition.function, NnxFunction):
+            from .nnx_module import SliceableModel
+
+            return SliceableModel(self)
         from .module import SliceableModule
 
         return SliceableModule(self.definition)
+
+    def to_nnx(self, rate: float | Mapping[str, float]) -> Any:
+        """The narrow network as an NNX model of the class that `upgrade` was given.
+
+        See `mslice_jax.nnx_module.to_nnx`.
+        """
+        from .nnx_module import to_nnx
+
+        return to_nnx(self, rate)
 
     def replace(self, variables: Any) -> "Sliceable":
         """The same network with other variables of the same shapes."""
@@ -112,36 +129,67 @@ def upgrade(
     rates: Iterable[float],
     groups: int = 8,
     norm: str = "group",
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    inner: Patterns | None = None,
+    min_width: int = 1,
+    multiple_of: int = 1,
     strict: bool = False,
     **call_kwargs: Any,
 ) -> Sliceable:
     """Makes a network sliceable: traces it, finds which axes narrow together.
 
     Args:
-      model: a Linen module, or a function fn(variables, *inputs, **call_kwargs).
-      variables: its variables; the weights are kept.
+      model: a Linen module, an NNX model, or a function fn(variables, *inputs,
+        **call_kwargs).
+      variables: its variables; the weights are kept. An NNX model holds its own, so the
+        call is `upgrade(model, *inputs, rates=...)`; the model is not changed.
       *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s.
       rates: the slice rates in (0, 1] that the network will run at.
       groups: how many units an axis has where the network itself sets none, and how
         many groups a group norm has that replaces a batch norm.
-      norm: what becomes of the batch norms of a Linen module: 'group', 'switchable' or
+      norm: what becomes of the batch norms of a Flax model: 'group', 'switchable' or
         'shared', see `mslice_jax.norms`.
+      include: path patterns (see `mslice_jax.patterns`) of the parameters, or their
+        axes, that may narrow; whatever is tied to another parameter stays whole.
+      exclude: path patterns of parameters, or their axes, that keep their size.
+      inner: path patterns of parameters of whose split axes the innermost factor
+        narrows instead of the outermost: the head size instead of the heads, the
+        channels of every group instead of the groups.
+      min_width: how many entries an axis keeps at least.
+      multiple_of: widths are rounded to a multiple of this many entries (8, 64 or 128
+        suit the hardware); rate 1 keeps everything. Axes of whole heads or groups of
+        more entries keep as many of these as make up a multiple.
       strict: whether rates that some axis cannot honour exactly, and primitives without
         a rule, are errors instead of lines in the report.
       **call_kwargs: what else the call needs. For a Linen module `rngs`, `mutable` and
-        `method` go to `Module.apply`.
+        `method` go to `Module.apply`; an NNX model understands them too, and `train`,
+        see `mslice_jax.functions.nnx`.
 
     Returns:
       The network in sliceable form.
 
     Raises:
       RateError: for rates that cannot be used.
-      PlanError: if nothing can narrow, or under `strict`.
+      PlanError: if nothing can narrow, a pattern matches nothing, or under `strict`.
       ValueError: if the variables do not fit the model.
     """
     checked = check_rates(rates)
-    if not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"groups is a positive integer; got {groups!r}.")
+    counts = {"groups": groups, "min_width": min_width, "multiple_of": multiple_of}
+    for argument, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{argument} is a positive integer; got {count!r}.")
+    settings = Settings(
+        checked,
+        Units(groups, multiple_of, min_width),
+        as_patterns(include, "include"),
+        as_patterns(exclude, "exclude"),
+        as_patterns(inner, "inner"),
+        strict,
+    )
+    if isinstance(model, nnx.Module):  # which holds its own variables
+        variables, inputs = {}, (variables, *inputs)
+    _check_model(model, inputs)
     call, arrays = Call.split(inputs, call_kwargs)
     variables = flax.core.unfreeze(variables) if _is_frozen(variables) else variables
     variables = jax.tree.map(_as_array, variables)
@@ -149,7 +197,7 @@ def upgrade(
         function, variables = _as_function(
             model, variables, call, arrays, norm=norm, groups=groups, rates=checked
         )
-        net = define(function, variables, call, arrays, checked, groups, strict)
+        net = define(function, variables, call, arrays, settings)
     if any(fixed.reason.text == UNREAD for fixed in net.plan.fixed):
         check_fit(model, variables, call, arrays)
     return net
@@ -160,19 +208,21 @@ def define(
     variables: Any,
     call: Call,
     arrays: Sequence[Any],
-    rates: tuple[float, ...],
-    groups: int,
-    strict: bool = False,
+    settings: Settings,
 ) -> Sliceable:
     """Reads the function, makes the plan, and puts the two together."""
-    traced = trace(function, rates[-1], call, variables, arrays)
-    paths = [path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    widest = settings.rates[-1]
+    traced = trace(function, widest, call, variables, arrays)
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    paths = [path_name(path) for path, _ in leaves]
     index = {path: i for i, path in enumerate(paths)}
+    ranks = {path: np.ndim(leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)}
+    chosen = choices(settings, ranks)
     collections = variables if isinstance(variables, Mapping) else ()
     others = {
         prefix: read
         for collection in collections
-        for prefix, read in function.other_sets(str(collection), rates[-1]).items()
+        for prefix, read in function.other_sets(str(collection), widest).items()
     }
     kinds: list[Parameter | str] = []
     for path in paths:
@@ -180,31 +230,34 @@ def define(
         base = path.rpartition("/")[0] + "/"
         twin = others.get(base)
         same_as = index[twin + path.rpartition("/")[2]] if twin else None
-        kinds.append(Parameter(path, same_as))
+        kinds.append(replace(chosen[path], same_as=same_as))
     kinds += ["input of the function"] * len(arrays)
     analysis, axes, fixed = discover(
-        traced.closed, kinds, traced.returns(paths), groups
+        traced.closed, kinds, traced.returns(paths), settings.units
     )
-    leaves = [LeafAxes(a) for a in axes[: len(paths)]]
     plan = WidthPlan(
-        jax.tree.unflatten(jax.tree.structure(variables), leaves),
+        jax.tree.unflatten(
+            jax.tree.structure(variables), [LeafAxes(a) for a in axes[: len(paths)]]
+        ),
         analysis.groups,
-        rates,
+        settings.rates,
         tuple(fixed),
     )
     if not plan.groups:
         raise PlanError(nothing_narrows(plan))
-    if strict:
+    if settings.strict:
         check_exact(plan)
         check_rules(plan)
-    definition = Definition(
-        function, plan, call, tuple(type_of(x) for x in arrays), groups
-    )
-    return Sliceable(variables, definition)
+    types = tuple(type_of(x) for x in arrays)
+    return Sliceable(variables, Definition(function, plan, call, types, settings))
 
 
 def slice_apply(
-    params: Sliceable, x: Any, r: float, *more_inputs: Any, **call_kwargs: Any
+    params: Sliceable,
+    x: Any,
+    r: float | Mapping[str, float],
+    *more_inputs: Any,
+    **call_kwargs: Any,
 ) -> Any:
     """Runs the network at a slice rate.
 
@@ -215,7 +268,10 @@ def slice_apply(
     Args:
       params: from `upgrade` or `extract`.
       x: the first input, at its full size.
-      r: one of the declared rates, up to the rate that `params` is at.
+      r: one of the declared rates, up to the rate that `params` is at. Or a mapping
+        from width groups to such rates, for widths that are not uniform: the names are
+        those of the report, or patterns of which the last that fits counts; groups that
+        no key names keep what `params` has.
       *more_inputs: further inputs. Arrays are traced; numbers, booleans and strings are
         static.
       **call_kwargs: what else the call takes. For Linen modules `rngs`, `mutable` and
@@ -236,7 +292,7 @@ def slice_apply(
             f"{type(params).__name__}. If it went through a function that rebuilds "
             "trees by hand, use `net.replace(variables)`."
         )
-    rate = _declared(params, r)
+    rate = _resolved(params, r)
     call, arrays = Call.split((x, *more_inputs), call_kwargs)
     definition, source = params.definition, params.rate
     updates = definition.function.updates(call_kwargs)
@@ -246,31 +302,32 @@ def slice_apply(
     return run(definition, rate, rate, call, narrow, arrays)
 
 
-def extract(net: Sliceable, rate: float) -> Sliceable:
+def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
     """The narrow network alone, to ship or to serve.
 
     Of switchable norms it keeps those of the rates up to `rate`.
 
     Args:
       net: from `upgrade` or `extract`.
-      rate: one of the declared rates, up to the rate that `net` is at.
+      rate: one of the declared rates, up to the rate that `net` is at, or a mapping
+        from width groups to rates, see `slice_apply`.
 
     Returns:
       A Sliceable whose variables are the narrow tree, and whose rate is `rate`. It runs
       at that rate, and at narrower ones.
     """
-    rate = _declared(net, rate)
-    sliced = _kept_variables(net, rate)
+    at = _resolved(net, rate)
+    sliced = _kept_variables(net, at)
     if sliced is None:
-        cut = functools.partial(net.plan.slice, rate=rate, source=net.rate)
+        cut = functools.partial(net.plan.slice, rate=at, source=net.rate)
         # Types have a plan too: what is cut from them are types.
         leaves = jax.tree.leaves(net.variables)
         abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
         sliced = jax.eval_shape(cut, net.variables) if abstract else cut(net.variables)
-    return Sliceable(_without_wider(net, sliced, rate), net.definition, rate)
+    return Sliceable(_without_wider(net, sliced, at), net.definition, at)
 
 
-def _kept_variables(net: Sliceable, rate: float) -> Any:
+def _kept_variables(net: Sliceable, rate: Rate) -> Any:
     """The narrow variables, cut once and kept with the network; None under a trace."""
     if rate not in net._narrow:
         if not _is_concrete(net.variables):
@@ -285,20 +342,20 @@ def _kept_variables(net: Sliceable, rate: float) -> Any:
     return net._narrow[rate]
 
 
-def _declared(net: Sliceable, rate: object) -> float:
+def _resolved(net: Sliceable, given: object) -> Rate:
     """The rate, if the network can run at it."""
-    value = check_rate(rate)
-    if value not in net.plan.rates:
+    rate = net.plan.resolve(given, default=net.rate)
+    if rate != net.rate and not net.plan.fits(rate, net.rate):
         raise RateError(
-            f"rate {value:g} was not declared; `upgrade` was given rates="
-            f"{net.plan.rates}. Use one of these, or declare it there."
-        )
-    if value > net.rate:
-        raise RateError(
-            f"rate {value:g} is wider than this network, which was extracted at rate "
+            f"rate {rate:g} is wider than this network, which was extracted at rate "
             f"{net.rate:g}; extract a wider one."
         )
-    return value
+    if isinstance(rate, GroupRates) and net.definition.function.depends_on_rate:
+        raise RateError(
+            f"norms with one set of arrays per rate have none for {rate}; give one "
+            "rate for all width groups, or upgrade with norm='group'."
+        )
+    return rate
 
 
 # -- upgrading
@@ -308,43 +365,40 @@ def _as_function(
     model: Any, variables: Any, call: Call, arrays: Sequence[Any], **settings: Any
 ) -> tuple[Function, Any]:
     if isinstance(model, nn.Module):
-        if not isinstance(variables, Mapping) or "params" not in variables:
-            kind = (
-                list(variables) if isinstance(variables, Mapping) else type(variables)
-            )
-            raise ValueError(
-                "variables of a Linen module are what `module.init` returns, a dict "
-                f"with 'params'; got {kind}."
-            )
-
-        def abstractly(variables: Any) -> None:
-            jax.eval_shape(
-                lambda v, a: _apply(model, v, call, a), variables, list(arrays)
-            )
-
-        return adapt(model, variables, abstractly, **settings)
-    if not callable(model):
-        raise TypeError(
-            "upgrade expects a Linen module or a function fn(variables, *inputs); got "
-            f"{type(model).__name__}."
-        )
-    return PlainFunction(model), variables
+        return adapt_linen(model, variables, call.join, arrays, **settings)
+    if isinstance(model, nnx.Module):
+        return adapt_nnx(model, **settings)
+    return PlainFunction(function=model), variables
 
 
-def _apply(module: nn.Module, variables: Any, call: Call, arrays: Sequence[Any]) -> Any:
-    args, kwargs = call.join(arrays)
-    return module.apply(variables, *args, **kwargs)
-
-
-def _without_wider(net: Sliceable, variables: Any, rate: float) -> Any:
+def _without_wider(net: Sliceable, variables: Any, rate: Rate) -> Any:
     """Leaves out the norms of rates wider than `rate`."""
-    function = net.definition.function
-    if not isinstance(function, LinenFunction):
-        return variables
-    kept = {rate_key(r) for r in net.plan.rates if r <= rate}
-    return function._at_sites(
-        variables, lambda sets: {key: sets[key] for key in sets if key in kept}
-    )
+    kept = [r for r in net.plan.rates if net.plan.fits(r, rate)]
+    return net.definition.function.only_rates(variables, kept)
+
+
+def _check_model(model: Any, inputs: Sequence[Any]) -> None:
+    """Raises if the model is none, or is given what it already has."""
+    if isinstance(model, type) and issubclass(model, (nn.Module, nnx.Module)):
+        raise TypeError(
+            f"upgrade expects a model; got the class {model.__name__}. Make one of it "
+            f"first: {model.__name__}(...)."
+        )
+    if isinstance(model, nnx.Module):
+        first = inputs[0] if inputs else None
+        if isinstance(first, (nnx.State, nnx.GraphDef)) or (
+            isinstance(first, Mapping) and "params" in first
+        ):
+            raise ValueError(
+                "an NNX model holds its own variables; expected example inputs after "
+                f"it, got {type(first).__name__}. Call upgrade(model, *inputs, "
+                "rates=...), after nnx.update(model, state) if it is to have others."
+            )
+    elif not callable(model):
+        raise TypeError(
+            "upgrade expects a Flax model (Linen or NNX) or a function fn(variables, "
+            f"*inputs); got {type(model).__name__}."
+        )
 
 
 # -- small questions

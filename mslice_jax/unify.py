@@ -22,11 +22,12 @@ from .source import user_line
 class Reason:
     """Why an axis does not narrow: what happened, and in which equation."""
 
-    __slots__ = ("sources", "text")
+    __slots__ = ("primitive", "sources", "text")
 
-    def __init__(self, text: str, sources: Sequence[Any] = ()):
+    def __init__(self, text: str, sources: Sequence[Any] = (), primitive: str = ""):
         self.text = text
         self.sources = sources  # of the equation and of the calls that it is in
+        self.primitive = primitive  # of the equation
 
     @property
     def where(self) -> str:
@@ -125,6 +126,7 @@ class Equations:
 
     def concat(self, parts: Sequence[Dim]) -> Dim:
         """The dim that lays `parts` side by side."""
+        parts = [part for part in parts if find(part).size != 0] or list(parts[:1])
         if len(parts) == 1:
             return parts[0]
         joined = Dim(sum(find(part).size for part in parts))
@@ -154,7 +156,9 @@ class Equations:
 
     def reason(self, text: str) -> Reason:
         """A reason that points at the equation now read."""
-        return Reason(text, self.why.sources if self.why else ())
+        if self.why is None:
+            return Reason(text)
+        return Reason(text, self.why.sources, self.why.primitive)
 
     def equate(self, a: Dim, b: Dim) -> None:
         """Makes two dims of one size equal."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import narrow_vs_hand
+from experiments.benchmarks import analysis, narrow_vs_hand
 
 
 def test_narrow_vs_hand(
@@ -20,7 +20,6 @@ def test_narrow_vs_hand(
         image_size=8,
         rounds=2,
         seconds=0.0,
-        analysis="resnet11",
         out=tmp_path / "numbers" / "out.json",
     )
     result = narrow_vs_hand.main(config)
@@ -29,8 +28,20 @@ def test_narrow_vs_hand(
     (row,) = result["rows"]
     assert row["flops"] == 1.0  # the same program as by hand
     assert min(row["hand_ms"], row["extracted"], row["repeated"], row["full"]) > 0
-    assert result["analysis"]["equations"] > 50
     assert "resnet11" in capsys.readouterr().out
+
+
+def test_analysis(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = analysis.Config(
+        models=("resnet11", "decoder1"), rounds=1, out=tmp_path / "out.json"
+    )
+    result = analysis.main(config)
+    assert config.out is not None
+    assert json.loads(config.out.read_text()) == result
+    for row in result["rows"]:
+        assert row["equations"] > 50
+        assert row["analysis"] > 0
+    assert "decoder1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ("vgg11", "resnet29"))

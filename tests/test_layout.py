@@ -17,19 +17,20 @@ PACKAGE = ROOT / "mslice_jax"
 
 # A module may import those of its own row and of the rows above.
 ROWS = (
-    {"rates"},
+    {"rates", "patterns"},
     {"dims", "source"},
     {"unify"},
     {"rules"},
     {"analysis"},
     {"plan"},
-    {"narrow"},
+    {"narrow", "flops"},
     {"norms"},
+    {"functions"},
     {"program"},
     {"checks"},
     {"run"},
-    {"sliceable", "module"},  # net.module makes the one, which holds the other
-    {"report", "calibration"},
+    {"sliceable", "module", "nnx_module"},  # net.module makes the one, which holds the other
+    {"report", "calibration", "importance"},
     {"nn", "models", "schedules", "data"},
     {"train", "profile", "plots"},
     {"serve"},
@@ -37,9 +38,11 @@ ROWS = (
 # These know less than their place would allow: they are of use without the rest.
 ONLY = {
     "source": set(),
+    "patterns": set(),
     "schedules": {"rates"},
     "data": set(),
     "models": set(),
+    "nn": {"rates"},
     "plots": {"rates"},
 }
 MAY_USE_JAX_EXTEND = {"rules", "analysis", "narrow"}

@@ -13,13 +13,12 @@ disturbs all of them alike:
 
 Printed are medians over the rounds of the ratio to `hand` in the same round. All four
 use the same weights, and the narrow three must give the same logits before they are
-timed. Then the analysis of ResNet-164 is timed on one core, its trace not counted.
+timed.
 
 Expected on two CPU cores, in about 5 minutes: extracted <= 1.03, repeated <= 1.1 and
-never slower than full; analysis of ResNet-164 <= 1 s.
+never slower than full.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
@@ -28,12 +27,11 @@ import pathlib
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.extend.core
 import numpy as np
 import rich.box
 import rich.console
@@ -43,7 +41,6 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.hand_written import GROUPS, NarrowResNet, NarrowVGG11
-from mslice_jax.analysis import Parameter, discover
 from mslice_jax.models import CifarResNet, CifarVGG
 
 Call = Callable[[], Any]
@@ -63,8 +60,6 @@ class Config:
     """How long to time each row."""
     rounds: int = 15
     """The least number of rounds, however long they take."""
-    analysis: str = "resnet164"
-    """Whose analysis to time."""
     seed: int = 0
     out: pathlib.Path | None = None
     """Where to write the numbers as JSON."""
@@ -89,19 +84,13 @@ def main(config: Config) -> dict[str, Any]:
     """Measures, prints a table, and returns what it wrote to `config.out`."""
     each = list(itertools.product(config.models, config.batch_sizes, config.rates))
     rows = [measure(config, *one) for one in rich.progress.track(each, "measuring")]
-    equations, seconds = analysis_time(config)
     result = {
         "rows": [dataclasses.asdict(row) for row in rows],
-        "analysis": {
-            "model": config.analysis,
-            "equations": equations,
-            "seconds": seconds,
-        },
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
     }
-    show(rows, result["analysis"])
+    show(rows)
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps(result, indent=2) + "\n")
@@ -177,48 +166,7 @@ def flops(jitted: Any, *arguments: Any) -> float:
     return jitted.lower(*arguments).compile().cost_analysis()["flops"]
 
 
-def analysis_time(config: Config) -> tuple[int, float]:
-    """Equations of the network, and the best seconds of three to analyse them."""
-    model = networks(config.analysis)[1](1.0)
-    x = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    closed = jax.make_jaxpr(model.apply)(variables, x)
-    kinds: list[Parameter | str] = [
-        Parameter(jax.tree_util.keystr(path))
-        for path, _ in jax.tree.leaves_with_path(variables)
-    ]
-    seconds = []
-    with one_core():
-        for _ in range(3):
-            start = time.perf_counter()
-            discover(closed, [*kinds, "an input"], ["an output"], GROUPS)
-            seconds.append(time.perf_counter() - start)
-    return equations_in(closed.jaxpr), min(seconds)
-
-
-def equations_in(jaxpr: Any) -> int:
-    """Equations of a jaxpr and of those that it calls."""
-    return sum(
-        1 + sum(map(equations_in, jax.extend.core.jaxprs_in_params(eqn.params)))
-        for eqn in jaxpr.eqns
-    )
-
-
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """Holds this process on one core, where the system can do so."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def show(rows: list[Row], analysis: dict[str, Any]) -> None:
+def show(rows: list[Row]) -> None:
     """Prints the table."""
     title = "time (and FLOPs) over that of the network written by hand"
     table = rich.table.Table(title=title, box=rich.box.SIMPLE)
@@ -235,12 +183,7 @@ def show(rows: list[Row], analysis: dict[str, Any]) -> None:
             f"{row.full:.2f}",
             f"{row.flops:.4f}",
         )
-    console = rich.console.Console()
-    console.print(table)
-    console.print(
-        f"analysis of {analysis['model']}, {analysis['equations']} equations, "
-        f"one core: {analysis['seconds']:.2f} s"
-    )
+    rich.console.Console().print(table)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from . import calls as calls
 from . import contract as contract
 from . import elementwise as elementwise
+from . import fixed as fixed
 from . import indexing as indexing
+from . import linalg as linalg
 from . import loops as loops
 from . import means as means
+from . import parallel as parallel
 from . import random as random
 from . import reduce as reduce
 from . import shape as shape
@@ -15,6 +18,7 @@ from .base import RULES as RULES
 from .base import Frame as Frame
 from .base import Narrow as Narrow
 from .base import Rule as Rule
+from .base import Summed as Summed
 from .base import Tie as Tie
 from .base import Value as Value
 from .base import scalar as scalar

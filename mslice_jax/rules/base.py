@@ -20,13 +20,24 @@ from ..dims import Axis, Widths, shape
 from ..unify import Dim, Equations, atoms
 
 
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """That an array grows with a sum over these axes, to some power; see `means`.
+
+    A norm is a sum of squares to the power 1/2, what is divided by it has -1/2.
+    """
+
+    dims: tuple[Dim, ...]
+    power: float = 1.0
+
+
 @dataclass(slots=True)
 class Value:
     """What is known of one array of the program."""
 
     dims: tuple[Dim, ...]
     known: Any = None  # the number, where every entry is one known number
-    summed: tuple[Dim, ...] = ()  # the axes that a sum over them made it from
+    summed: Summed | None = None
     counted: tuple[Dim, ...] = ()  # the axes whose indices its integers are made of
 
 
@@ -193,14 +204,22 @@ def rule(*names: str, narrow: NarrowFn = bind_again) -> Callable[[TieFn], TieFn]
 NO_RULE_TEXT = "there is no rule for this primitive"
 
 
-def fix_everything(t: Tie) -> Sequence[Dims]:
+def fix_everything(t: Tie, text: str = NO_RULE_TEXT) -> Sequence[Dims]:
     """Every axis of every operand and result keeps its size."""
     for value in t.ins:
-        t.fix(value.dims, NO_RULE_TEXT)
-    return [[t.fixed(size, NO_RULE_TEXT) for size in aval.shape] for aval in t.outs]
+        t.fix(value.dims, text)
+    # Tokens and the like have no shape.
+    shapes = [getattr(aval, "shape", ()) for aval in t.outs]
+    return [[t.fixed(size, text) for size in shape] for shape in shapes]
 
 
 NO_RULE = Rule(fix_everything)
+
+
+def sum_over(x: Value, dims: Sequence[Dim]) -> Summed:
+    """What a sum of the array over these axes is a sum of."""
+    inner = x.summed.dims if x.summed is not None and x.summed.power == 1 else ()
+    return Summed((*inner, *dims))
 
 
 def is_fixed(dim: Dim) -> bool:
@@ -214,4 +233,6 @@ def scalar(value: Any) -> Any:
         array = np.asarray(value)
     except TypeError:
         return None
-    return array[()] if array.ndim == 0 and array.dtype.kind in "biuf" else None
+    if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.floating):
+        return array[()] if array.dtype.kind == "f" else np.float32(array)  # bfloat16
+    return array[()] if array.ndim == 0 and array.dtype.kind in "biu" else None

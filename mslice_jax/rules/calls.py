@@ -1,8 +1,9 @@
 """Equations that call a jaxpr: jit, remat, and functions with their own derivative.
 
 A call is read where it stands, so one function that is called at two widths has two
-readings. jit is inlined. remat stays remat. custom_jvp and custom_vjp keep the author's
-rule: its jaxpr is taken at full width, read and narrowed like any program.
+readings. jit is inlined. remat stays remat. A function with a derivative, transpose or
+batching rule of its own keeps it: the jaxpr of the author's rule is taken at full
+width, read and narrowed like any program.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import dtypes
+from jax.extend import core
 
+from ..dims import Whole
 from .base import Narrow, Tie, Value, rule
 
 
@@ -31,7 +34,7 @@ def _narrow_inline(n: Narrow, *operands: Any) -> Any:
     return n.call(0, *operands)
 
 
-@rule("jit", "closed_call", "composite", narrow=_narrow_inline)
+@rule("call", "closed_call", "composite", "eval_jaxpr", "jit", narrow=_narrow_inline)
 def tie_jit(t: Tie) -> Sequence[Value]:
     """Axes of the operands go into the called jaxpr, those of its results come out."""
     return _tie_call(t)
@@ -52,14 +55,32 @@ def tie_remat(t: Tie) -> Sequence[Value]:
     return _tie_call(t)
 
 
+def _narrow_jaxpr(n: Narrow, which: int, operands: Sequence[Any]) -> Any:
+    return jax.make_jaxpr(lambda *xs: n.call(which, *xs))(*operands)
+
+
+def _narrow_call(n: Narrow, *operands: Any) -> Any:
+    return n.bind(*operands, jaxpr=_narrow_jaxpr(n, 0, operands))
+
+
+@rule("compute_on", "xla_metadata_call", narrow=_narrow_call)
+def tie_annotated(t: Tie) -> Sequence[Value]:
+    """As jit; where or how it is to run stays."""
+    return _tie_call(t)
+
+
 def _full_width(n: Narrow) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
     """The equation as a function at full width, and the types of its operands."""
 
     def call(*operands: Any) -> Any:
         return n.bind(*operands)
 
-    avals: list[Any] = [var.aval for var in n.eqn.invars]
-    return call, [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    return call, _types(n.eqn.invars)
+
+
+def _types(variables: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    """The full-width types of variables."""
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
 
 
 def _inexact(avals: Sequence[Any]) -> list[int]:
@@ -166,6 +187,99 @@ class _Static:
 
     def __init__(self, traced: Any, kept: Any):
         self.traced, self.kept = traced, kept
+
+
+def _narrow_remat_opt(n: Narrow, *operands: Any) -> Any:
+    forward = _narrow_jaxpr(n, 0, operands)
+    if forward.consts:  # the primitive takes none
+        return n.call(0, *operands)
+    primals = slice(n.params["num_consts"], None)
+    axes = [n.axes(var) for var in n.eqn.invars[primals]]
+    outs = [n.axes(var) for var in n.eqn.outvars[n.params["num_res"] :]]
+
+    def function() -> Any:
+        jaxpr, consts = n.params["fun_jaxpr_thunk"]()
+        full = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))
+        run = n.analysis.follow(
+            jax.make_jaxpr(full)(*_types(n.eqn.invars[primals])), axes, outs
+        )
+        narrow = jax.make_jaxpr(lambda *xs: n.evaluate(run, run.frame, n.widths, xs))(
+            *operands[primals]
+        )
+        return narrow.jaxpr, narrow.consts
+
+    return n.bind(*operands, fwd_jaxpr=forward, fun_jaxpr_thunk=function)
+
+
+@rule("remat_opt", narrow=_narrow_remat_opt)
+def tie_remat_opt(t: Tie) -> Sequence[Value]:
+    """As jit; a forward pass of custom_vjp that remat may replace by the function."""
+    return t.call(t.params["fwd_jaxpr"], t.ins)
+
+
+def _narrow_custom_vmap(n: Narrow, *operands: Any) -> Any:
+    call = jax.custom_batching.custom_vmap(lambda *xs: tuple(n.call(0, *xs)))
+
+    @call.def_vmap
+    def batched(size: Any, which: Any, *operands: Any) -> Any:
+        full, avals = _full_width(n)
+        types = [
+            jax.ShapeDtypeStruct((size, *a.shape) if moved else a.shape, a.dtype)
+            for a, moved in zip(avals, which, strict=True)
+        ]
+        in_axes = [0 if moved else None for moved in which]
+        batch = Whole(size)
+        ins = [
+            (batch, *n.axes(var)) if moved else n.axes(var)
+            for var, moved in zip(n.eqn.invars, which, strict=True)
+        ]
+        outs = [(batch, *n.axes(var)) for var in n.eqn.outvars]
+        run = n.analysis.follow(
+            jax.make_jaxpr(jax.vmap(full, in_axes, axis_size=size))(*types), ins, outs
+        )
+        results = n.evaluate(run, run.frame, n.widths, operands)
+        return tuple(results), (True,) * len(results)
+
+    return list(call(*operands))
+
+
+@rule("custom_vmap_call", narrow=_narrow_custom_vmap)
+def tie_custom_vmap(t: Tie) -> Sequence[Value]:
+    """As jit; vmap goes by the author's rule."""
+    return t.call(t.params["call"], t.ins)
+
+
+def _narrow_linear_call(n: Narrow, *operands: Any) -> Any:
+    consts = n.params["num_callee_consts"]
+    held = consts + n.params["num_res"]
+    axes = [n.axes(var) for var in n.eqn.invars]
+    outs = [n.axes(var) for var in n.eqn.outvars]
+
+    def transposed(residuals: Any, cotangents: Any) -> Any:
+        jaxpr, captured = n.params["transpose_thunk"]()
+        full = core.jaxpr_as_fun(jaxpr)
+        run = n.analysis.follow(
+            jax.make_jaxpr(lambda *xs: full(*captured, *xs))(
+                *_types([*n.eqn.invars[consts:held], *n.eqn.outvars])
+            ),
+            [*axes[consts:held], *outs],
+            axes[held:],
+        )
+        xs = [*residuals[consts:], *cotangents]
+        return tuple(n.evaluate(run, run.frame, n.widths, xs))
+
+    return jax.custom_derivatives.linear_call(
+        lambda residuals, xs: n.call(0, *residuals, *xs),
+        transposed,
+        tuple(operands[:held]),
+        tuple(operands[held:]),
+    )
+
+
+@rule("linear_call", narrow=_narrow_linear_call)
+def tie_linear_call(t: Tie) -> Sequence[Value]:
+    """As jit; the transpose stays the author's."""
+    return t.call(t.params["callee"], t.ins)
 
 
 def _no_tangent(x: Any) -> Any:

@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .base import Dim, Dims, Narrow, Tie, rule
+from .base import Dim, Dims, Narrow, Summed, Tie, Value, rule, sum_over
+from .means import recount, scale
 
 
-@rule("dot_general")
-def tie_dot(t: Tie) -> Sequence[Dims]:
-    """(batch, a, k), (batch, b, k) -> (batch, a, b): contracted axes are equal."""
+def _narrow_dot(n: Narrow, *operands: Any) -> Any:
+    return n.bind(*recount(n, n.note, operands))
+
+
+@rule("dot_general", narrow=_narrow_dot)
+def tie_dot(t: Tie) -> Sequence[Value]:
+    """(batch, a, k), (batch, b, k) -> (batch, a, b): contracted axes are equal.
+
+    A product with ones, or with 1 / k, is a sum or a mean: see `means`.
+    """
     lhs, rhs = (value.dims for value in t.ins)
     (lhs_k, rhs_k), (lhs_batch, rhs_batch) = t.params["dimension_numbers"]
     t.equate([lhs[i] for i in lhs_k], [rhs[i] for i in rhs_k])
@@ -19,14 +27,69 @@ def tie_dot(t: Tie) -> Sequence[Dims]:
     # of one axis (heads x head size): one of them narrows. The order is the kernel's.
     pairs = sorted(zip(rhs_k, lhs_k, strict=True))
     t.equations.products += [[lhs[i] for _, i in pairs], lhs_free, rhs_free]
+    outs = *(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free
+    return [Value(outs, summed=_sum_of_dot(t, [lhs[i] for i in lhs_k]))]
+
+
+def _sum_of_dot(t: Tie, contracted: Sequence[Dim]) -> Summed | None:
+    knowns = [i for i, value in enumerate(t.ins) if value.known is not None]
+    if len(knowns) != 1 or not contracted:
+        return None
+    at = knowns[0]
+    return scale(t, sum_over(t.ins[1 - at], contracted), at, t.ins[at].known)
+
+
+@rule("ragged_dot_general")
+def tie_ragged_dot(t: Tie) -> Sequence[Dims]:
+    """rows (m, k), (groups, k, n) -> (m, n): as dot_general; rows, groups are fixed.
+
+    Of a mixture of experts the features narrow. Each row goes to one expert, so none of
+    the experts can be left out. In a backward pass the rows are contracted in groups.
+    """
+    numbers = t.params["ragged_dot_dimension_numbers"]
+    lhs, rhs, sizes = (value.dims for value in t.ins)
+    (lhs_k, rhs_k), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
+    text = "rows are dealt out to groups at run time"
+    t.fix([lhs[i] for i in numbers.lhs_ragged_dimensions], text)
+    t.fix([rhs[i] for i in numbers.rhs_group_dimensions], text)
+    t.fix(sizes, text)
+    t.equate([lhs[i] for i in lhs_k], [rhs[i] for i in rhs_k])
+    t.equate([lhs[i] for i in lhs_batch], [rhs[i] for i in rhs_batch])
+    taken = *rhs_k, *rhs_batch, *numbers.rhs_group_dimensions
+    lhs_free = [d for i, d in enumerate(lhs) if i not in (*lhs_k, *lhs_batch)]
+    rhs_free = [d for i, d in enumerate(rhs) if i not in taken]
+    outs = [*(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free]
+    if len(outs) < len(t.outs[0].shape):  # one result for each group of rows
+        outs.insert(0, t.fixed(t.outs[0].shape[0], text))
+    return [outs]
+
+
+@rule("scaled_dot")
+def tie_scaled_dot(t: Tie) -> Sequence[Dims]:
+    """As dot_general, with a scale for each block of k, which narrows by whole blocks."""
+    lhs, rhs, *scales = (value.dims for value in t.ins)
+    (lhs_k, rhs_k), (lhs_batch, rhs_batch) = t.params["dimension_numbers"]
+    t.equate([lhs[i] for i in lhs_batch], [rhs[i] for i in rhs_batch])
+    for dims, contracted, scale_dims in zip(
+        (lhs, rhs), (lhs_k, rhs_k), scales, strict=True
+    ):
+        for i, (dim, blocks) in enumerate(zip(dims, scale_dims, strict=True)):
+            if i in contracted:
+                block = t.fixed(dim.size // blocks.size, "one scale for each block")
+                t.equations.equate(dim, t.equations.product([blocks, block]))
+            else:
+                t.equations.equate(dim, blocks)
+    t.equate([lhs[i] for i in lhs_k], [rhs[i] for i in rhs_k])
+    lhs_free = [d for i, d in enumerate(lhs) if i not in (*lhs_k, *lhs_batch)]
+    rhs_free = [d for i, d in enumerate(rhs) if i not in (*rhs_k, *rhs_batch)]
     return [[*(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free]]
 
 
 def _narrow_conv(n: Narrow, lhs: Any, rhs: Any) -> Any:
-    groups = n.params["feature_group_count"]
-    if n.note is not None:
-        groups = n.width(n.note)
-    return n.bind(lhs, rhs, feature_group_count=groups)
+    if n.note is None:
+        return n.bind(lhs, rhs)
+    count, outer = n.note
+    return n.bind(lhs, rhs, **{count: n.width(outer)})
 
 
 @rule("conv_general_dilated", narrow=_narrow_conv)
@@ -42,16 +105,22 @@ def tie_conv(t: Tie) -> Sequence[Dims]:
     t.fix([*lhs_space, *rhs_space], "a window slides over the axis")
     shape = t.outs[0].shape
     outs: list[Dim] = [t.fixed(size, "a window slides over the axis") for size in shape]
-    if t.params["batch_group_count"] > 1:
-        t.fix([lhs_b, lhs_c, rhs_o, rhs_c], "the batch is in groups")
-        return [outs]
-    if groups == 1:
+    batch_groups = t.params["batch_group_count"]
+    if batch_groups > 1:  # each group of examples has its own filters
+        t.equations.equate(lhs_c, rhs_c)
+        outer, lhs_b = t.equations.split(
+            lhs_b, (batch_groups, lhs_b.size // batch_groups)
+        )
+        filters = Dim(rhs_o.size // batch_groups)
+        t.equations.equate(rhs_o, t.equations.product((outer, filters)))
+        t.note(("batch_group_count", outer))
+    elif groups == 1:
         t.equations.equate(lhs_c, rhs_c)
     else:
         outer, inner = t.equations.split(lhs_c, (groups, lhs_c.size // groups))
         t.equations.equate(inner, rhs_c)
         filters = Dim(rhs_o.size // groups)
         t.equations.equate(rhs_o, t.equations.product((outer, filters)))
-        t.note(outer)
+        t.note(("feature_group_count", outer))
     outs[numbers.out_spec[0]], outs[numbers.out_spec[1]] = lhs_b, rhs_o
     return [outs]

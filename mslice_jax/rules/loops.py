@@ -93,7 +93,17 @@ def _narrow_cond(n: Narrow, index: Any, *operands: Any) -> Any:
         (lambda *xs, which=which: tuple(n.call(which, *xs)))
         for which in range(len(n.params["branches"]))
     ]
-    return lax.switch(index, branches, *operands)
+    platforms = n.params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(index, branches, *operands)
+    # A branch for another platform need not even compile on this one.
+    per_platform = {
+        platform: branch
+        for of_branch, branch in zip(platforms, branches, strict=True)
+        for platform in of_branch or ()
+    }
+    default = branches[platforms.index(None)] if None in platforms else None
+    return lax.platform_dependent(*operands, default=default, **per_platform)
 
 
 @rule("cond", narrow=_narrow_cond)

@@ -1,11 +1,15 @@
-"""Products and quotients, and the means hidden in them.
+"""Products, quotients and powers, and the means hidden in them.
 
 A mean is written as a sum divided by a number. Where the summed axis narrows, that
 number is the axis' full size and has to become its width: layer and RMS norms need it.
 The number is recognised where it equals the count of the summed terms, or that count
 less one (unbiased variance), or the inverse of either.
+
+The same goes for powers of a sum. What is divided by its norm, the root of a sum, and
+then multiplied by the root of the count is an RMS norm: ``x / norm(x) * sqrt(d)``.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,70 +17,121 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .base import Dim, Narrow, Tie, Value, rule
+from .base import Dim, Narrow, Summed, Tie, Value, rule
 from .elementwise import known_number
+
+_SMALL = 1e-3  # up to here a number added to a sum is there against a division by zero
 
 
 @dataclass(slots=True, frozen=True)
 class Count:
-    """The operand that holds how many terms a sum has."""
+    """The operand that holds how many terms a sum has, to some power."""
 
     operand: int
     dims: tuple[Dim, ...]  # what was summed over
-    inverse: bool  # the operand is 1 / count
+    exponent: float  # the operand is (count - less) ** exponent
     less: int  # 1: an unbiased variance
 
 
+def recount(n: Narrow, count: Count | None, operands: Sequence[Any]) -> list[Any]:
+    """The operands, with a number of terms replaced by that of the narrow sum."""
+    operands = list(operands)
+    if count is not None:
+        full = math.prod(dim.size for dim in count.dims)
+        narrow = math.prod(n.width(dim) for dim in count.dims)
+        if narrow != full:
+            number = (narrow - count.less) ** count.exponent
+            operands[count.operand] = jnp.full_like(operands[count.operand], number)
+    return operands
+
+
 def _narrow_scale(n: Narrow, *operands: Any) -> Any:
-    count: Count | None = n.note
-    if count is None:
-        return n.bind(*operands)
-    full = math.prod(dim.size for dim in count.dims)
-    narrow = math.prod(n.width(dim) for dim in count.dims)
-    if narrow == full:
-        return n.bind(*operands)
-    number = narrow - count.less
-    replaced = list(operands)
-    old = operands[count.operand]
-    replaced[count.operand] = jnp.full_like(
-        old, 1 / number if count.inverse else number
-    )
-    return n.bind(*replaced)
+    return n.bind(*recount(n, n.note, operands))
 
 
 @rule("div", "mul", narrow=_narrow_scale)
 def tie_scale(t: Tie) -> Sequence[Value]:
     """(a, b), (a, b) -> (a, b); a sum over its number of terms is a mean."""
-    x, y = t.ins
-    dims = t.broadcast(t.ins)
-    known, summed = known_number(t), ()
-    if known is None:
-        for operand, (total, number) in enumerate(((y, x), (x, y))):
-            if operand == 0 and t.eqn.primitive.name == "div":
-                continue  # number / sum is no mean
-            if total.summed and number.known is not None:
-                count = _count(t, operand, total, float(number.known))
-                if count is None:
-                    summed = total.summed  # scaled, and still a sum
-                else:
-                    t.note(count)
+    dims, known, summed = t.broadcast(t.ins), known_number(t), None
+    sums = [i for i, value in enumerate(t.ins) if value.summed is not None]
+    if known is None and len(sums) == 1:
+        at = sums[0]
+        total, other = t.ins[at].summed, t.ins[1 - at]
+        assert total is not None
+        divides = t.eqn.primitive.name == "div"
+        if divides and at == 1:
+            total = Summed(total.dims, -total.power)
+        if other.known is not None:
+            summed = scale(t, total, 1 - at, other.known, divides and at == 0)
+        elif total.power < 0:  # normalised, whatever it is multiplied with
+            summed = total
     return [Value(dims, known, summed, t.counted())]
 
 
-def _count(t: Tie, operand: int, total: Value, number: float) -> Count | None:
-    sizes = [dim.size for dim in total.summed]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
-    terms = math.prod(sizes)
-    for less in (0, 1):
-        for inverse in (False, True):
-            if inverse and t.eqn.primitive.name == "div":
-                continue
-            if not inverse and t.eqn.primitive.name == "mul":
-                continue
-            wanted = terms - less
-            if wanted <= 1:
-                continue
-            if math.isclose(number, 1 / wanted if inverse else wanted, rel_tol=1e-6):
-                return Count(operand, total.summed, inverse, less)
-    return None
+def scale(
+    t: Tie, total: Summed, operand: int, number: Any, divides: bool = False
+) -> Summed | None:
+    """Notes whether a number turns (a part of) the sum into a mean.
+
+    Args:
+      t: the equation.
+      total: what the number multiplies.
+      operand: which operand the number is.
+      number: the number.
+      divides: whether it divides instead.
+
+    Returns:
+      What is still a sum.
+    """
+    exponent = total.power if divides else -total.power
+    dims = [dim for dim in total.dims if isinstance(dim.size, int)]
+    dtype = t.eqn.invars[operand].aval.dtype
+    rounding = jnp.finfo(dtype).eps if jnp.issubdtype(dtype, jnp.floating) else 0.0
+    tolerance = max(1e-6, float(rounding))
+    # All of the summed axes, or some: a mean over the features, summed over the batch.
+    for size in range(len(dims), 0, -1):
+        for less in (0, 1) if abs(exponent) == 1 else (0,):
+            matches = []
+            for chosen in itertools.combinations(range(len(dims)), size):
+                terms = math.prod(dims[i].size for i in chosen) - less
+                if terms > 1 and math.isclose(
+                    float(number), float(terms) ** exponent, rel_tol=tolerance
+                ):
+                    matches.append(chosen)
+            if len(matches) > 1:
+                return total  # a number of two meanings is left as it is
+            if matches:
+                counted = tuple(dims[i] for i in matches[0])
+                t.note(Count(operand, counted, exponent, less))
+                rest = tuple(d for i, d in enumerate(dims) if i not in matches[0])
+                return Summed(rest, total.power) if rest else None
+    return total
+
+
+_POWERS = {"cbrt": 1 / 3, "rsqrt": -0.5, "sqrt": 0.5, "square": 2.0}
+
+
+@rule("cbrt", "integer_pow", "pow", "rsqrt", "sqrt", "square")
+def tie_power(t: Tie) -> Sequence[Value]:
+    """(a, b) -> (a, b); the root of a sum of squares is a norm."""
+    name, total = t.eqn.primitive.name, t.ins[0].summed
+    exponent = _POWERS.get(name, t.params.get("y"))
+    if name == "pow":
+        exponent = t.ins[1].known
+    summed = None
+    if total is not None and exponent:
+        summed = Summed(total.dims, total.power * float(exponent))
+    return [Value(t.broadcast(t.ins), known_number(t), summed, t.counted())]
+
+
+@rule("add", "max", "select_n", "sub")
+def tie_guard(t: Tie) -> Sequence[Value]:
+    """(a, b), (a, b) -> (a, b); a sum with a small number beside it stays a sum."""
+    choose = t.eqn.primitive.name == "select_n"
+    operands = t.ins[1:] if choose else t.ins
+    sums = [value.summed for value in operands if value.summed is not None]
+    others = [value.known for value in operands if value.summed is None]
+    guarded = all(o is not None and (choose or abs(o) <= _SMALL) for o in others)
+    summed = sums[0] if len(sums) == 1 and guarded else None
+    dims, known = t.broadcast(t.ins), known_number(t)
+    return [Value(dims, known, summed, t.counted())]

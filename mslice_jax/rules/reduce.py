@@ -1,8 +1,9 @@
 """Reductions, windows, and what depends on the order of an axis."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from .base import Dim, Dims, Tie, Value, rule
+from .base import Dim, Dims, Tie, Value, rule, sum_over
 
 
 def _remaining(dims: Sequence[Dim], axes: Sequence[int]) -> tuple[Dim, ...]:
@@ -13,7 +14,7 @@ def _remaining(dims: Sequence[Dim], axes: Sequence[int]) -> tuple[Dim, ...]:
 def tie_sum(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a): the sum remembers what it ran over, see `means`."""
     x, axes = t.ins[0], t.params["axes"]
-    summed = (*x.summed, *(x.dims[i] for i in axes))
+    summed = sum_over(x, [x.dims[i] for i in axes])
     return [Value(_remaining(x.dims, axes), None, summed)]
 
 
@@ -47,32 +48,53 @@ def tie_argmax(t: Tie) -> Sequence[Dims]:
     return [_remaining(x.dims, axes)]
 
 
+_WINDOW = "a window slides over the axis"
+
+
+def _slides(params: dict[str, Any]) -> list[bool]:
+    """Over which axes a window of more than one entry slides, or slides in steps."""
+    windows, strides = params["window_dimensions"], params["window_strides"]
+    dilations = params.get("base_dilation", [1] * len(windows))
+    return [
+        bool(window != 1 or stride != 1 or low or high or dilation != 1)
+        for window, stride, (low, high), dilation in zip(
+            windows, strides, params["padding"], dilations, strict=True
+        )
+    ]
+
+
 @rule(
     "reduce_window",
     "reduce_window_max",
     "reduce_window_min",
     "reduce_window_sum",
+    "select_and_gather_add",
 )
 def tie_window(t: Tie) -> Sequence[Dims]:
     """(b, h, w, c) -> (b, h', w', c): axes with a window of more than 1 are fixed."""
-    arrays = [value.dims for value in t.ins[: len(t.outs)]]
+    arrays = [value.dims for value in t.ins if value.dims]  # without initial values
     for other in arrays[1:]:
         t.equate(arrays[0], other)
     dims = list(arrays[0])
-    for i, (dim, window, stride, (low, high)) in enumerate(
-        zip(
-            dims,
-            t.params["window_dimensions"],
-            t.params["window_strides"],
-            t.params["padding"],
-            strict=True,
-        )
-    ):
-        dilated = t.params["base_dilation"][i] != 1
-        if window != 1 or stride != 1 or low or high or dilated:
-            t.fix([dim], "a window slides over the axis")
-            dims[i] = t.fixed(t.outs[0].shape[i], "a window slides over the axis")
+    for i, slides in enumerate(_slides(t.params)):
+        if slides:
+            t.fix([dims[i]], _WINDOW)
+            dims[i] = t.fixed(t.outs[0].shape[i], _WINDOW)
     return [dims for _ in t.outs]
+
+
+@rule("select_and_scatter", "select_and_scatter_add")
+def tie_window_scatter(t: Tie) -> Sequence[Dims]:
+    """(b, h', w', c), (b, h, w, c) -> (b, h, w, c): back through a window."""
+    source, operand = (value.dims for value in t.ins[:2])
+    if t.eqn.primitive.name == "select_and_scatter":
+        source, operand = operand, source
+    for i, slides in enumerate(_slides(t.params)):
+        if slides:
+            t.fix([source[i], operand[i]], _WINDOW)
+        else:
+            t.equations.equate(source[i], operand[i])
+    return [operand]
 
 
 @rule("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum")

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ..dims import Whole, slice_array
+from ..dims import Whole, slice_array, take
 from .base import Dim, Dims, Narrow, Tie, Value, is_fixed, rule
 
 
@@ -177,6 +177,9 @@ def tie_slice(t: Tie) -> Sequence[Dims]:
         dim, size = dims[i], t.outs[0].shape[i]
         if size == dim.size:
             parts[i] = (None, dim)
+        elif size == 0:
+            dims[i] = t.fixed(0, "takes nothing")
+            parts[i] = (None, dims[i])
         elif stride != 1 or is_fixed(dim) or not isinstance(dim.size, int):
             t.fix([dim], "takes every n-th entry" if stride != 1 else "takes a part")
             dims[i] = t.fixed(size, "takes a part of a fixed axis")
@@ -242,7 +245,7 @@ def _narrow_iota(n: Narrow) -> Any:
         return n.bind(shape=n.shape(var))
     # The numbers of the kept indices, not the first numbers.
     numbers = lax.iota(n.params["dtype"], n.params["shape"][along])
-    numbers = slice_array(numbers, [axis], n.widths)
+    numbers = slice_array(take(numbers, [axis], n.analysis.orders), [axis], n.widths)
     return lax.broadcast_in_dim(numbers, n.shape(var), (along,))
 
 

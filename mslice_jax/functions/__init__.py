@@ -1,0 +1,1 @@
+"""Networks as functions of their variables: one front door for each kind of model."""

@@ -1,0 +1,436 @@
+"""What the user may choose: which axes narrow, by how much, and in which order."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mslice_jax as ms
+from mslice_jax.importance import permuted
+from mslice_jax.patterns import matches, no_match
+from tests.citizens.citizen import Tree, random_inputs, shaken
+from tests.networks import CITIZENS
+from tests.test_proofs import assert_close, assert_trees_equal, output, run, upgraded
+
+
+def mlp(p: Tree, x: jax.Array) -> jax.Array:
+    h = jnp.tanh(x @ p["first"]["w"])
+    h = jnp.tanh(h @ p["second"]["w"])
+    return h @ p["third"]["w"]
+
+
+def weights(*sizes: int) -> Tree:
+    names = ("first", "second", "third")
+    return shaken(
+        {
+            name: {"w": np.zeros((a, b), np.float32)}
+            for name, a, b in zip(names, sizes[:-1], sizes[1:], strict=True)
+        }
+    )
+
+
+X = random_inputs(4, 5)
+RATES = (0.25, 0.5, 1.0)
+upgrade_mlp = functools.partial(ms.upgrade, mlp, weights(5, 16, 32, 3), X, rates=RATES)
+
+
+def shapes(net: ms.Sliceable) -> list[tuple[int, ...]]:
+    return [net.variables[name]["w"].shape for name in ("first", "second", "third")]
+
+
+# -- include and exclude
+
+
+@pytest.mark.parametrize(
+    ("chosen", "narrow"),
+    [
+        ({}, [(5, 8), (8, 16), (16, 3)]),
+        ({"exclude": "first"}, [(5, 16), (16, 16), (16, 3)]),
+        ({"exclude": "*/w:1"}, None),
+        ({"exclude": ["first", "third"]}, None),
+        ({"exclude": "second/w:1"}, [(5, 8), (8, 32), (32, 3)]),
+        ({"include": ["second", "third"]}, [(5, 16), (16, 16), (16, 3)]),
+        ({"include": ["*"], "exclude": "t*"}, [(5, 8), (8, 32), (32, 3)]),
+        ({"include": ["first", "second/w:0"]}, [(5, 8), (8, 32), (32, 3)]),
+    ],
+)
+def test_patterns_choose_what_narrows(chosen, narrow):
+    if narrow is None:
+        with pytest.raises(ms.PlanError, match="excluded by"):
+            upgrade_mlp(**chosen)
+    else:
+        assert shapes(ms.extract(upgrade_mlp(**chosen), 0.5)) == narrow
+
+
+def test_report_tells_who_excluded_an_axis():
+    fixed = ms.report(upgrade_mlp(exclude="first")).to_dict()["fixed"]
+    assert {"first/w:1": "excluded by 'first'"}.items() <= {
+        f["axis"]: f["reason"] for f in fixed
+    }.items()
+    text = str(ms.report(upgrade_mlp(include=["second", "third"])))
+    assert "not in include=second, third: first/w:0 (5), first/w:1 (16), sec" in text
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude", "inner"])
+def test_pattern_that_matches_nothing_lists_close_ones(argument):
+    with pytest.raises(ms.PlanError, match=rf"{argument}.*'secnd'.*'second") as error:
+        upgrade_mlp(**{argument: "secnd"})
+    assert "matches nothing" in str(error.value)
+
+
+def test_pattern_of_another_type():
+    with pytest.raises(TypeError, match="path pattern"):
+        upgrade_mlp(exclude=[1])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "axis", "expected"),
+    [
+        ("params/a/kernel", "params/a/kernel", None, True),
+        ("a/kernel", "params/a/kernel", None, True),
+        ("a", "params/a/kernel", 0, True),
+        ("a", "params/ab/kernel", 0, False),
+        ("*/kernel:1", "params/a/kernel", 1, True),
+        ("*/kernel:1", "params/a/kernel", 0, False),
+        ("*/bias", "params/a/kernel", 0, False),
+        ("params", "params/a/kernel", 0, True),
+        ("A", "params/a/kernel", 0, False),
+    ],
+)
+def test_matching(pattern, path, axis, expected):
+    assert matches(pattern, path, axis) == expected
+
+
+def test_close_matches_name_branches_too():
+    assert "'encoder'" in no_match("encodr", ["params/encoder/kernel"], "exclude")
+
+
+# -- widths
+
+
+@pytest.mark.parametrize(
+    ("chosen", "hidden"),  # widths of the axes of 16 and 32 at the rates
+    [
+        ({}, {0.25: (4, 8), 0.5: (8, 16), 1.0: (16, 32)}),
+        ({"multiple_of": 8}, {0.25: (8, 8), 0.5: (8, 16), 1.0: (16, 32)}),
+        ({"multiple_of": 12}, {0.25: (12, 12), 0.5: (12, 12), 1.0: (16, 32)}),
+        ({"min_width": 7}, {0.25: (8, 8), 0.5: (8, 16), 1.0: (16, 32)}),
+        ({"min_width": 24}, {0.25: (16, 24), 0.5: (16, 24), 1.0: (16, 32)}),
+        ({"multiple_of": 128}, {0.25: (16, 32), 0.5: (16, 32), 1.0: (16, 32)}),
+    ],
+)
+def test_widths_are_rounded_as_asked(chosen, hidden):
+    net = upgrade_mlp(**chosen)
+    for rate, (first, second) in hidden.items():
+        small = ms.extract(net, rate)
+        assert shapes(small) == [(5, first), (first, second), (second, 3)]
+        p = weights(5, 16, 32, 3)
+        cut = {
+            "first": {"w": p["first"]["w"][:, :first]},
+            "second": {"w": p["second"]["w"][:first, :second]},
+            "third": {"w": p["third"]["w"][:second]},
+        }
+        np.testing.assert_allclose(ms.slice_apply(net, X, rate), mlp(cut, X), 1e-5)
+
+
+@pytest.mark.parametrize("argument", ["groups", "min_width", "multiple_of"])
+@pytest.mark.parametrize("value", [0, -8, 2.5])
+def test_bad_counts(argument, value):
+    with pytest.raises(ValueError, match=rf"{argument} is a positive integer"):
+        upgrade_mlp(**{argument: value})
+
+
+def test_strict_refuses_a_width_that_was_raised():
+    with pytest.raises(ms.PlanError, match="rate 0.25 keeps 8 of 16"):
+        upgrade_mlp(min_width=8, strict=True)
+
+
+# -- heads or head size
+
+
+class Attention(nn.Module):
+    heads: int
+    size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def project(name: str) -> jax.Array:
+            return nn.DenseGeneral((self.heads, self.size), name=name)(x)
+
+        query, key, value = map(project, ("query", "key", "value"))
+        # A scale that does not depend on the head size, so that it can narrow.
+        scores = jax.nn.softmax(0.1 * jnp.einsum("bthd,bshd->bhts", query, key))
+        y = jnp.einsum("bhts,bshd->bthd", scores, value)
+        return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out")(y)
+
+
+TOKENS = random_inputs(2, 3, 12)
+
+
+@functools.cache
+def attention(**chosen: Any) -> ms.Sliceable:
+    model = Attention(4, 8)
+    variables = shaken(model.init(jax.random.key(0), TOKENS))
+    return ms.upgrade(model, variables, TOKENS, rates=RATES, **chosen)
+
+
+@pytest.mark.parametrize(
+    ("inner", "heads", "size", "value_size"),
+    [
+        (None, 2, 8, 8),
+        ("*/kernel", 4, 4, 4),
+        # Query and key share their head size. The heads of all three are one axis, so
+        # in value it is the head size too that is left to narrow.
+        ("query/kernel:2", 4, 4, 4),
+        ("value/kernel:2", 4, 4, 4),
+    ],
+)
+def test_heads_or_head_size(inner, heads, size, value_size):
+    net = attention(inner=inner)
+    p = net.variables["params"]
+
+    def cut(name: str, width: int) -> Tree:
+        return {
+            "kernel": p[name]["kernel"][:, :heads, :width],
+            "bias": p[name]["bias"][:heads, :width],
+        }
+
+    out = p["out"]["kernel"][:heads, :value_size]
+    narrow = {
+        "query": cut("query", size),
+        "key": cut("key", size),
+        "value": cut("value", value_size),
+        "out": {"kernel": out, "bias": p["out"]["bias"]},
+    }
+    small = ms.extract(net, 0.5)
+    assert_trees_equal(small.variables["params"], narrow)
+    by_hand = jax.jit(Attention(heads, size).apply)({"params": narrow}, TOKENS)
+    np.testing.assert_array_equal(ms.slice_apply(net, TOKENS, 0.5), by_hand)
+
+
+def test_whole_heads_make_up_the_multiple():
+    # Heads of 8: a multiple of 16 keeps an even number of them.
+    net = attention(multiple_of=16)
+    (group,) = net.plan.groups.values()
+    assert (group.size, group.unit, group.span) == (4, 2, 8)
+    assert [group.width(rate) for rate in RATES] == [2, 2, 4]
+    (group,) = attention(min_width=17).plan.groups.values()
+    assert [group.width(rate) for rate in RATES] == [3, 3, 4]
+
+
+# -- a rate for each width group
+
+
+def test_rates_of_single_groups():
+    net = upgrade_mlp()
+    assert list(net.plan.groups) == ["first/w:1", "second/w:1"]
+    p = weights(5, 16, 32, 3)
+    cut = {
+        "first": {"w": p["first"]["w"][:, :4]},
+        "second": {"w": p["second"]["w"][:4, :16]},
+        "third": {"w": p["third"]["w"][:16]},
+    }
+    rates = {"first/w:1": 0.25, "second/w:1": 0.5}
+    small = ms.extract(net, rates)
+    assert_trees_equal(small.variables, cut)
+    y = ms.slice_apply(net, X, rates)
+    np.testing.assert_allclose(y, mlp(cut, X), 1e-5)
+    np.testing.assert_array_equal(ms.slice_apply(small, X, rates), y)
+    # Nesting: the part that the rate 0.25 keeps lies in it, 0.5 does not.
+    assert small.rates == (0.25,)
+    np.testing.assert_array_equal(
+        ms.slice_apply(small, X, 0.25), ms.slice_apply(net, X, 0.25)
+    )
+    with pytest.raises(ms.RateError, match="wider than this network"):
+        ms.slice_apply(small, X, 0.5)
+    with pytest.raises(ms.RateError, match="wider than this network"):
+        ms.slice_apply(small, X, {"first": 0.5})
+
+
+def test_patterns_of_groups_and_the_rest():
+    net = upgrade_mlp()
+    widths = {"*": 0.25, "second": 1.0}
+    assert shapes(ms.extract(net, widths)) == [(5, 4), (4, 32), (32, 3)]
+    assert shapes(ms.extract(net, {"second": 0.5})) == [(5, 16), (16, 16), (16, 3)]
+    # From a narrow network: what is not named keeps what there is.
+    half = ms.extract(net, 0.5)
+    assert shapes(ms.extract(half, {"first": 0.25})) == [(5, 4), (4, 16), (16, 3)]
+
+
+def test_one_rate_for_all_is_that_rate(compilations):
+    net = upgrade_mlp()
+    assert ms.extract(net, {"*": 0.5}).rate == 0.5
+    ms.slice_apply(net, X, 0.5)
+    with compilations() as names:
+        ms.slice_apply(net, X, {"first/w:1": 0.5, "second": 0.5})
+    assert names == []
+
+
+def test_single_rates_compile_once_and_have_gradients(compilations):
+    net, rates = upgrade_mlp(), {"first": 0.25, "second": 0.5}
+
+    @jax.jit
+    def gradient(net: ms.Sliceable) -> ms.Sliceable:
+        return jax.grad(lambda net: jnp.sum(ms.slice_apply(net, X, rates)))(net)
+
+    with compilations() as names:
+        slopes = gradient(net)
+        gradient(net)
+    assert len(names) == 1
+    second = np.asarray(slopes.variables["second"]["w"])
+    assert np.all(second[:4, :16] != 0)
+    assert not second[4:].any() and not second[:, 16:].any()
+
+
+@pytest.mark.parametrize(
+    ("rates", "error", "words"),
+    [
+        ({"frist/w:1": 0.5}, ms.PlanError, "matches nothing.*'first"),
+        ({"first": 0.3}, ms.RateError, "0.3 was not declared"),
+        ({"first": "0.5"}, ms.RateError, "Python number"),
+        ({"first": 2.0}, ms.RateError, r"\(0, 1\]"),
+    ],
+)
+def test_bad_single_rates(rates, error, words):
+    with pytest.raises(error, match=words):
+        ms.slice_apply(upgrade_mlp(), X, rates)
+
+
+def test_norms_of_single_rates_have_no_mix():
+    citizen = next(c for c in CITIZENS if c.norm == "switchable")
+    net = upgraded(citizen)
+    first = next(iter(net.plan.groups))
+    with pytest.raises(ms.RateError, match="one set of arrays per rate"):
+        ms.slice_apply(net, *citizen.inputs, {first: 0.25})
+
+
+# -- reordering
+
+
+def test_reorder_by_hand():
+    net = upgrade_mlp()
+    p = net.variables
+    new = ms.reorder(net, by="l1")
+    # Each array that the axis runs through counts the same: divided by its mean.
+    scores = np.abs(p["first"]["w"]).sum(0), np.abs(p["second"]["w"]).sum(1)
+    order = np.argsort(-sum(score / score.mean() for score in scores))
+    scores = np.abs(p["second"]["w"]).sum(0), np.abs(p["third"]["w"]).sum(1)
+    then = np.argsort(-sum(score / score.mean() for score in scores))
+    expected = {
+        "first": {"w": p["first"]["w"][:, order]},
+        "second": {"w": p["second"]["w"][order][:, then]},
+        "third": {"w": p["third"]["w"][then]},
+    }
+    assert_trees_equal(new.variables, expected)
+    assert not np.array_equal(order, np.arange(16))
+    assert_close(ms.slice_apply(new, X, 1.0), ms.slice_apply(net, X, 1.0))
+
+
+def test_reorder_finds_dead_units():
+    # Half of the units do nothing; in front of the others they would be all that is
+    # kept.
+    p = weights(5, 16, 32, 3)
+    dead = np.arange(16)[::2], np.arange(32)[:16]
+    p["first"]["w"][:, dead[0]] = 0
+    p["second"]["w"][:, dead[1]] = 0
+    net = ms.upgrade(mlp, p, X, rates=RATES)
+    full = np.asarray(ms.slice_apply(net, X, 1.0))
+    assert np.max(np.abs(ms.slice_apply(net, X, 0.5) - full)) > 0.1
+
+    def loss(net: ms.Sliceable, batch: np.ndarray) -> jax.Array:
+        return jnp.sum(ms.slice_apply(net, batch, 1.0) ** 2)
+
+    for by in (
+        {"by": "l1"},
+        {"by": "l2"},
+        {"by": "taylor", "loss": loss, "batches": [X]},
+    ):
+        # Dead units have no outgoing signal, but weights: only what comes in is zero.
+        new = ms.reorder(net, **by)
+        assert_close(ms.slice_apply(new, X, 1.0), full)
+        if by["by"] == "taylor":
+            assert_close(ms.slice_apply(new, X, 0.5), full)
+
+
+def test_taylor_by_hand():
+    net = upgrade_mlp()
+
+    def loss(net: ms.Sliceable, batch: np.ndarray) -> jax.Array:
+        return jnp.mean(jnp.square(ms.slice_apply(net, batch, 1.0)))
+
+    def plain(p: Tree, batch: np.ndarray) -> jax.Array:
+        return jnp.mean(jnp.square(mlp(p, batch)))
+
+    batches = [X, random_inputs(4, 5, seed=1)]
+    total = np.zeros(16)
+    for batch in batches:
+        g = jax.grad(plain)(net.variables, batch)
+        incoming = np.square((g["first"]["w"] * net.variables["first"]["w"]).sum(0))
+        outgoing = np.square((g["second"]["w"] * net.variables["second"]["w"]).sum(1))
+        total += incoming / incoming.mean() + outgoing / outgoing.mean()
+    new = ms.reorder(net, "taylor", loss=loss, batches=batches, exclude="second")
+    order = np.argsort(-total)
+    np.testing.assert_array_equal(
+        new.variables["first"]["w"], net.variables["first"]["w"][:, order]
+    )
+    np.testing.assert_array_equal(
+        new.variables["third"]["w"], net.variables["third"]["w"]
+    )
+
+
+def test_scores_of_the_user():
+    net = upgrade_mlp()
+    new = ms.reorder(net, {"first/w:1": np.arange(16)})
+    np.testing.assert_array_equal(
+        new.variables["first"]["w"], net.variables["first"]["w"][:, ::-1]
+    )
+    np.testing.assert_array_equal(
+        new.variables["third"]["w"], net.variables["third"]["w"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"by": "size"}, ValueError, "'l1', 'l2', 'taylor'"),
+        ({"by": "taylor"}, ValueError, "needs loss="),
+        ({"by": "taylor", "loss": lambda net, b: 0.0}, ValueError, "needs batches="),
+        ({"by": {"first/w:1": np.arange(3)}}, ms.PlanError, r"expected shape \(16,\)"),
+        ({"by": {"first/v": np.arange(3)}}, ms.PlanError, "matches nothing"),
+        ({"exclude": "fourth"}, ms.PlanError, "matches nothing"),
+    ],
+)
+def test_bad_reorder(arguments, error, words):
+    with pytest.raises(error, match=words):
+        ms.reorder(upgrade_mlp(), **arguments)
+
+
+def test_reorder_expects_the_full_network():
+    with pytest.raises(ValueError, match="full network"):
+        ms.reorder(ms.extract(upgrade_mlp(), 0.5))
+
+
+@pytest.mark.parametrize(
+    "citizen", [c for c in CITIZENS if not c.call.get("train")], ids=str
+)
+def test_reorder_twice_keeps_the_function(citizen):
+    net = upgraded(citizen)
+    new = ms.reorder(ms.reorder(net, by="l2"), by="l1")
+    assert_close(run(new, citizen, 1.0), output(citizen, 1.0))
+    assert new.definition.orders.keys() == net.plan.groups.keys()
+
+
+def test_captured_constants_follow_the_order():
+    (citizen,) = (c for c in CITIZENS if c.name == "position_table")
+    net, rng = upgraded(citizen), np.random.default_rng(0)
+    orders = {n: rng.permutation(g.size) for n, g in net.plan.groups.items()}
+    new = permuted(permuted(net, orders), orders)
+    assert_close(run(new, citizen, 1.0), output(citizen, 1.0))
+    # The narrow network keeps the rows of the table that went to the front.
+    back = {n: np.argsort(order[order]) for n, order in orders.items()}
+    again = permuted(new, back)
+    np.testing.assert_array_equal(run(again, citizen, 0.5), output(citizen, 0.5))
