@@ -9,7 +9,6 @@ weight is the first-order Taylor criterion (Molchanov et al., CVPR 2019).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -83,18 +82,7 @@ def reorder(
         name: np.argsort(-np.asarray(score, np.float64), kind="stable")
         for name, score in scores.items()
     }
-    return permuted(net, orders)
-
-
-def permuted(net: Sliceable, orders: Mapping[str, np.ndarray]) -> Sliceable:
-    """The network with index `orders[group][i]` of each group moved to place i."""
-    variables = net.plan.permute(net.variables, orders)
-    before = net.definition.orders
-    composed = dict(before)
-    for name, order in orders.items():
-        composed[name] = before[name][order] if name in before else np.asarray(order)
-    definition = replace(net.definition, orders=composed, derived={}, _programs={})
-    return Sliceable(variables, definition, net.rate)
+    return net.permute(orders)
 
 
 def _scores(net: Sliceable, by: Any, loss: Any, batches: Iterable[Any]) -> Scores:

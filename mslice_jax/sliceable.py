@@ -101,6 +101,34 @@ class Sliceable:
         )
         return Sliceable(variables, self.definition, self.rate)
 
+    def permute(self, orders: Mapping[str, np.ndarray]) -> "Sliceable":
+        """The network with the units of width groups in another order.
+
+        At full width it computes the same up to rounding: variables, and constants that
+        the function captured, are permuted alike. Random draws are not.
+
+        Args:
+          orders: for each group to be moved a permutation of its indices; what stands
+            at `orders[group][i]` goes to i.
+
+        Raises:
+          ValueError: for an extracted network.
+          PlanError: for an unknown group, or something that is no permutation.
+        """
+        if self.rate != 1.0:
+            raise ValueError(
+                f"permute expects the full network; got rate {self.rate:g}."
+            )
+        variables = self.plan.permute(self.variables, orders)
+        before = self.definition.orders
+        moved = {
+            name: before[name][order] if name in before else np.asarray(order)
+            for name, order in orders.items()
+        }
+        after = {**before, **moved}
+        definition = replace(self.definition, orders=after, derived={}, _programs={})
+        return Sliceable(variables, definition)
+
     def tree_flatten_with_keys(self) -> Any:
         """Children with keys, and the static part, as JAX asks of a pytree."""
         key = jax.tree_util.GetAttrKey("variables")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.importance import permuted
 from mslice_jax.patterns import matches, no_match
 from tests.citizens.citizen import Tree, random_inputs, shaken
 from tests.networks import CITIZENS
@@ -410,8 +409,10 @@ def test_bad_reorder(arguments, error, words):
 
 
 def test_reorder_expects_the_full_network():
-    with pytest.raises(ValueError, match="full network"):
-        ms.reorder(ms.extract(upgrade_mlp(), 0.5))
+    small = ms.extract(upgrade_mlp(), 0.5)
+    for change in (ms.reorder, lambda net: net.permute({})):
+        with pytest.raises(ValueError, match="full network"):
+            change(small)
 
 
 @pytest.mark.parametrize(
@@ -428,9 +429,9 @@ def test_captured_constants_follow_the_order():
     (citizen,) = (c for c in CITIZENS if c.name == "position_table")
     net, rng = upgraded(citizen), np.random.default_rng(0)
     orders = {n: rng.permutation(g.size) for n, g in net.plan.groups.items()}
-    new = permuted(permuted(net, orders), orders)
+    new = net.permute(orders).permute(orders)
     assert_close(run(new, citizen, 1.0), output(citizen, 1.0))
     # The narrow network keeps the rows of the table that went to the front.
     back = {n: np.argsort(order[order]) for n, order in orders.items()}
-    again = permuted(new, back)
+    again = new.permute(back)
     np.testing.assert_array_equal(run(again, citizen, 0.5), output(citizen, 0.5))
