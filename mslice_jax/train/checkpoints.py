@@ -9,6 +9,7 @@ refused with the leaves that differ and not with a shape error further on.
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import logging
 import shutil
 import warnings
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+from mslice_jax.sliceable import Sliceable
 
 from .fingerprint import compare, fingerprint
 from .integrity import damage, seal
@@ -228,7 +232,8 @@ class Checkpoints:
             )
 
     def _fingerprint(self, state: TrainState) -> dict[str, Any]:
-        return fingerprint(_tree(state), rates=state.net.rates, about=self._about)
+        about = {**self._about, **_order(state.net)}
+        return fingerprint(_tree(state), rates=state.net.rates, about=about)
 
     def _put_aside(self, steps: list[int]) -> None:
         """Move damaged checkpoints out of the way of the ones that will follow."""
@@ -276,6 +281,16 @@ def _tree(state: TrainState) -> dict[str, Any]:
         "opt_state": state.opt_state,
         "key": state.key,
     }
+
+
+def _order(net: Sliceable) -> dict[str, str]:
+    """The order of the units: after `reorder` constants of the network follow it."""
+    if not net.definition.orders:
+        return {}
+    digest = hashlib.sha256()
+    for name, order in sorted(net.definition.orders.items()):
+        digest.update(name.encode() + np.asarray(order, np.int64).tobytes())
+    return {"order of units": digest.hexdigest()[:16]}
 
 
 def _state(tree: dict[str, Any], like: TrainState) -> TrainState:

@@ -105,6 +105,19 @@ def test_one_of_another_network_is_refused(
         assert checkpoints.steps() == (1,)
 
 
+def test_one_of_another_order_of_units_is_refused(net, tmp_path):
+    # The shapes are the same, but captured constants would meet other units.
+    (name, group), *_ = net.plan.groups.items()
+    other = net.permute({name: np.arange(group.size)[::-1]})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(other, 1), Progress())
+        with pytest.raises(CheckpointError, match="order of units"):
+            checkpoints.restore(state_at(net, 0))
+        restored = checkpoints.restore(state_at(other, 0))
+        assert restored is not None
+        assert same(restored[0], state_at(other, 1))
+
+
 def test_one_of_another_optimizer_is_refused(net, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_at(net, 1), Progress())
