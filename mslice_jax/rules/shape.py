@@ -20,10 +20,13 @@ def tie_broadcast(t: Tie) -> Sequence[Value]:
     """(b) -> (new, b): mapped axes stay the same unless 1 becomes n; others are new."""
     x = t.ins[0]
     dims = [Dim(size) for size in t.params["shape"]]
+    new = set(range(len(dims)))
     for source, target in enumerate(t.params["broadcast_dimensions"]):
         if x.dims[source].size == dims[target].size:
             dims[target] = x.dims[source]
-    return [Value(tuple(dims), x.known, x.summed, x.counted)]
+            new.remove(target)
+    repeated = (*x.repeated, *(dims[i] for i in sorted(new)))
+    return [Value(tuple(dims), x.known, x.summed, x.counted, repeated)]
 
 
 def _narrow_reshape(n: Narrow, x: Any) -> Any:
@@ -34,9 +37,10 @@ def _narrow_reshape(n: Narrow, x: Any) -> Any:
 def tie_reshape(t: Tie) -> Sequence[Value]:
     """(a, b x c) -> (a x b, c): each run of axes of equal size becomes one product."""
     x = t.ins[0]
-    sizes = t.params["new_sizes"]
+    sizes, order = t.params["new_sizes"], t.params["dimensions"]
+    dims = x.dims if order is None else [x.dims[i] for i in order]  # transposes first
     outs: list[Dim | None] = [None if _is_one(size) else Dim(size) for size in sizes]
-    left = [dim for dim in x.dims if not _is_one(dim.size)]
+    left = [dim for dim in dims if not _is_one(dim.size)]
     right = [dim for dim in outs if dim is not None]
     if any(_is_zero(size) for size in sizes):
         t.fix([*left, *right], "an axis is empty")
@@ -53,8 +57,8 @@ def tie_reshape(t: Tie) -> Sequence[Value]:
         else:
             product = t.equations.product
             t.equations.equate(product(merged), product(split))
-    dims = tuple(Dim(1) if dim is None else dim for dim in outs)
-    return [Value(dims, x.known, x.summed, x.counted)]
+    merged_or_split = tuple(Dim(1) if dim is None else dim for dim in outs)
+    return [Value(merged_or_split, x.known, x.summed, x.counted)]
 
 
 def _last_run(
@@ -98,7 +102,7 @@ def tie_transpose(t: Tie) -> Sequence[Value]:
     """(a, b, c) -> (c, a, b): the same axes in another order."""
     x = t.ins[0]
     dims = tuple(x.dims[i] for i in t.params["permutation"])
-    return [Value(dims, x.known, x.summed, x.counted)]
+    return [Value(dims, x.known, x.summed, x.counted, x.repeated)]
 
 
 @rule("squeeze")
@@ -159,18 +163,27 @@ def _narrow_slice(n: Narrow, x: Any) -> Any:
     starts = list(n.params["start_indices"])
     limits = list(n.params["limit_indices"])
     for i, (before, part) in n.note.items():
-        starts[i] = n.width(before) if before is not None else 0
-        limits[i] = starts[i] + n.width(part)
+        if before is not None:
+            starts[i] = n.width(before)
+        stride = n.params["strides"][i] if n.params["strides"] else 1
+        kept = n.width(part)
+        if not kept:
+            starts[i] = limits[i] = 0
+        else:
+            limits[i] = starts[i] + (kept - 1) * stride + 1
     return n.bind(x, start_indices=tuple(starts), limit_indices=tuple(limits))
 
 
 @rule("slice", narrow=_narrow_slice)
 def tie_slice(t: Tie) -> Sequence[Dims]:
-    """(before + part + after) -> (part); a stride fixes the axis."""
+    """(before + part + after) -> (part); one of every n entries: (part x n) -> (part).
+
+    A stride that does not divide the axis fixes it.
+    """
     dims = list(t.ins[0].dims)
     starts, limits = t.params["start_indices"], t.params["limit_indices"]
     strides = t.params["strides"] or (1,) * len(dims)
-    parts = {}  # by axis: what comes before the part, and the part
+    parts = {}  # by axis: what comes before the part (None: as it was), and the part
     for i, (start, limit, stride) in enumerate(
         zip(starts, limits, strides, strict=True)
     ):
@@ -180,8 +193,15 @@ def tie_slice(t: Tie) -> Sequence[Dims]:
         elif size == 0:
             dims[i] = t.fixed(0, "takes nothing")
             parts[i] = (None, dims[i])
-        elif stride != 1 or is_fixed(dim) or not isinstance(dim.size, int):
-            t.fix([dim], "takes every n-th entry" if stride != 1 else "takes a part")
+        elif is_fixed(dim) or not isinstance(dim.size, int):
+            t.fix([dim], "takes a part")
+            dims[i] = t.fixed(size, "takes a part of a fixed axis")
+        elif stride != 1 and stride * size == dim.size:
+            dims[i], which = t.equations.split(dim, (size, stride))
+            t.fix([which], "takes one of every few entries")
+            parts[i] = (None, dims[i])
+        elif stride != 1:
+            t.fix([dim], "takes every n-th entry")
             dims[i] = t.fixed(size, "takes a part of a fixed axis")
         else:
             parts[i] = _take_part(t, dim, start, limit)
