@@ -6,6 +6,8 @@ from .checkpoints import Progress as Progress
 from .loop import Outcome as Outcome
 from .loop import Watcher as Watcher
 from .loop import train as train
+from .losses import Distillation as Distillation
+from .losses import cross_entropy as cross_entropy
 from .metrics import Evaluate as Evaluate
 from .metrics import MetricsFile as MetricsFile
 from .metrics import make_evaluate as make_evaluate
@@ -13,5 +15,4 @@ from .optimizers import cosine as cosine
 from .optimizers import multi_step as multi_step
 from .optimizers import sgd as sgd
 from .state import TrainState as TrainState
-from .step import cross_entropy as cross_entropy
 from .step import make_train_step as make_train_step

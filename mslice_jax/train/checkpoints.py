@@ -275,12 +275,13 @@ def _accuracy(metrics: Any) -> float:
 
 def _tree(state: TrainState) -> dict[str, Any]:
     """Plain containers, so that what is on disk does not depend on our classes."""
-    return {
+    tree = {
         "step": state.step,
         "variables": state.net.variables,
         "opt_state": state.opt_state,
         "key": state.key,
     }
+    return tree if state.averaged is None else {**tree, "averaged": state.averaged}
 
 
 def _order(net: Sliceable) -> dict[str, str]:
@@ -299,6 +300,7 @@ def _state(tree: dict[str, Any], like: TrainState) -> TrainState:
         net=with_variables(like.net, tree["variables"]),
         opt_state=tree["opt_state"],
         key=tree["key"],
+        averaged=tree.get("averaged"),
     )
 
 

@@ -128,7 +128,7 @@ def train(
                     return _interrupted(state, progress)
             log.flush()
 
-            accuracy = evaluate(state.net)
+            accuracy = evaluate(state.eval_net)
             widest = accuracy[max(accuracy)]
             progress = Progress(
                 epoch=epoch + 1,
@@ -150,7 +150,7 @@ def train(
                 return _interrupted(state, progress)
 
     # Nothing was left to train: the table is still owed.
-    accuracy = accuracy or evaluate(state.net)
+    accuracy = accuracy or evaluate(state.eval_net)
     return Outcome(state=state, progress=progress, accuracy=accuracy, interrupted=False)
 
 

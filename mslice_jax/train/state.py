@@ -26,6 +26,7 @@ class TrainState:
         (batch statistics) are carried along.
       opt_state: Optax's state for "params".
       key: typed PRNG key of the run.
+      averaged: the moving average of "params", or None.
 
     Example:
       >>> import mslice_jax as ms, jax, jax.numpy as jnp
@@ -43,6 +44,14 @@ class TrainState:
     net: Sliceable
     opt_state: optax.OptState
     key: jax.Array
+    averaged: Any = None
+
+    @property
+    def eval_net(self) -> Sliceable:
+        """The network to evaluate and to ship: with averaged weights, if there are."""
+        if self.averaged is None:
+            return self.net
+        return with_variables(self.net, {"params": self.averaged})
 
     @classmethod
     def create(
@@ -51,8 +60,15 @@ class TrainState:
         optimizer: optax.GradientTransformation,
         *,
         key: jax.Array,
+        average: bool = False,
     ) -> Self:
         """A run at step 0. The weights are copied, for a training step donates them.
+
+        Args:
+          net: a network at full width.
+          optimizer: the one that `make_train_step` gets.
+          key: of all that is random in the run.
+          average: whether the state holds a moving average of the weights.
 
         Raises:
           ValueError: if `net.variables` is no mapping with a collection "params".
@@ -65,6 +81,7 @@ class TrainState:
             net=net,
             opt_state=optimizer.init(params_of(net)),
             key=key,
+            averaged=jax.tree.map(jnp.copy, params_of(net)) if average else None,
         )
 
 
