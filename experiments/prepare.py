@@ -1,6 +1,7 @@
 """Before any work: what a recipe and a run are, and every check there is."""
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -15,8 +16,18 @@ from rich.console import Console
 
 import mslice_jax as ms
 from mslice_jax import data
-from mslice_jax.schedules import Schedule, make_schedule
-from mslice_jax.train import Checkpoints, TrainState, cosine, multi_step, sgd
+from mslice_jax.schedules import Schedule, make_schedule, progressive
+from mslice_jax.train import (
+    Checkpoints,
+    Distillation,
+    TrainState,
+    TrainStep,
+    cosine,
+    cross_entropy,
+    make_train_step,
+    multi_step,
+    sgd,
+)
 
 from .settings import Defaults, Settings, changed, resolve
 
@@ -56,7 +67,7 @@ class Run:
     model_name: str
     dataset: data.Dataset
     state: TrainState
-    optimizer: optax.GradientTransformation
+    train_step: TrainStep
     learning_rate: optax.Schedule
     schedule: Schedule
     steps_per_epoch: int
@@ -99,7 +110,15 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=cast(int, settings.warmup_epochs),
     )
-    optimizer = sgd(learning_rate, weight_decay=settings.weight_decay)
+    optimizer = sgd(
+        learning_rate, weight_decay=settings.weight_decay, clip=settings.clip
+    )
+    if settings.progressive_epochs is not None:
+        schedule = progressive(
+            schedule,
+            settings.rates,
+            every=settings.progressive_epochs * steps_per_epoch,
+        )
 
     model = recipe.model(**size, num_classes=dataset.num_classes)
     model_name = f"{type(model).__name__}-{settings.depth}"
@@ -115,7 +134,9 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         groups=settings.groups,
         norm=settings.norm,
     )
-    state = TrainState.create(net, optimizer, key=run_key)
+    state = TrainState.create(
+        net, optimizer, key=run_key, average=settings.average is not None
+    )
 
     if not settings.resume:
         _move_aside(workdir, console)
@@ -132,11 +153,34 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         model_name=model_name,
         dataset=dataset,
         state=state,
-        optimizer=optimizer,
+        train_step=_train_step(settings, dataset, optimizer),
         learning_rate=learning_rate,
         schedule=schedule,
         steps_per_epoch=steps_per_epoch,
         checkpoints=checkpoints,
+    )
+
+
+def _train_step(
+    settings: Settings,
+    dataset: data.Dataset,
+    optimizer: optax.GradientTransformation,
+) -> TrainStep:
+    """The step as the flags want it; raises ValueError for one out of its range."""
+    distillation = None
+    if settings.distill:
+        distillation = Distillation(
+            weight=settings.distill, temperature=settings.temperature
+        )
+    return make_train_step(
+        optimizer,
+        transform=data.train_transform(dataset),
+        loss=functools.partial(cross_entropy, smoothing=settings.label_smoothing),
+        distillation=distillation,
+        compute_dtype=jnp.bfloat16 if settings.bfloat16 else None,
+        accumulate=settings.accumulate,
+        remat=settings.remat,
+        average=settings.average,
     )
 
 

@@ -14,11 +14,14 @@ a second one stops at once. A run leaves in its workdir::
 
 import json
 import math
+import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -29,12 +32,12 @@ from mslice_jax.plots import plot_accuracy_vs_flops
 from mslice_jax.profile import RateProfile, profile
 from mslice_jax.rates import rate_key
 from mslice_jax.train import (
+    Batch,
     CheckpointError,
     Evaluate,
     MetricsFile,
     Outcome,
     make_evaluate,
-    make_train_step,
     train,
 )
 
@@ -52,6 +55,7 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     """
     settings = parse(recipe.name, recipe.description, args)
     console = Console()
+    keep_compiled_programs()
     try:
         run = prepare(recipe, settings, console)
     except (ValueError, OSError, CheckpointError) as error:
@@ -75,6 +79,19 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     return 0
 
 
+def keep_compiled_programs() -> None:
+    """Let a later run load what this one compiles, unless JAX was told another place.
+
+    They are kept where programs keep such things (XDG_CACHE_HOME, or ~/.cache).
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(caches) / "mslice_jax" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 def fit(run: Run, console: Console) -> Outcome:
     """Train; everything that is written goes into the workdir."""
     settings, dataset = run.settings, run.dataset
@@ -82,20 +99,26 @@ def fit(run: Run, console: Console) -> Outcome:
     console.print(f"{run.model_name} on {dataset}", highlight=False, soft_wrap=True)
     show_settings(console, as_json(settings))
     (workdir / "settings.json").write_text(json.dumps(as_json(settings), indent=2))
+
+    def batches(step: int) -> Iterator[Batch]:
+        return data.train_batches(
+            dataset.x_train,
+            dataset.y_train,
+            cast(int, settings.batch_size),
+            seed=settings.seed,
+            start=step,
+        )
+
+    with console.status("compiling a program for each rate"):
+        rates = run.state.net.rates
+        seconds = run.train_step.compile(run.state, next(batches(0)), rates)
+    console.print(f"Compiled {len(rates)} rates in {seconds:.1f} s.", highlight=False)
     bar = Bar(console, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
     with bar:
         return train(
             run.state,
-            train_step=make_train_step(
-                run.optimizer, transform=data.train_transform(dataset)
-            ),
-            batches=lambda step: data.train_batches(
-                dataset.x_train,
-                dataset.y_train,
-                cast(int, settings.batch_size),
-                seed=settings.seed,
-                start=step,
-            ),
+            train_step=run.train_step,
+            batches=batches,
             schedule=run.schedule,
             evaluate=_evaluate(run),
             epochs=epochs,
@@ -112,7 +135,7 @@ def finish(run: Run, outcome: Outcome, console: Console) -> None:
     workdir = cast(Path, run.settings.workdir)
     image = np.zeros((1, *run.dataset.image_shape), np.float32)
     with console.status("measuring what each rate costs"):
-        profiles = profile(outcome.state.net, image)
+        profiles = profile(outcome.state.eval_net, image)
     summary = _summary(run, outcome, profiles)
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     title = f"{run.model_name} on {run.dataset.name}"

@@ -38,6 +38,16 @@ class Settings:
     """Rates that a step draws, besides those that it always has."""
     rate_weights: tuple[float, ...] | None = None
     """How likely each of --rates is drawn, in their order; all alike if not given."""
+    progressive_epochs: int | None = None
+    """Let the rates enter one after the other, the widest first, each so many epochs
+    after the one before; all from the start if not given."""
+    distill: float = 0.0
+    """Share of the loss in which the widest rate of a step teaches the others; the rest
+    comes from the labels."""
+    temperature: float = 1.0
+    """By which predictions are softened for --distill."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
     epochs: int | None = None
     """Length of the run, in passes over the training examples."""
     batch_size: int | None = None
@@ -51,6 +61,17 @@ class Settings:
     """Let the learning rate fall to zero along a cosine."""
     warmup_epochs: int | None = None
     """Epochs in which the learning rate climbs from a tenth."""
+    clip: float | None = None
+    """Largest norm of a step's gradient; a larger one is scaled down."""
+    average: float | None = None
+    """Decay, such as 0.999, of the moving average of the weights that is evaluated and
+    kept beside the weights; no average if not given."""
+    bfloat16: bool = False
+    """Let the network compute in bfloat16; weights stay float32."""
+    accumulate: int = 1
+    """Parts that a batch is worked off in, one after the other, to save memory."""
+    remat: bool = False
+    """Save memory by computing activations again in the backward pass."""
     seed: int = 0
     """Of weights, data order, augmentation and rates."""
     workdir: Path | None = None

@@ -58,11 +58,14 @@ class Units:
         many units, if they divide it.
       multiple_of: widths are rounded to a multiple of this, entries of an array.
       min_width: how many entries are kept at least.
+      shards: an axis that this divides is dealt out into so many equal parts, and each
+        of them narrows, so that slicing moves nothing between devices.
     """
 
     groups: int = 8
     multiple_of: int = 1
     min_width: int = 1
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,11 +351,16 @@ def _decide(
                 if atom.fixed is None and atom.size > 1:
                     leaves.setdefault(atom, []).append((kind.path, axis, len(dims)))
     found: dict[str, WidthGroup] = {}
-    for atom, places in leaves.items():
+    for whole, places in leaves.items():
+        atom, span = whole, spans.get(whole, 1)
+        of_shard, left_over = divmod(whole.size, units.shards)
+        if units.shards > 1 and of_shard > 1 and not left_over:
+            parts, atom = equations.split(whole, (units.shards, of_shard))
+            equations.fix(parts, Reason("stays whole: a part for each shard"))
+            span *= units.shards
         # An index that stands for several of a split axis is a unit of its own.
-        split_by_network = atom in spans or atom.size % units.groups != 0
+        split_by_network = whole in spans or atom.size % units.groups != 0
         unit = 1 if split_by_network else atom.size // units.groups
-        span = spans.get(atom, 1)
         step = units.multiple_of // math.gcd(units.multiple_of, span)
         atom.group = _name(places, found)
         found[atom.group] = WidthGroup(

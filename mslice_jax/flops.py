@@ -23,7 +23,7 @@ def flops(analysis: Analysis, widths: Widths = FULL) -> float:
 
 
 def elastic_share(analysis: Analysis) -> float:
-    """The share of the full-width operations that some axis which narrows is part of."""
+    """The share of full-width operations that run over some axis which narrows."""
     total = elastic = 0.0
     for times, axes in contractions(analysis, analysis.frame):
         work = times * _product(axes, FULL)

@@ -88,7 +88,7 @@ class Report:
             rows.append([name, units, *widths, str(len(group["leaves"]))])
         elastic = data["elastic"]
         lines = [
-            f"{len(self.plan.groups)} groups of axes narrow, each to a prefix. They run",
+            f"{len(data['groups'])} groups of axes narrow, each to a prefix. They run",
             f"through {elastic['parameters']:.1%} of the parameters and "
             f"{elastic['flops']:.1%} of the FLOPs.",
         ]

@@ -148,6 +148,42 @@ def cyclic(rates: Sequence[float]) -> Schedule:
     return schedule
 
 
+def progressive(
+    schedule: Schedule, rates: Sequence[float], *, every: int
+) -> Schedule:
+    """Lets the rates enter one after the other, the widest first.
+
+    Progressive shrinking (Once-for-all, Cai et al., ICLR 2020, section 3.3): in the
+    first `every` steps there is the widest rate alone, then the next narrower one
+    enters, and so on. A rate of `schedule` that has not entered yet is replaced by the
+    narrowest that has.
+
+    Args:
+      schedule: what is drawn from when all have entered.
+      rates: the rates that it draws from.
+      every: steps from one entry to the next.
+
+    Raises:
+      RateError: for rates outside (0, 1], repeated, or none.
+      ScheduleError: if `every` is no positive whole number.
+
+    Example:
+      >>> shrinking = progressive(static((0.25, 0.5, 1.0)), (0.25, 0.5, 1.0), every=10)
+      >>> [shrinking(step) for step in (0, 10, 20)]
+      [(1.0,), (1.0, 0.5), (1.0, 0.5, 0.25)]
+    """
+    entering = _descending(rates)
+    if _check_count("every, the steps between two entries,", every) == 0:
+        raise ScheduleError("every, the steps between two entries, is at least 1.")
+
+    def shrinking(step: int) -> tuple[float, ...]:
+        narrowest = entering[min(step // every, len(entering) - 1)]
+        entered = {max(rate, narrowest) for rate in schedule(step)}
+        return tuple(sorted(entered, reverse=True))
+
+    return shrinking
+
+
 class _Drawing(Protocol):
     def __call__(
         self,

@@ -140,10 +140,8 @@ class Sliceable:
         return cls(children[0], *static)
 
     def __repr__(self) -> str:
-        shapes = jax.tree.leaves(
-            jax.tree.map(np.shape, self.variables), is_leaf=_is_shape
-        )
-        count = sum(int(np.prod(shape)) for shape in shapes if _is_shape(shape))
+        leaves = jax.tree.leaves(self.variables)
+        count = sum(int(np.prod(np.shape(leaf))) for leaf in leaves)
         return (
             f"Sliceable({count:,} numbers at rate {self.rate:g}, rates={self.rates}, "
             f"{len(self.plan.groups)} width groups)"
@@ -162,6 +160,7 @@ def upgrade(
     inner: Patterns | None = None,
     min_width: int = 1,
     multiple_of: int = 1,
+    shards: int = 1,
     strict: bool = False,
     **call_kwargs: Any,
 ) -> Sliceable:
@@ -188,6 +187,9 @@ def upgrade(
       multiple_of: widths are rounded to a multiple of this many entries (8, 64 or 128
         suit the hardware); rate 1 keeps everything. Axes of whole heads or groups of
         more entries keep as many of these as make up a multiple.
+      shards: how many devices an axis that narrows may be sharded over. Axes that it
+        divides are dealt out into so many equal parts, of which each keeps its leading
+        indices, so that slicing and putting back move nothing between devices.
       strict: whether rates that some axis cannot honour exactly, and primitives without
         a rule, are errors instead of lines in the report.
       **call_kwargs: what else the call needs. For a Linen module `rngs`, `mutable` and
@@ -203,13 +205,18 @@ def upgrade(
       ValueError: if the variables do not fit the model.
     """
     checked = check_rates(rates)
-    counts = {"groups": groups, "min_width": min_width, "multiple_of": multiple_of}
+    counts = {
+        "groups": groups,
+        "min_width": min_width,
+        "multiple_of": multiple_of,
+        "shards": shards,
+    }
     for argument, count in counts.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{argument} is a positive integer; got {count!r}.")
     settings = Settings(
         checked,
-        Units(groups, multiple_of, min_width),
+        Units(groups, multiple_of, min_width, shards),
         as_patterns(include, "include"),
         as_patterns(exclude, "exclude"),
         as_patterns(inner, "inner"),
@@ -430,10 +437,6 @@ def _check_model(model: Any, inputs: Sequence[Any]) -> None:
 
 
 # -- small questions
-
-
-def _is_shape(x: Any) -> bool:
-    return isinstance(x, tuple)
 
 
 def _is_frozen(x: Any) -> bool:

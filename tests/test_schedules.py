@@ -204,3 +204,21 @@ def test_steps_that_are_none(make):
     for step, message in ((-1, "not negative; got -1"), (0.5, "whole number; got 0.5")):
         with pytest.raises(ScheduleError, match=message):
             schedule(step)
+
+
+def test_progressive_lets_narrower_rates_enter():
+    drawn = schedules.random_min_max(RATES, seed=3)
+    shrinking = schedules.progressive(drawn, RATES, every=5)
+    assert {shrinking(step) for step in range(5)} == {(1.0,)}
+    assert {shrinking(step) for step in range(5, 10)} == {(1.0, 0.75)}
+    for step in range(10, 15):  # 0.25 has not entered: the narrowest that has, instead
+        assert shrinking(step) == tuple(sorted({*drawn(step)[:2], 0.5}, reverse=True))
+    assert [shrinking(step) for step in range(15, 40)] == [
+        drawn(step) for step in range(15, 40)
+    ]
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5])
+def test_progressive_needs_steps(every):
+    with pytest.raises(ScheduleError, match="every"):
+        schedules.progressive(schedules.static(RATES), RATES, every=every)

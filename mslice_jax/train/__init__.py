@@ -15,4 +15,6 @@ from .optimizers import cosine as cosine
 from .optimizers import multi_step as multi_step
 from .optimizers import sgd as sgd
 from .state import TrainState as TrainState
+from .step import Batch as Batch
+from .step import TrainStep as TrainStep
 from .step import make_train_step as make_train_step

@@ -12,6 +12,7 @@ def sgd(
     *,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
+    clip: float | None = None,
 ) -> optax.GradientTransformation:
     """SGD with Nesterov momentum; weight decay is added to the gradient, as PyTorch's.
 
@@ -23,15 +24,20 @@ def sgd(
       learning_rate: a number, or a schedule from steps to numbers.
       momentum: factor on the buffer.
       weight_decay: decay per unit of learning rate.
+      clip: the largest norm of the summed gradient; a larger one is scaled down before
+        anything else happens to it.
 
     Raises:
-      ValueError: for a momentum outside [0, 1) or a negative decay.
+      ValueError: for a momentum outside [0, 1), a negative decay, or no room to clip.
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"expected a momentum in [0, 1), got {momentum}.")
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"expected a weight decay of at least 0, got {weight_decay}.")
+    if clip is not None and not 0 < clip < math.inf:
+        raise ValueError(f"expected a norm above 0 to clip at, got {clip}.")
     return optax.chain(
+        optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum, nesterov=True),
     )

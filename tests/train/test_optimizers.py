@@ -51,9 +51,20 @@ def test_sgd_reads_the_schedule_at_its_own_step():
     np.testing.assert_allclose([first, second], [-1 * (3 + 1), -2 * (3 + 1)])
 
 
+def test_sgd_clips_the_gradient_before_anything_else():
+    optimizer = sgd(1.0, momentum=0.0, weight_decay=0.5, clip=2.5)
+    weights = {"a": jnp.array(2.0), "b": jnp.array(0.0)}
+    update, _ = optimizer.update(
+        {"a": jnp.array(3.0), "b": jnp.array(4.0)}, optimizer.init(weights), weights
+    )
+    # A norm of 5 becomes one of 2.5; the decay is not clipped.
+    np.testing.assert_allclose([update["a"], update["b"]], [-(1.5 + 1), -2.0])
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (lambda: sgd(0.1, clip=0.0), "to clip"),
         (lambda: multi_step(0.0, epochs=1, steps_per_epoch=1), "learning rate"),
         (
             lambda: cosine(float("nan"), epochs=1, steps_per_epoch=1),
