@@ -3,6 +3,7 @@
 from .checkpoints import CheckpointError as CheckpointError
 from .checkpoints import Checkpoints as Checkpoints
 from .checkpoints import Progress as Progress
+from .devices import Placement as Placement
 from .loop import Outcome as Outcome
 from .loop import Watcher as Watcher
 from .loop import train as train

@@ -11,6 +11,7 @@ import optax
 from mslice_jax.rates import rate_key
 
 from .checkpoints import Checkpoints, Progress
+from .devices import Placement
 from .interrupts import stop_on_interrupt
 from .metrics import Evaluate, MetricsFile
 from .state import TrainState
@@ -64,6 +65,7 @@ def train(
     steps_per_epoch: int,
     checkpoints: Checkpoints,
     metrics: MetricsFile,
+    placement: Placement | None = None,
     learning_rate: optax.Schedule | None = None,
     log_every: int = 10,
     watcher: Watcher | None = None,
@@ -85,6 +87,8 @@ def train(
       steps_per_epoch: batches an epoch.
       checkpoints: where to restore from and save to; once an epoch.
       metrics: gets a line of losses every `log_every` steps, of accuracies each epoch.
+      placement: the mesh that the run is on, the one of `train_step`; one device
+        unless given. `state` is placed by this, and `batches` gives each host its part.
       learning_rate: schedule to be reported in the lines of losses.
       log_every: steps between two lines of losses.
       watcher: hears of every step.
@@ -96,6 +100,8 @@ def train(
       CheckpointError: if checkpoints cannot be used or written.
     """
     watcher = watcher or Watcher()
+    if placement is not None:
+        state = placement.state(state)
     restored = checkpoints.restore(state)
     state, progress = restored or (state, Progress())
     metrics.rewind(int(state.step))
@@ -112,6 +118,8 @@ def train(
             log.begin_epoch(epoch)
             for index in range(first, steps_per_epoch):
                 step, batch = epoch * steps_per_epoch + index, next(stream)
+                if placement is not None:
+                    batch = placement.batch(batch)
                 state, losses = train_step(state, batch, schedule(step))
                 # Reading the losses of a step waits for it. The device is already
                 # busy with the next one when this reads those of the last.

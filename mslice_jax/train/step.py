@@ -8,7 +8,6 @@ draws.
 
 import concurrent.futures
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ import optax
 
 from mslice_jax.sliceable import slice_apply
 
+from .devices import Placement
 from .losses import Distillation, Loss, cross_entropy
 from .state import TrainState, params_of, with_variables
 
@@ -63,6 +63,7 @@ def make_train_step(
     accumulate: int = 1,
     remat: bool = False,
     average: float | None = None,
+    placement: Placement | None = None,
     call_kwargs: Mapping[str, Any] | None = None,
 ) -> TrainStep:
     """Build ``step(state, batch, rates) -> (state, metrics)``.
@@ -91,6 +92,7 @@ def make_train_step(
         convolutions and dense layers again: less memory for more time.
       average: decay, such as 0.999, of the moving average of the weights that
         `TrainState.averaged` holds (state made with ``average=True``).
+      placement: the mesh that state and batches were placed on.
       call_kwargs: what else the network's call takes; ``{"train": True}`` unless
         given.
 
@@ -130,6 +132,7 @@ def make_train_step(
         accumulate=accumulate,
         remat=remat,
         average=average,
+        placement=placement,
         call_kwargs={"train": True} if call_kwargs is None else dict(call_kwargs),
     )
     return _Step(settings)
@@ -148,6 +151,7 @@ class _Settings:
     accumulate: int
     remat: bool
     average: float | None
+    placement: Placement | None
     call_kwargs: dict[str, Any]
 
 
@@ -164,9 +168,7 @@ class _Step:
         self._apply_updates = jax.jit(self.apply_updates, donate_argnames="state")
         # Unused as they are, the weights stay arguments: zeros that come from constants
         # alone are placed otherwise than gradients, and would cost a compilation more.
-        self._zeros = jax.jit(
-            functools.partial(jax.tree.map, jnp.zeros_like), keep_unused=True
-        )
+        self._zeros = jax.jit(self.zeros, keep_unused=True)
         self._ask_teacher = jax.jit(self.teacher_logits)
 
     def __call__(
@@ -228,6 +230,10 @@ class _Step:
 
     # -- the compiled pieces
 
+    def zeros(self, params: Any) -> Any:
+        """Where gradients are added up."""
+        return self._placed(jax.tree.map(jnp.zeros_like, params))
+
     def teacher_logits(self, state: TrainState, batch: Batch) -> jax.Array:
         assert self._settings.distillation and self._settings.distillation.teacher
         augment_key, _ = _keys(state)
@@ -278,6 +284,7 @@ class _Step:
             value = value.mean()
             logits = logits.swapaxes(0, 1).reshape(-1, *logits.shape[2:])
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch[1])
+        grads, statistics = self._placed((grads, statistics))
         return grads, statistics, {"loss": value, "accuracy": accuracy}, logits
 
     def _loss(
@@ -319,13 +326,20 @@ class _Step:
             grads, state.opt_state, params
         )
         params = optax.apply_updates(params, updates)
-        return TrainState(
-            step=state.step + 1,
-            net=with_variables(state.net, {"params": params}),
-            opt_state=opt_state,
-            key=state.key,
-            averaged=self._average(state, params),
+        return self._placed(
+            TrainState(
+                step=state.step + 1,
+                net=with_variables(state.net, {"params": params}),
+                opt_state=opt_state,
+                key=state.key,
+                averaged=self._average(state, params),
+            )
         )
+
+    def _placed(self, tree: Any) -> Any:
+        """The tree where it belongs, so that the next step finds it where this did."""
+        placement = self._settings.placement
+        return tree if placement is None else placement.constrain(tree)
 
     def _average(self, state: TrainState, params: Any) -> Any:
         if self._settings.average is None:

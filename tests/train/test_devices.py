@@ -1,0 +1,122 @@
+"""Many devices train as one does: same losses, weights where they were put."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import mslice_jax as ms
+from mslice_jax.train import Placement, TrainState, make_train_step, sgd
+from mslice_jax.train.devices import DATA, FSDP
+from tests.train.conftest import RATES, build
+
+
+def run(net, small, placement, steps=3, **settings):
+    """Losses of each step and rate, and the last state."""
+    optimizer = sgd(0.1)
+    state = TrainState.create(net, optimizer, key=jax.random.key(0))
+    step = make_train_step(optimizer, placement=placement, **settings)
+    if placement is not None:
+        state = placement.state(state)
+    losses = []
+    for number in range(steps):
+        batch = small.batch(number)
+        batch = batch if placement is None else placement.batch(batch)
+        state, metrics = step(state, batch, RATES[::-1])
+        losses += [float(metrics[rate]["loss"]) for rate in RATES]
+    return losses, state
+
+
+def placed(fsdp):
+    return Placement(Placement.over(jax.devices()[:4], fsdp=fsdp).mesh, smallest=16)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 4])
+@pytest.mark.parametrize("norm", [None, "shared", "switchable"])
+def test_four_devices_have_the_losses_of_one(small, fsdp, norm):
+    if norm is not None and fsdp != 2:
+        pytest.skip("batch statistics are looked at on one mesh")
+    net = build(small, norm=norm, shards=fsdp)
+    alone, state = run(net, small, None)
+    together, spread = run(net, small, placed(fsdp))
+    np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        spread.net.variables,
+        state.net.variables,
+    )
+
+
+def test_weights_stay_where_they_were_put(small, compilations):
+    placement = placed(4)
+    net = build(small, shards=4)
+    _, state = run(net, small, placement, steps=1)
+    kernel = state.net.variables["params"]["hidden2"]["kernel"]
+    assert kernel.sharding.spec == P(None, FSDP)
+    assert kernel.addressable_shards[0].data.shape == (8, 2)
+    momentum = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (8, 8)]
+    assert momentum
+    assert all(x.sharding.spec == P(None, FSDP) for x in momentum)
+    # Small arrays are whole everywhere.
+    assert state.net.variables["params"]["logits"]["bias"].sharding.spec in (
+        P(),
+        P(None),
+    )
+
+
+def test_no_compilation_after_the_first_steps(small, compilations):
+    optimizer, placement = sgd(0.1), placed(2)
+    state = TrainState.create(build(small, shards=2), optimizer, key=jax.random.key(0))
+    state = placement.state(state)
+    step = make_train_step(optimizer, placement=placement)
+    batches = [placement.batch(small.batch(number)) for number in range(3)]
+    step.compile(state, batches[0], RATES)
+    with compilations() as names:
+        for batch in batches:
+            state, _ = step(state, batch, RATES)
+    assert names == []
+
+
+def test_parts_of_a_batch_stay_on_their_devices(small):
+    net = build(small)
+    alone, _ = run(net, small, None, accumulate=2)
+    together, _ = run(net, small, placed(1), accumulate=2)
+    np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_a_network_on_many_devices_runs_and_is_extracted(small):
+    net = build(small, shards=2)
+    spread = placed(2).state(net)
+    for rate in RATES:
+        np.testing.assert_allclose(
+            ms.slice_apply(spread, small.x, rate),
+            ms.slice_apply(net, small.x, rate),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+def test_the_batch_is_dealt_out_over_all_devices(small):
+    images, labels = placed(2).batch(small.batch())
+    assert images.sharding.spec == P((DATA, FSDP))
+    assert images.addressable_shards[0].data.shape == (2, 5)
+    np.testing.assert_array_equal(labels, small.batch()[1])
+
+
+def test_what_does_not_divide():
+    with pytest.raises(ValueError, match="divide the 4 devices, got 3"):
+        Placement.over(jax.devices()[:4], fsdp=3)
+    with pytest.raises(ValueError, match="over 4 devices, got 6 examples"):
+        placed(1).batch(jnp.zeros((6, 2)))
+
+
+def test_adam_s_moments_are_dealt_out_too(small):
+    optimizer, placement = optax.adamw(1e-2), placed(4)
+    state = placement.state(
+        TrainState.create(build(small), optimizer, key=jax.random.key(0))
+    )
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (8, 8)]
+    assert len(moments) == 2
+    assert all(FSDP in x.sharding.spec for x in moments)
