@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax import lax
 
@@ -241,9 +241,16 @@ def put_back(
 
 def take(x: Any, axes: Sequence[Axis], of_unit: Mapping[str, np.ndarray]) -> Any:
     """The array with each axis reordered by `indices(axis, of_unit)` (a gather)."""
-    for dim, axis in enumerate(axes):
-        if any(group in of_unit for group in groups_in(axis)):
-            x = jnp.take(x, indices(axis, of_unit), axis=dim)
+    moved = {
+        dim: indices(axis, of_unit)
+        for dim, axis in enumerate(axes)
+        if any(group in of_unit for group in groups_in(axis))
+    }
+    concrete = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    if concrete and moved and x.is_fully_addressable:  # NumPy compiles nothing
+        return jax.device_put(take(np.asarray(x), axes, of_unit), x.sharding)
+    for dim, order in moved.items():
+        x = x.take(order, axis=dim)
     return x
 
 
