@@ -20,6 +20,7 @@ from mslice_jax.schedules import Schedule, make_schedule, progressive
 from mslice_jax.train import (
     Checkpoints,
     Distillation,
+    Placement,
     TrainState,
     TrainStep,
     cosine,
@@ -70,6 +71,7 @@ class Run:
     train_step: TrainStep
     learning_rate: optax.Schedule
     schedule: Schedule
+    placement: Placement | None
     steps_per_epoch: int
     checkpoints: Checkpoints
 
@@ -110,6 +112,7 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=cast(int, settings.warmup_epochs),
     )
+    placement = _placement(settings)
     optimizer = sgd(
         learning_rate, weight_decay=settings.weight_decay, clip=settings.clip
     )
@@ -133,6 +136,7 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         rates=settings.rates,
         groups=settings.groups,
         norm=settings.norm,
+        shards=settings.fsdp,
     )
     state = TrainState.create(
         net, optimizer, key=run_key, average=settings.average is not None
@@ -153,9 +157,10 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         model_name=model_name,
         dataset=dataset,
         state=state,
-        train_step=_train_step(settings, dataset, optimizer),
+        train_step=_train_step(settings, dataset, optimizer, placement),
         learning_rate=learning_rate,
         schedule=schedule,
+        placement=placement,
         steps_per_epoch=steps_per_epoch,
         checkpoints=checkpoints,
     )
@@ -165,6 +170,7 @@ def _train_step(
     settings: Settings,
     dataset: data.Dataset,
     optimizer: optax.GradientTransformation,
+    placement: Placement | None,
 ) -> TrainStep:
     """The step as the flags want it; raises ValueError for one out of its range."""
     distillation = None
@@ -181,7 +187,22 @@ def _train_step(
         accumulate=settings.accumulate,
         remat=settings.remat,
         average=settings.average,
+        placement=placement,
     )
+
+
+def _placement(settings: Settings) -> Placement | None:
+    """A mesh of all devices that the batch can be dealt out over; None for one."""
+    devices = jax.devices()
+    batch_size = cast(int, settings.batch_size)
+    if len(devices) == 1 and settings.fsdp == 1:
+        return None
+    if batch_size % len(devices):
+        raise ValueError(
+            f"expected a batch size (--batch-size) that the {len(devices)} devices "
+            f"divide; got {batch_size}."
+        )
+    return Placement.over(devices, fsdp=settings.fsdp)
 
 
 def _initialize(

@@ -54,7 +54,9 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     nothing was done. 130: interrupted, what was done is saved.
     """
     settings = parse(recipe.name, recipe.description, args)
-    console = Console()
+    if settings.distributed:
+        jax.distributed.initialize()  # finds its hosts in the environment
+    console = Console(quiet=settings.distributed and not _speaks())
     keep_compiled_programs()
     try:
         run = prepare(recipe, settings, console)
@@ -98,7 +100,8 @@ def fit(run: Run, console: Console) -> Outcome:
     epochs, workdir = cast(int, settings.epochs), cast(Path, settings.workdir)
     console.print(f"{run.model_name} on {dataset}", highlight=False, soft_wrap=True)
     show_settings(console, as_json(settings))
-    (workdir / "settings.json").write_text(json.dumps(as_json(settings), indent=2))
+    if _speaks():
+        (workdir / "settings.json").write_text(json.dumps(as_json(settings), indent=2))
 
     def batches(step: int) -> Iterator[Batch]:
         return data.train_batches(
@@ -107,11 +110,15 @@ def fit(run: Run, console: Console) -> Outcome:
             cast(int, settings.batch_size),
             seed=settings.seed,
             start=step,
+            host=(jax.process_index(), jax.process_count()),
         )
 
     with console.status("compiling a program for each rate"):
         rates = run.state.net.rates
-        seconds = run.train_step.compile(run.state, next(batches(0)), rates)
+        state, batch = run.state, next(batches(0))
+        if run.placement is not None:
+            state, batch = run.placement.state(state), run.placement.batch(batch)
+        seconds = run.train_step.compile(state, batch, rates)
     console.print(f"Compiled {len(rates)} rates in {seconds:.1f} s.", highlight=False)
     bar = Bar(console, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
     with bar:
@@ -125,6 +132,7 @@ def fit(run: Run, console: Console) -> Outcome:
             steps_per_epoch=run.steps_per_epoch,
             checkpoints=run.checkpoints,
             metrics=MetricsFile(workdir / "metrics.jsonl"),
+            placement=run.placement,
             learning_rate=run.learning_rate,
             watcher=bar,
         )
@@ -134,8 +142,13 @@ def finish(run: Run, outcome: Outcome, console: Console) -> None:
     """Measure the cost of each rate; show the table, write summary and picture."""
     workdir = cast(Path, run.settings.workdir)
     image = np.zeros((1, *run.dataset.image_shape), np.float32)
+    net = outcome.state.eval_net
+    if run.placement is not None:
+        net = run.placement.local(net)
+    if not _speaks():
+        return
     with console.status("measuring what each rate costs"):
-        profiles = profile(outcome.state.eval_net, image)
+        profiles = profile(net, image)
     summary = _summary(run, outcome, profiles)
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     title = f"{run.model_name} on {run.dataset.name}"
@@ -172,6 +185,11 @@ def _summary(
             for rate, cost in sorted(profiles.items(), reverse=True)
         },
     }
+
+
+def _speaks() -> bool:
+    """Of several hosts the first one shows and writes what there is to show."""
+    return jax.process_index() == 0
 
 
 def _evaluate(run: Run) -> Evaluate:

@@ -72,6 +72,10 @@ class Settings:
     """Parts that a batch is worked off in, one after the other, to save memory."""
     remat: bool = False
     """Save memory by computing activations again in the backward pass."""
+    fsdp: int = 1
+    """Devices that the weights are dealt out over; the batch always is over all."""
+    distributed: bool = False
+    """Train on all hosts of a TPU slice or a cluster: the same command on each."""
     seed: int = 0
     """Of weights, data order, augmentation and rates."""
     workdir: Path | None = None
@@ -136,7 +140,7 @@ def as_json(settings: Settings) -> dict[str, Any]:
 
 # Settings that may change when a run goes on: they are no part of what is trained,
 # and more epochs is what somebody asks for who wants to train longer.
-_FREE = ("workdir", "data_dir", "resume", "epochs")
+_FREE = ("workdir", "data_dir", "resume", "epochs", "distributed")
 
 
 def changed(saved: dict[str, Any], settings: Settings) -> list[str]:

@@ -46,7 +46,13 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def train_batch(
-    x: np.ndarray, y: np.ndarray, batch_size: int, *, seed: int, step: int
+    x: np.ndarray,
+    y: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    step: int,
+    host: tuple[int, int] = (0, 1),
 ) -> tuple[np.ndarray, np.ndarray]:
     """The training batch of a step (0 is the first): images and labels.
 
@@ -58,18 +64,34 @@ def train_batch(
       batch_size: examples in a batch, at most n.
       seed: of the shuffling, not negative.
       step: counted over all epochs, not negative.
+      host: (number, count) of this host: it gets its part of the batch, the parts of
+        all hosts in their order are the batch.
 
     Raises:
-      DataError: if the examples do not fill a batch.
+      DataError: if the examples do not fill a batch, or the hosts do not divide it.
     """
+    number, hosts = host
+    if batch_size % hosts:
+        raise DataError(
+            f"expected a batch size (--batch-size) that {hosts} hosts divide; got "
+            f"{batch_size}."
+        )
     epoch, batch = divmod(operator.index(step), steps_per_epoch(len(x), batch_size))
     order = epoch_order(len(x), seed=seed, epoch=epoch)
-    chosen = order[batch * batch_size : (batch + 1) * batch_size]
+    part = batch_size // hosts
+    first = batch * batch_size + number * part
+    chosen = order[first : first + part]
     return x[chosen], y[chosen]
 
 
 def train_batches(
-    x: np.ndarray, y: np.ndarray, batch_size: int, *, seed: int, start: int = 0
+    x: np.ndarray,
+    y: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    host: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`train_batch` of the steps start, start + 1, ... without end."""
     steps_per_epoch(len(x), batch_size)  # an error before the first batch is asked for
@@ -77,7 +99,7 @@ def train_batches(
     def batches():
         step = start
         while True:
-            yield train_batch(x, y, batch_size, seed=seed, step=step)
+            yield train_batch(x, y, batch_size, seed=seed, step=step, host=host)
             step += 1
 
     return batches()

@@ -100,6 +100,15 @@ class Placement:
 
         return jax.tree.map(place, batch)
 
+    def local(self, tree: Any) -> Any:
+        """A tree that lies on the mesh, whole and on one device of this host.
+
+        All hosts have to ask for it together.
+        """
+        whole = NamedSharding(self.mesh, P())
+        gathered = jax.jit(lambda tree: tree, out_shardings=whole)(tree)
+        return jax.tree.map(lambda x: x.addressable_data(0), gathered)
+
     @property
     def batch_sharding(self) -> NamedSharding:
         """Of arrays whose first axis counts the examples."""

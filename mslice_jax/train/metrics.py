@@ -64,6 +64,8 @@ def make_evaluate(
 class MetricsFile:
     r"""A file of JSON lines, each with the "step" it belongs to; readable at any time.
 
+    Of several hosts the first one writes.
+
     Args:
       path: made at the first write, together with its directory.
 
@@ -81,6 +83,8 @@ class MetricsFile:
 
     def write(self, *, step: int, **values: Any) -> None:
         """Append one line and hand it to the system at once."""
+        if jax.process_index() != 0:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
@@ -90,7 +94,7 @@ class MetricsFile:
 
         So is a line that a killed process left half written.
         """
-        if not self._path.exists():
+        if jax.process_index() != 0 or not self._path.exists():
             return
         kept = [line for line in self._path.read_text().splitlines() if _at(line, step)]
         temporary = self._path.with_name(self._path.name + ".tmp")

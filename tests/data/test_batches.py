@@ -98,3 +98,18 @@ def test_evaluation_sees_each_example_once_in_one_shape(size):
 def test_evaluation_in_batches_of_none():
     with pytest.raises(DataError, match="1 or more; got 0"):
         next(eval_batches(X, Y, 0))
+
+
+def test_the_parts_of_the_hosts_are_the_batch():
+    x, y = np.arange(20.0), np.arange(20)
+    for step in (0, 3):
+        whole = train_batch(x, y, 6, seed=1, step=step)
+        parts = [
+            train_batch(x, y, 6, seed=1, step=step, host=(number, 3))
+            for number in range(3)
+        ]
+        for index in range(2):
+            together = np.concatenate([part[index] for part in parts])
+            np.testing.assert_array_equal(together, whole[index])
+    with pytest.raises(DataError, match="4 hosts divide"):
+        train_batch(x, y, 6, seed=1, step=0, host=(0, 4))

@@ -98,6 +98,14 @@ def test_a_network_on_many_devices_runs_and_is_extracted(small):
         )
 
 
+def test_what_was_dealt_out_comes_back_whole(small):
+    net, placement = build(small), placed(4)
+    whole = placement.local(placement.state(net))
+    for found, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(net), strict=True):
+        assert len(found.sharding.device_set) == 1
+        np.testing.assert_array_equal(found, leaf)
+
+
 def test_the_batch_is_dealt_out_over_all_devices(small):
     images, labels = placed(2).batch(small.batch())
     assert images.sharding.spec == P((DATA, FSDP))
