@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import tempfile
 from collections.abc import Callable
@@ -38,6 +39,8 @@ _OUTPUTS = (
     "checkpoints",
     "summary.json",
     "accuracy_vs_flops.png",
+    "accuracy_over_epochs.png",
+    "tensorboard",
 )
 
 
@@ -82,6 +85,10 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
     Raises:
       ValueError, OSError, CheckpointError: for whatever does not fit.
     """
+    if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError(
+            '--tensorboard needs tensorboardX: pip install "mslice_jax[tensorboard]".'
+        )
     defaults = recipe.digits if settings.dataset == "digits" else recipe.cifar
     settings = resolve(settings, recipe.name, defaults)
     if not 0 <= settings.seed < 2**32:

@@ -5,8 +5,11 @@ Time: a second. Result: the table, the same on every machine and version of JAX.
 """
 
 import pathlib
+import sys
+from collections.abc import Mapping
 
-from mslice_jax.rules import FIXED, RULES, Rule
+from mslice_jax.rules import FIXED, RULES
+from mslice_jax.rules import fixed as fixed_lib
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "primitives.md"
 
@@ -49,36 +52,32 @@ is not on this page, of another package, keeps all of its axes, and the report s
 
 def page() -> str:
     """The page, as text."""
-    narrow = {name: rule for name, rule in RULES.items() if name not in FIXED}
-    return "\n".join(
-        [
-            HEAD,
-            f"## With a rule ({len(narrow)})\n",
-            *_table(
-                ("Primitive", "Rules in", "How its axes map"),
-                [(f"`{n}`", f"`{_file(r)}`", r.picture) for n, r in narrow.items()],
-            ),
-            f"## Fixed, for a reason of its own ({len(FIXED)})\n",
-            "All axes of these keep their sizes; the network around them narrows.\n",
-            *_table(
-                ("Primitive", "Why"), [(f"`{n}`", text) for n, text in FIXED.items()]
-            ),
-            f"## In no trace of a network ({len(ELSEWHERE)})\n",
-            *_table(
-                ("Primitive", "Why"),
-                [(f"`{n}`", text) for n, text in ELSEWHERE.items()],
-            ),
-        ]
-    )
+    families: dict[str, dict[str, list[str]]] = {}  # file, picture, primitives
+    for name, rule in RULES.items():
+        pictures = families.setdefault(rule.tie.__module__, {})
+        pictures.setdefault(rule.picture.removeprefix("fixed: "), []).append(name)
+    fixed = families.pop(fixed_lib.__name__)
+    lines = [HEAD, f"## With a rule ({len(RULES) - len(FIXED)})\n"]
+    for module, pictures in sorted(families.items()):
+        idea = (sys.modules[module].__doc__ or "").splitlines()[0]
+        lines.append(f"`{module.replace('.', '/')}.py`: {idea}\n")
+        lines += _table("How the axes map", pictures)
+    lines.append(f"## Fixed, for a reason of its own ({len(FIXED)})\n")
+    lines.append("All axes of these stay whole; the network around them narrows.\n")
+    lines += _table("Why", fixed)
+    elsewhere: dict[str, list[str]] = {}
+    for name, why in ELSEWHERE.items():
+        elsewhere.setdefault(why, []).append(name)
+    lines.append(f"## In no trace of a network ({len(ELSEWHERE)})\n")
+    return "\n".join(lines + _table("Why", elsewhere))
 
 
-def _file(rule: Rule) -> str:
-    return rule.tie.__module__.rpartition(".")[2] + ".py"
-
-
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    lines = [heads, ("---",) * len(heads), *sorted(rows)]
-    return [*("| " + " | ".join(line) + " |" for line in lines), ""]
+def _table(head: str, rows: Mapping[str, list[str]]) -> list[str]:
+    """A row for each text, with all primitives that it is about."""
+    lines = [f"| Primitives | {head} |", "| --- | --- |"]
+    for text, names in sorted(rows.items(), key=lambda row: sorted(row[1])):
+        lines.append(f"| {', '.join(f'`{n}`' for n in sorted(names))} | {text} |")
+    return [*lines, ""]
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ a second one stops at once. A run leaves in its workdir::
     checkpoints/             the last two and the best
     summary.json             accuracy and cost of each rate
     accuracy_vs_flops.png    the same as a picture
+    accuracy_over_epochs.png each rate's accuracy after every epoch
+    tensorboard/             with --tensorboard: the numbers of metrics.jsonl
 """
 
 import json
@@ -28,7 +30,7 @@ from rich.console import Console
 
 import mslice_jax as ms
 from mslice_jax import data
-from mslice_jax.plots import plot_accuracy_vs_flops
+from mslice_jax.plots import plot_accuracy_over_epochs, plot_accuracy_vs_flops
 from mslice_jax.profile import RateProfile, profile
 from mslice_jax.rates import rate_key
 from mslice_jax.train import (
@@ -37,13 +39,15 @@ from mslice_jax.train import (
     Evaluate,
     MetricsFile,
     Outcome,
+    Watcher,
+    Watchers,
     make_evaluate,
     train,
 )
 
 from .prepare import Recipe as Recipe
 from .prepare import Run, prepare
-from .screen import Bar, show_settings, show_table
+from .screen import Bar, TensorBoard, show_settings, show_table
 from .settings import as_json, parse
 
 
@@ -113,14 +117,17 @@ def fit(run: Run, console: Console) -> Outcome:
             host=(jax.process_index(), jax.process_count()),
         )
 
-    with console.status("compiling a program for each rate"):
-        rates = run.state.net.rates
-        state, batch = run.state, next(batches(0))
-        if run.placement is not None:
-            state, batch = run.placement.state(state), run.placement.batch(batch)
-        seconds = run.train_step.compile(state, batch, rates)
-    console.print(f"Compiled {len(rates)} rates in {seconds:.1f} s.", highlight=False)
+    if run.checkpoints.steps()[-1:] != (epochs * run.steps_per_epoch,):
+        with console.status("compiling a program for each rate"):
+            seconds = _compile(run, next(batches(0)))
+        console.print(
+            f"Compiled {len(run.state.net.rates)} rates in {seconds:.1f} s.",
+            highlight=False,
+        )
     bar = Bar(console, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
+    watcher: Watcher = bar
+    if settings.tensorboard and _speaks():
+        watcher = Watchers(bar, TensorBoard(workdir / "tensorboard"))
     with bar:
         return train(
             run.state,
@@ -134,8 +141,16 @@ def fit(run: Run, console: Console) -> Outcome:
             metrics=MetricsFile(workdir / "metrics.jsonl"),
             placement=run.placement,
             learning_rate=run.learning_rate,
-            watcher=bar,
+            watcher=watcher,
         )
+
+
+def _compile(run: Run, batch: Batch) -> float:
+    """All programs of training, side by side; returns the seconds."""
+    state = run.state
+    if run.placement is not None:
+        state, batch = run.placement.state(state), run.placement.batch(batch)
+    return run.train_step.compile(state, batch, state.net.rates)
 
 
 def finish(run: Run, outcome: Outcome, console: Console) -> None:
@@ -156,6 +171,13 @@ def finish(run: Run, outcome: Outcome, console: Console) -> None:
     if not any(map(math.isnan, flops.values())):
         picture = workdir / "accuracy_vs_flops.png"
         plot_accuracy_vs_flops(picture, outcome.accuracy, flops, title=title)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    each = {
+        line["epoch"]: {float(rate): a for rate, a in line["accuracy"].items()}
+        for line in map(json.loads, lines)
+        if "accuracy" in line
+    }
+    plot_accuracy_over_epochs(workdir / "accuracy_over_epochs.png", each, title=title)
     show_table(console, title, outcome.accuracy, profiles)
     console.print(
         f"Trained for {outcome.progress.train_seconds:.0f} s. "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -94,6 +95,37 @@ class Bar(Watcher):
             for rate in sorted(accuracy, reverse=True)
         )
         self._console.print(f"epoch {epoch:3d}  loss {loss:.3f}  accuracy {text} %")
+
+
+class TensorBoard(Watcher):
+    """The numbers of a run as TensorBoard reads them.
+
+    Args:
+      folder: made if absent; a resumed run goes on in it.
+
+    Raises:
+      ImportError: without tensorboardX, of the extra "tensorboard".
+    """
+
+    def __init__(self, folder: Path):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def stepped(
+        self, step: int, losses: dict[float, float], images_per_second: float
+    ) -> None:
+        """A curve of the loss for each rate, and the speed."""
+        for rate, loss in losses.items():
+            self._writer.add_scalar(f"loss/r{rate:g}", loss, step)
+        self._writer.add_scalar("images_per_second", images_per_second, step)
+
+    def evaluated(self, epoch: int, accuracy: dict[float, float], loss: float) -> None:
+        """A curve of the accuracy for each rate, over epochs."""
+        del loss
+        for rate, value in accuracy.items():
+            self._writer.add_scalar(f"accuracy/r{rate:g}", value, epoch)
+        self._writer.flush()
 
 
 def show_table(

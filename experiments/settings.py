@@ -78,6 +78,8 @@ class Settings:
     """Train on all hosts of a TPU slice or a cluster: the same command on each."""
     seed: int = 0
     """Of weights, data order, augmentation and rates."""
+    tensorboard: bool = False
+    """Write for TensorBoard too (extra "tensorboard")."""
     workdir: Path | None = None
     """Where everything is written; runs/ and the name of the recipe if not given."""
     resume: bool = True
@@ -140,7 +142,7 @@ def as_json(settings: Settings) -> dict[str, Any]:
 
 # Settings that may change when a run goes on: they are no part of what is trained,
 # and more epochs is what somebody asks for who wants to train longer.
-_FREE = ("workdir", "data_dir", "resume", "epochs", "distributed")
+_FREE = ("workdir", "data_dir", "resume", "epochs", "distributed", "tensorboard")
 
 
 def changed(saved: dict[str, Any], settings: Settings) -> list[str]:

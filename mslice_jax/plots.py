@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .rates import rate_key
 
@@ -30,19 +31,13 @@ def plot_accuracy_vs_flops(
             f"expected accuracy and flops of the same rates, got {sorted(accuracy)} "
             f"and {sorted(flops)}."
         )
-    # Agg directly: it needs no screen, and leaves the caller's backend as it is.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rates = sorted(accuracy)
     unit, name = _unit(max(flops.values()))
     x = [flops[rate] / unit for rate in rates]
     y = [100 * accuracy[rate] for rate in rates]
 
-    figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(x, y, color="#2a6f97", linewidth=1.5, marker="o", markersize=7, zorder=3)
+    figure, axes = _empty()
+    axes.plot(x, y, color=_BLUE, linewidth=1.5, marker="o", markersize=7, zorder=3)
     for rate, across, up in zip(rates, x, y, strict=True):
         axes.annotate(
             f"r = {rate_key(rate)}\n{up:.1f} %",
@@ -62,10 +57,74 @@ def plot_accuracy_vs_flops(
     axes.set_xlabel(f"{name} for one image")
     axes.set_ylabel("accuracy on held-out images, %")
     axes.set_title(title, fontsize=11, loc="left")
+    figure.savefig(path)
+
+
+def plot_accuracy_over_epochs(
+    path: str | Path,
+    accuracy: Mapping[int, Mapping[float, float]],
+    *,
+    title: str,
+) -> None:
+    """Write a PNG: a curve for every rate, the epochs to the right, accuracy up.
+
+    Args:
+      path: of the PNG; its directory exists.
+      accuracy: epoch -> rate -> accuracy in [0, 1].
+      title: the line above the picture.
+
+    Raises:
+      ValueError: if there are no epochs, or two have other rates.
+      ImportError: without matplotlib.
+    """
+    epochs = sorted(accuracy)
+    rates = sorted(accuracy[epochs[0]], reverse=True) if epochs else []
+    if not rates or any(accuracy[epoch].keys() != set(rates) for epoch in epochs):
+        raise ValueError(
+            "expected an accuracy of the same rates for each epoch, got "
+            f"{ {epoch: sorted(accuracy[epoch]) for epoch in epochs} }."
+        )
+    figure, axes = _empty()
+    for index, rate in enumerate(rates):
+        shade = index / max(len(rates) - 1, 1)  # the widest is the darkest
+        axes.plot(
+            epochs,
+            [100 * accuracy[epoch][rate] for epoch in epochs],
+            color=_between(_BLUE, _PALE, shade),
+            linewidth=1.5,
+            marker="o" if len(epochs) <= 20 else None,
+            markersize=4,
+            label=f"r = {rate_key(rate)}",
+            zorder=3 + len(rates) - index,
+        )
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy on held-out images, %")
+    axes.set_title(title, fontsize=11, loc="left")
+    figure.savefig(path)
+
+
+_BLUE, _PALE = (0.16, 0.44, 0.59), (0.66, 0.82, 0.90)
+
+
+def _between(a: tuple[float, ...], b: tuple[float, ...], share: float) -> Any:
+    return tuple((1 - share) * x + share * y for x, y in zip(a, b, strict=True))
+
+
+def _empty() -> tuple[Any, Any]:
+    """A figure and its axes."""
+    # Agg directly: it needs no screen, and leaves the caller's backend as it is.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
     axes.grid(color="#e5e5e5", linewidth=0.8, zorder=0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(path)
+    return figure, axes
 
 
 def _unit(largest: float) -> tuple[float, str]:

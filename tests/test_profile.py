@@ -7,7 +7,7 @@ from flax import linen as nn
 
 import mslice_jax as ms
 from mslice_jax import profile as costs
-from mslice_jax.plots import plot_accuracy_vs_flops
+from mslice_jax.plots import plot_accuracy_over_epochs, plot_accuracy_vs_flops
 from mslice_jax.profile import count_parameters, profile
 
 
@@ -82,3 +82,13 @@ def test_the_picture_is_a_png(tmp_path):
 def test_a_picture_of_other_rates_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="same rates"):
         plot_accuracy_vs_flops(tmp_path / "x.png", {0.5: 1.0}, {1.0: 1.0}, title="")
+
+
+def test_the_curves_are_a_png(tmp_path):
+    path = tmp_path / "curves.png"
+    each = {epoch: {0.5: 0.1 * epoch, 1.0: 0.2 * epoch} for epoch in range(1, 4)}
+    plot_accuracy_over_epochs(path, each, title="a network")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    for wrong in ({}, {1: {0.5: 1.0}, 2: {1.0: 1.0}}):
+        with pytest.raises(ValueError, match="same rates for each epoch"):
+            plot_accuracy_over_epochs(path, wrong, title="")

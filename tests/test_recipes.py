@@ -87,7 +87,8 @@ def test_a_run_ends_with_a_table_a_summary_and_a_picture(finished):
     assert rates["1.0"]["parameters"] == 9 * 16 + blocks + norms + 64 * 10 + 10
     assert rates["0.5"]["flops"] < 0.35 * rates["1.0"]["flops"]
 
-    assert (workdir / "accuracy_vs_flops.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("accuracy_vs_flops.png", "accuracy_over_epochs.png"):
+        assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
     assert json.loads((workdir / "settings.json").read_text())["lr"] == 0.05
     lines = [
         json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -258,6 +259,42 @@ def test_npz_with_images_of_its_own(capsys, tmp_path):
     assert summary["dataset"] == "npz"
     # Convolution 9·3·8 with bias, scale and bias of the norm, two classes.
     assert summary["rates"]["1.0"]["parameters"] == 216 + 8 + 16 + 16 + 2
+
+
+EVERYTHING = """
+    --rates 0.5 0.75 1.0 --schedule random_min_max --progressive-epochs 1
+    --distill 0.5 --temperature 2 --label-smoothing 0.1 --clip 1 --average 0.9
+    --bfloat16 --accumulate 2 --remat --fsdp 2 --tensorboard --epochs 3
+    --train-examples 200 --norm switchable
+"""
+
+
+def test_all_that_training_can_do(capsys, tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra tensorboard")
+
+    def table():
+        code, out, _ = run(capsys, tmp_path, *EVERYTHING.split(), recipe=TINY)
+        assert code == 0, out
+        rows = [line.split("│")[1:3] for line in out.splitlines() if line[:1] == "│"]
+        return out, rows
+
+    out, rows = table()
+    assert "Compiled 3 rates" in out
+    assert len(rows) == 3
+    assert list((tmp_path / "tensorboard").iterdir())
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    waits = [json.loads(line).get("waiting_for_data", 0) for line in lines]
+    assert all(0 <= wait <= 1 for wait in waits)
+    # Again: nothing is left to train, and the averaged weights give the same table.
+    out, same = table()
+    assert "Compiled" not in out
+    assert same == rows
+
+
+def test_a_batch_that_the_devices_do_not_divide_ends_with_one_line(capsys, tmp_path):
+    code, _, error = run(capsys, tmp_path, "--batch-size", "30", recipe=TINY)
+    assert code == 2
+    assert "that the 4 devices divide; got 30" in error
 
 
 def test_vgg_is_a_recipe_too(capsys, tmp_path):

@@ -6,6 +6,7 @@ from .checkpoints import Progress as Progress
 from .devices import Placement as Placement
 from .loop import Outcome as Outcome
 from .loop import Watcher as Watcher
+from .loop import Watchers as Watchers
 from .loop import train as train
 from .losses import Distillation as Distillation
 from .losses import cross_entropy as cross_entropy

@@ -3,27 +3,31 @@
 A checkpoint holds all that a run needs to continue exactly: weights, optimizer state,
 step and key (arrays), the position in the data, the best accuracy and the time spent
 (`Progress`), and a fingerprint of the network, so that one of another network is
-refused with the leaves that differ and not with a shape error further on.
+refused with the leaves that differ and not with a shape error further on. Weights are
+written in blocks (see `blocks`), for `restore_narrow` to read a part of them.
+
+With several hosts every host calls every method; the directory is one that all see.
 """
 
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from mslice_jax.sliceable import Sliceable
+from mslice_jax.plan import path_name
 
-from .fingerprint import compare, fingerprint
+from .blocks import choose_blocks, reshape, split_types
+from .fingerprint import compare, fingerprint, order_of_units
 from .integrity import damage, seal
 from .state import TrainState, with_variables
 
@@ -53,12 +57,15 @@ class Progress:
 class Checkpoints:
     """The checkpoints of one run: the last `keep` and the best one.
 
-    Each is written completely before it takes its name, and older ones are removed
-    only after that: a process that is killed, or a disk that is full, loses none.
+    Each is written completely and sealed (see `integrity`) before it takes its name,
+    and older ones are removed only after that: a process that is killed, or a disk that
+    is full, loses none but the one that was being written.
 
     Args:
       directory: made if absent, together with its parents.
       keep: how many of the last ones stay.
+      asynchronous: whether `save` returns as soon as it has copied the state, while the
+        files are being written in the background.
       about: what else identifies the network besides its leaves and rates, such as
         ``{"norm": "group", "groups": 8}``; anything that JSON can hold.
       report: hears of damaged checkpoints; warns unless given.
@@ -73,12 +80,15 @@ class Checkpoints:
         directory: str | Path,
         *,
         keep: int = 2,
+        asynchronous: bool = True,
         about: Mapping[str, Any] | None = None,
         report: Callable[[str], None] = warnings.warn,
     ):
         self._directory = Path(directory).absolute()
+        self._asynchronous = asynchronous
         self._about = dict(about or {})
         self._report = report
+        self._writing: int | None = None  # the step that is being written
         managers = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -95,24 +105,41 @@ class Checkpoints:
                     ]
                 ),
                 cleanup_tmp_directories=True,  # what a killed run left unfinished
-                enable_async_checkpointing=False,
+                # Also where `save` waits: only so can the seal come before the name.
+                enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(
+                    post_finalization_callback=self._seal
+                ),
             ),
         )
+        logging.getLogger("absl").addFilter(_is_news)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            self.wait()
+        except CheckpointError as lost:
+            if error is None:
+                raise
+            self._report(str(lost))  # what ended the block is what counts
+        finally:
+            self._manager.close()
+            logging.getLogger("absl").removeFilter(_is_news)
 
     def steps(self) -> tuple[int, ...]:
-        """Steps of the checkpoints on disk, ascending."""
-        return tuple(sorted(self._manager.all_steps()))
+        """Steps of the checkpoints on disk, ascending. Waits as `wait` does."""
+        self.wait()
+        return self._steps()
 
     def save(
         self, state: TrainState, progress: Progress, *, accuracy: float | None = None
     ) -> None:
-        """Write a checkpoint of `state`; returns when it is complete.
+        """Write a checkpoint of `state`.
+
+        One at a time: the one before is waited for. The buffers of the state may be
+        given away (donated) as soon as this returns.
 
         Args:
           state: what to keep. It is read, not donated.
@@ -121,34 +148,56 @@ class Checkpoints:
             between two evaluations, which is kept only as one of the last.
 
         Raises:
-          CheckpointError: if it cannot be written (full disk, no permission). Earlier
-            checkpoints are untouched.
+          CheckpointError: if it, or the one before, cannot be written (full disk, no
+            permission). Earlier checkpoints are untouched.
         """
         step = int(state.step)
+        if step in self.steps():
+            # Stopped between epochs: the same weights, so only the rest is news.
+            return
+        weights, rest = _tree(state)
+        blocks = {name: choose_blocks(state.net.plan, w) for name, w in weights.items()}
         meta = {
             "progress": dataclasses.asdict(progress),
             "network": self._fingerprint(state),
+            "blocks": blocks,
         }
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(_tree(state)), meta=ocp.args.JsonSave(meta)
-        )
         metrics = None if accuracy is None else {"accuracy": accuracy}
+        self._writing = step
         try:
-            if step in self.steps():
-                # Stopped between epochs: the same weights, so only the rest is news.
-                return
-            with _quiet():
-                self._manager.save(step, args=arguments, metrics=metrics, force=True)
-            seal(self._directory / str(step))
+            weights = reshape(weights, _split(weights, blocks))
+            arguments = ocp.args.Composite(
+                weights=ocp.args.StandardSave(
+                    weights, save_args=_by_block(weights, blocks)
+                ),
+                state=ocp.args.StandardSave(rest),
+                meta=ocp.args.JsonSave(meta),
+            )
+            self._manager.save(step, args=arguments, metrics=metrics, force=True)
         except Exception as error:  # Orbax wraps the system's errors in many types
-            self._remove_unfinished(step)
-            raise CheckpointError(self._cannot_write(step, error)) from error
+            self._fail(error)
+        if not self._asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when what was saved is on disk, complete and sealed.
+
+        Raises:
+          CheckpointError: if it could not be written. It is said once.
+        """
+        if self._writing is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._fail(error)
+        self._writing = None
 
     def check(self, state: TrainState) -> None:
         """Raise CheckpointError if a checkpoint here is of another network."""
         for step in self.steps():
             with contextlib.suppress(_Damaged):
-                self._compare(step, self._meta(step)["network"], state)
+                self._compare(step, self._meta(step), state)
 
     def restore(self, state: TrainState) -> tuple[TrainState, Progress] | None:
         """The last sound checkpoint, or None if there is none at all.
@@ -185,6 +234,7 @@ class Checkpoints:
 
     def restore_best(self, state: TrainState) -> tuple[TrainState, Progress]:
         """The checkpoint of the highest accuracy. Errors as `restore`."""
+        self.wait()
         step = self._manager.best_step()
         if step is None:
             raise CheckpointError(f"no checkpoint with an accuracy: {self._directory}.")
@@ -198,67 +248,86 @@ class Checkpoints:
 
     def _read(self, step: int, state: TrainState) -> tuple[TrainState, Progress]:
         meta = self._meta(step)
-        self._compare(step, meta["network"], state)
-        like = jax.tree.map(_abstract, _tree(state))
+        self._compare(step, meta, state)
+        weights, rest = jax.tree.map(_abstract, _tree(state))
         try:
-            arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            with _quiet():
-                tree = self._manager.restore(step, args=arguments)["state"]
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    weights=ocp.args.StandardRestore(_split(weights, meta["blocks"])),
+                    state=ocp.args.StandardRestore(rest),
+                ),
+            )
+            weights, rest = reshape(found["weights"], weights), found["state"]
             progress = Progress(**meta["progress"])
         except Exception as error:
-            raise _Damaged(_first_line(error)) from error
-        return _state(tree, state), progress
+            raise _Damaged(first_line(error)) from error
+        return _state(weights, rest, state), progress
 
     def _meta(self, step: int) -> dict[str, Any]:
-        wrong = damage(self._directory / str(step))
-        if wrong is not None:
-            raise _Damaged(wrong)
+        wrong = None
+        if jax.process_index() == 0:
+            wrong = damage(self._directory / str(step))
+        # One host reads all, and the others believe it: all go on with the same step.
+        if multihost_utils.broadcast_one_to_all(np.int32(wrong is not None)):
+            raise _Damaged(wrong or "as the first host says")
         try:
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            with _quiet():
-                meta = self._manager.restore(step, args=arguments)["meta"]
-            return {"network": meta["network"], "progress": meta["progress"]}
+            meta = self._manager.restore(step, args=arguments)["meta"]
+            return {name: meta[name] for name in ("network", "progress", "blocks")}
         except Exception as error:
-            raise _Damaged(_first_line(error)) from error
+            raise _Damaged(first_line(error)) from error
 
-    def _compare(self, step: int, found: dict[str, Any], state: TrainState) -> None:
-        """Raise CheckpointError unless `found` is the fingerprint of `state`."""
-        differences = compare(found, self._fingerprint(state))
+    def _compare(self, step: int, meta: dict[str, Any], state: TrainState) -> None:
+        """Raise CheckpointError unless `meta` has the fingerprint of `state`."""
+        differences = compare(meta["network"], self._fingerprint(state))
         if differences:
-            raise CheckpointError(
-                f"checkpoint {step} in {self._directory} is of another network: "
-                f"{'; '.join(differences)}. Use the settings it was made with, or "
-                "another directory."
-            )
+            raise another_network(self._directory, step, differences)
 
     def _fingerprint(self, state: TrainState) -> dict[str, Any]:
-        about = {**self._about, **_order(state.net)}
-        return fingerprint(_tree(state), rates=state.net.rates, about=about)
+        weights, rest = _tree(state)
+        about = {**self._about, **order_of_units(state.net)}
+        return fingerprint({**weights, **rest}, rates=state.net.rates, about=about)
+
+    def _steps(self) -> tuple[int, ...]:
+        return tuple(sorted(self._manager.all_steps()))
+
+    def _seal(self) -> None:
+        """Called by Orbax, in a thread of the first host: all but the name is there."""
+        for unfinished in self._unfinished(self._writing):
+            seal(unfinished)
+
+    def _unfinished(self, step: int | None) -> list[Path]:
+        return list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Free the space of the checkpoint whose writing failed, and say so."""
+        step, self._writing = self._writing, None
+        if jax.process_index() == 0:
+            for path in self._unfinished(step):
+                shutil.rmtree(path, ignore_errors=True)
+        self._manager.reload()
+        raise CheckpointError(self._cannot_write(step, error)) from error
 
     def _put_aside(self, steps: list[int]) -> None:
         """Move damaged checkpoints out of the way of the ones that will follow."""
-        for step in steps:
-            target = self._directory.parent / f"damaged-{step}"
-            shutil.rmtree(target, ignore_errors=True)
-            (self._directory / str(step)).rename(target)
-        if steps:
-            self._manager.reload()
-
-    def _remove_unfinished(self, step: int) -> None:
-        """Free the space of a checkpoint whose writing failed."""
-        for path in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
-        if not (self._directory / str(step) / "seal.json").exists():
-            shutil.rmtree(self._directory / str(step), ignore_errors=True)
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                target = self._directory.parent / f"damaged-{step}"
+                shutil.rmtree(target, ignore_errors=True)
+                (self._directory / str(step)).rename(target)
+        multihost_utils.sync_global_devices("damaged checkpoints are put aside")
         self._manager.reload()
 
-    def _cannot_write(self, step: int, error: Exception) -> str:
+    def _cannot_write(self, step: int | None, error: Exception) -> str:
         full = "No space left" in str(error) or (
             isinstance(error, OSError) and error.errno == errno.ENOSPC
         )
-        cause = "the disk is full" if full else _first_line(error)
+        cause = "the disk is full" if full else first_line(error)
         advice = "Free some space" if full else "Mend that"
-        kept = ", ".join(map(str, self.steps())) or "none"
+        kept = ", ".join(map(str, self._steps())) or "none"
         return (
             f"cannot write checkpoint {step} to {self._directory}: {cause}. "
             f"Earlier checkpoints are untouched (steps: {kept}). {advice} and resume."
@@ -273,52 +342,61 @@ def _accuracy(metrics: Any) -> float:
     return metrics["accuracy"]
 
 
-def _tree(state: TrainState) -> dict[str, Any]:
-    """Plain containers, so that what is on disk does not depend on our classes."""
-    tree = {
-        "step": state.step,
-        "variables": state.net.variables,
-        "opt_state": state.opt_state,
-        "key": state.key,
-    }
-    return tree if state.averaged is None else {**tree, "averaged": state.averaged}
+def _tree(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights, and the rest: plain containers, so that files know no class of ours."""
+    weights = {"variables": state.net.variables}
+    if state.averaged is not None:
+        weights["averaged"] = {"params": state.averaged}
+    rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+    return weights, rest
 
 
-def _order(net: Sliceable) -> dict[str, str]:
-    """The order of the units: after `reorder` constants of the network follow it."""
-    if not net.definition.orders:
-        return {}
-    digest = hashlib.sha256()
-    for name, order in sorted(net.definition.orders.items()):
-        digest.update(name.encode() + np.asarray(order, np.int64).tobytes())
-    return {"order of units": digest.hexdigest()[:16]}
-
-
-def _state(tree: dict[str, Any], like: TrainState) -> TrainState:
+def _state(weights: Any, rest: Any, like: TrainState) -> TrainState:
     return TrainState(
-        step=tree["step"],
-        net=with_variables(like.net, tree["variables"]),
-        opt_state=tree["opt_state"],
-        key=tree["key"],
-        averaged=tree.get("averaged"),
+        step=rest["step"],
+        net=with_variables(like.net, weights["variables"]),
+        opt_state=rest["opt_state"],
+        key=rest["key"],
+        averaged=weights["averaged"]["params"] if "averaged" in weights else None,
     )
+
+
+def _split(weights: dict[str, Any], blocks: dict[str, Any]) -> dict[str, Any]:
+    """Types of the weights as they are on disk."""
+    return {name: split_types(w, blocks[name]) for name, w in weights.items()}
+
+
+def _by_block(weights: dict[str, Any], blocks: dict[str, Any]) -> dict[str, Any]:
+    """Orbax's arguments by which every block is stored by itself."""
+
+    def arguments(path: Any, leaf: jax.Array) -> ocp.SaveArgs:
+        name, _, rest = path_name(path).partition("/")
+        counts = range(0, leaf.ndim, 2) if rest in blocks[name] else ()
+        return ocp.SaveArgs(shard_axes=tuple(counts))
+
+    return jax.tree_util.tree_map_with_path(arguments, weights)
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _first_line(error: Exception) -> str:
+def another_network(
+    directory: Path, step: int, differences: list[str]
+) -> CheckpointError:
+    """The error for a checkpoint whose fingerprint differs."""
+    return CheckpointError(
+        f"checkpoint {step} in {directory} is of another network: "
+        f"{'; '.join(differences)}. Use the settings it was made with, or another "
+        "directory."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, as a part of another message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Orbax from logging the traceback of an error that is raised as well."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of Orbax's log says more than the error that is raised as well."""
+    return not (record.exc_info and "orbax" in record.pathname)

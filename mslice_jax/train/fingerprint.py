@@ -4,11 +4,15 @@ A fingerprint is the rates, the name, shape and type of every leaf, and what its
 adds that leaves do not show, such as the groups of the norms. Plain JSON values.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+
+from mslice_jax.sliceable import Sliceable
 
 _LEAVES_SHOWN = 8
 
@@ -40,6 +44,16 @@ def fingerprint(
             for path, leaf in leaves
         },
     }
+
+
+def order_of_units(net: Sliceable) -> dict[str, str]:
+    """The order of the units: after `reorder` constants of the network follow it."""
+    if not net.definition.orders:
+        return {}
+    digest = hashlib.sha256()
+    for name, order in sorted(net.definition.orders.items()):
+        digest.update(name.encode() + np.asarray(order, np.int64).tobytes())
+    return {"order of units": digest.hexdigest()[:16]}
 
 
 def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

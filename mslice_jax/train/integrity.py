@@ -3,7 +3,8 @@
 Orbax writes a checkpoint under a temporary name and renames it when it is complete, so
 a run that is killed leaves no half of one. It does not see what happens to the files
 later: a bit flipped in an array's file is read as another number. A seal is a file
-beside the data with the length and CRC-32 of every file; reading compares first.
+beside the data with the length and CRC-32 of every file, made before the renaming, so
+that every checkpoint has one; reading compares first.
 """
 
 import json
@@ -12,6 +13,8 @@ import zlib
 from pathlib import Path
 
 _SEAL = "seal.json"
+# What Orbax writes between the seal and the renaming: times, and that it is complete.
+_WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 def seal(directory: Path) -> None:
@@ -29,11 +32,12 @@ def seal(directory: Path) -> None:
     temporary.replace(directory / _SEAL)
 
 
-def damage(directory: Path) -> str | None:
+def damage(directory: Path, *, contents: bool = True) -> str | None:
     """What is wrong with the files below `directory`, in words; None if nothing is.
 
-    A checkpoint without a seal (the process ended between the checkpoint's renaming
-    and the seal) counts as sound: it is complete, and Orbax reads it or says why not.
+    Args:
+      directory: of one checkpoint.
+      contents: whether to read all files and compare checksums; lengths only if not.
     """
     try:
         expected = json.loads((directory / _SEAL).read_text())
@@ -41,21 +45,22 @@ def damage(directory: Path) -> str | None:
             path = directory / name
             if not path.is_file():
                 return f"{name} is missing"
-            found = _sum(path)
-            if found[0] != length:
-                return f"{name} has {found[0]} bytes, expected {length}"
-            if found[1] != checksum:
+            found = path.stat().st_size
+            if found != length:
+                return f"{name} has {found} bytes, expected {length}"
+            if contents and _sum(path)[1] != checksum:
                 return f"the content of {name} has changed (checksum)"
     except FileNotFoundError:
-        return None
+        return f"{_SEAL} is missing"
     except (ValueError, TypeError, AttributeError, OSError) as error:
         return f"{_SEAL} is not readable: {error}"
     return None
 
 
 def _files(directory: Path) -> list[Path]:
+    later = {directory / name for name in (*_WRITTEN_LATER, _SEAL, _SEAL + ".tmp")}
     paths = (path for path in directory.rglob("*") if path.is_file())
-    return sorted(path for path in paths if not path.name.startswith(_SEAL))
+    return sorted(path for path in paths if path not in later)
 
 
 def _sum(path: Path) -> list[int]:

@@ -1,5 +1,6 @@
 """The training loop: one function, in the order in which things happen."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,30 @@ class Watcher:
 
     def evaluated(self, epoch: int, accuracy: dict[float, float], loss: float) -> None:
         """`epoch` (1 is the first) is done; `loss` is its mean, at the widest rate."""
+
+
+class Watchers(Watcher):
+    """Several watchers as one."""
+
+    def __init__(self, *watchers: Watcher):
+        self._watchers = watchers
+
+    def restored(self, step: int, progress: Progress) -> None:
+        """Tells all."""
+        for watcher in self._watchers:
+            watcher.restored(step, progress)
+
+    def stepped(
+        self, step: int, losses: dict[float, float], images_per_second: float
+    ) -> None:
+        """Tells all."""
+        for watcher in self._watchers:
+            watcher.stepped(step, losses, images_per_second)
+
+    def evaluated(self, epoch: int, accuracy: dict[float, float], loss: float) -> None:
+        """Tells all."""
+        for watcher in self._watchers:
+            watcher.evaluated(epoch, accuracy, loss)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +111,8 @@ def train(
       epochs: length of the whole run, resumed parts included.
       steps_per_epoch: batches an epoch.
       checkpoints: where to restore from and save to; once an epoch.
-      metrics: gets a line of losses every `log_every` steps, of accuracies each epoch.
+      metrics: gets a line of losses every `log_every` steps, of accuracies each epoch;
+        with the speed, and the share of the epoch's time spent waiting for `batches`.
       placement: the mesh that the run is on, the one of `train_step`; one device
         unless given. `state` is placed by this, and `batches` gives each host its part.
       learning_rate: schedule to be reported in the lines of losses.
@@ -117,7 +143,9 @@ def train(
             first = progress.batch if epoch == progress.epoch else 0
             log.begin_epoch(epoch)
             for index in range(first, steps_per_epoch):
-                step, batch = epoch * steps_per_epoch + index, next(stream)
+                step = epoch * steps_per_epoch + index
+                with log.waiting():
+                    batch = next(stream)
                 if placement is not None:
                     batch = placement.batch(batch)
                 state, losses = train_step(state, batch, schedule(step))
@@ -186,7 +214,14 @@ class _Log:
     def begin_epoch(self, epoch: int) -> None:
         self._epoch = epoch
         self._widest_losses: list[float] = []
-        self._since, self._images = time.perf_counter(), 0
+        self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts as time in which the run waits for its data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def put(self, step: int, losses: Metrics, *, images: int) -> None:
         """Report the step before this one; keep this one for later."""
@@ -201,7 +236,8 @@ class _Log:
         losses = {rate: float(value["loss"]) for rate, value in values.items()}
         self._widest_losses.append(losses[max(losses)])
         self._images += images
-        speed = self._images / max(time.perf_counter() - self._since, 1e-9)
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        speed = self._images / seconds
         self._watcher.stepped(step, losses, speed)
         if step % self._every == 0:
             more = {}
@@ -216,6 +252,7 @@ class _Log:
                     for rate, value in values.items()
                 },
                 images_per_second=round(speed, 1),
+                waiting_for_data=round(self._waited / seconds, 4),
                 **more,
             )
 

@@ -90,6 +90,7 @@ def lines(directory):
     found = [json.loads(line) for line in text.splitlines()]
     for line in found:
         line.pop("images_per_second", None)
+        line.pop("waiting_for_data", None)
         line.pop("train_seconds", None)
     return found
 
