@@ -302,8 +302,7 @@ def walk(
 def _constant(aval: Any, value: Any) -> Value:
     """A captured array belongs to the plan like a parameter that is not trained."""
     shape = getattr(aval, "shape", ())
-    known = scalar(value) if not shape else None
-    return Value(tuple(Dim(size) for size in shape), known)
+    return Value(tuple(Dim(size) for size in shape), scalar(value))
 
 
 # -- deciding

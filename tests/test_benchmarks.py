@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.benchmarks import analysis, narrow_vs_hand
+from experiments.benchmarks import analysis, narrow_vs_hand, train_step
 
 
 def test_narrow_vs_hand(
@@ -42,6 +42,26 @@ def test_analysis(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
         assert row["equations"] > 50
         assert row["analysis"] > 0
     assert "decoder1" in capsys.readouterr().out
+
+
+def test_train_step(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = train_step.Config(
+        depth=11,
+        batch_size=2,
+        image_size=8,
+        rates=(1.0, 0.5),
+        compiled=(1.0, 0.5),
+        rounds=1,
+        start=False,
+        out=tmp_path / "out.json",
+    )
+    result = train_step.main(config)
+    assert config.out is not None
+    assert json.loads(config.out.read_text()) == result
+    # A half is about a quarter of the work of the whole.
+    assert 1.2 < result["step"]["predicted"] < 1.4
+    assert result["compile"]["all"] > 0
+    assert "ResNet-11" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ("vgg11", "resnet29"))

@@ -27,3 +27,12 @@ def test_python_blocks_run_and_the_report_is_the_one_shown():
 def test_pictures_are_there():
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text()):
         assert (README.parent / path).read_bytes()[:4] == b"\x89PNG", path
+
+
+def test_the_code_of_training_runs():
+    text = (README.parent / "docs" / "training.md").read_text()
+    block, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "docs/training.md", "exec"), names)
+    assert int(names["state"].step) == 1
+    assert sorted(names["metrics"]) == [0.25, 1.0]

@@ -22,3 +22,4 @@ from .base import Summed as Summed
 from .base import Tie as Tie
 from .base import Value as Value
 from .base import scalar as scalar
+from .fixed import FIXED as FIXED

@@ -8,6 +8,7 @@ parameters take them from the plan.
 A primitive that is not in the table is never guessed: its axes are fixed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -29,6 +30,7 @@ class Summed:
 
     dims: tuple[Dim, ...]
     power: float = 1.0
+    repeated: tuple[Dim, ...] = ()  # of the dims those along which all terms are equal
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Value:
     known: Any = None  # the number, where every entry is one known number
     summed: Summed | None = None
     counted: tuple[Dim, ...] = ()  # the axes whose indices its integers are made of
+    repeated: tuple[Dim, ...] = ()  # the axes along which all entries are equal
 
 
 @dataclass(slots=True)
@@ -218,8 +221,9 @@ NO_RULE = Rule(fix_everything)
 
 def sum_over(x: Value, dims: Sequence[Dim]) -> Summed:
     """What a sum of the array over these axes is a sum of."""
-    inner = x.summed.dims if x.summed is not None and x.summed.power == 1 else ()
-    return Summed((*inner, *dims))
+    inner = x.summed if x.summed is not None and x.summed.power == 1 else Summed(())
+    repeated = (dim for dim in dims if dim in x.repeated)
+    return Summed((*inner.dims, *dims), repeated=(*inner.repeated, *repeated))
 
 
 def is_fixed(dim: Dim) -> bool:
@@ -227,12 +231,19 @@ def is_fixed(dim: Dim) -> bool:
     return all(atom.fixed is not None for atom in atoms(dim))
 
 
+_LOOKED_AT = 65536  # entries; larger constants are no ones to take a mean with
+
+
 def scalar(value: Any) -> Any:
-    """A rank-0 number as a NumPy scalar; None for anything else (keys, arrays)."""
+    """The number that every entry of an array is; None if there is no such number."""
+    if not 0 < math.prod(np.shape(value)) <= _LOOKED_AT:
+        return None
     try:
         array = np.asarray(value)
-    except TypeError:
+    except TypeError:  # a key, or an array that is itself being traced
         return None
-    if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.floating):
-        return array[()] if array.dtype.kind == "f" else np.float32(array)  # bfloat16
-    return array[()] if array.ndim == 0 and array.dtype.kind in "biu" else None
+    if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.kind != "f":
+        array = array.astype(np.float32)  # bfloat16
+    if array.dtype.kind not in "biuf" or (array != array.flat[0]).any():
+        return None
+    return array.flat[0]

@@ -69,7 +69,7 @@ def tie_annotated(t: Tie) -> Sequence[Value]:
     return _tie_call(t)
 
 
-def _full_width(n: Narrow) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
+def _full_width(n: Narrow) -> tuple[Any, list[Any]]:
     """The equation as a function at full width, and the types of its operands."""
 
     def call(*operands: Any) -> Any:
@@ -78,9 +78,9 @@ def _full_width(n: Narrow) -> tuple[Any, list[jax.ShapeDtypeStruct]]:
     return call, _types(n.eqn.invars)
 
 
-def _types(variables: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
-    """The full-width types of variables."""
-    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in variables]
+def _types(variables: Sequence[Any]) -> list[Any]:
+    """The full-width types of variables; inside of shard_map they name mesh axes."""
+    return [var.aval for var in variables]
 
 
 def _inexact(avals: Sequence[Any]) -> list[int]:
@@ -161,9 +161,7 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
 
     def pull(saved: Any, cotangents: Any) -> Any:
         residuals, static = saved
-        shapes = [
-            jax.ShapeDtypeStruct(a.shape, a.dtype) for a in static.traced.out_avals
-        ]
+        shapes = static.traced.out_avals
         traced = jax.make_jaxpr(
             lambda res, cts: jax.tree.unflatten(backward[0], res)(list(cts))
         )(shapes[len(outs) :], shapes[: len(outs)])

@@ -66,7 +66,7 @@ def tie_ragged_dot(t: Tie) -> Sequence[Dims]:
 
 @rule("scaled_dot")
 def tie_scaled_dot(t: Tie) -> Sequence[Dims]:
-    """As dot_general, with a scale for each block of k, which narrows by whole blocks."""
+    """As dot_general, with a scale for each block of k: whole blocks stay or go."""
     lhs, rhs, *scales = (value.dims for value in t.ins)
     (lhs_k, rhs_k), (lhs_batch, rhs_batch) = t.params["dimension_numbers"]
     t.equate([lhs[i] for i in lhs_batch], [rhs[i] for i in rhs_batch])

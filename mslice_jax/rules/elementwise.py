@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .base import Dims, Tie, Value, rule
@@ -60,7 +61,7 @@ def tie_compare(t: Tie) -> Sequence[Value]:
 def tie_same_sum(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a, b); a sum stays a sum."""
     x = t.ins[0]
-    return [Value(x.dims, known_number(t), x.summed, t.counted())]
+    return [Value(x.dims, known_number(t), x.summed, t.counted(), x.repeated)]
 
 
 @rule(
@@ -69,6 +70,7 @@ def tie_same_sum(t: Tie) -> Sequence[Value]:
     "pin",
     "stage",
     "unpin",
+    "xla_metadata_value",
 )
 def tie_identity(t: Tie) -> Sequence[Value]:
     """(a, b), (c) -> (a, b), (c): each operand is returned."""
@@ -101,19 +103,22 @@ def known_number(t: Tie) -> Any:
         return None
     with np.errstate(all="ignore"):
         if name == "convert_element_type":
-            return _cast(numbers[0], t.params["new_dtype"])
-        if name == "integer_pow":
-            return np.power(np.asarray(numbers[0], float), t.params["y"])
-        if name in NUMBERS:
-            return NUMBERS[name](*numbers)
-    return None
+            number = numbers[0]
+        elif name == "integer_pow":
+            number = np.power(np.asarray(numbers[0], float), t.params["y"])
+        elif name in NUMBERS:
+            number = NUMBERS[name](*numbers)
+        else:
+            return None
+        return _cast(number, t.outs[0].dtype)
 
 
 def _cast(number: Any, dtype: Any) -> Any:
-    try:
-        return np.asarray(number).astype(dtype)[()]
-    except TypeError:  # an extended type, such as a key
-        return None
+    """The number as an array of that type would hold it; None if it is not real."""
+    real = (jnp.bool_, jnp.integer, jnp.floating)
+    if not any(jnp.issubdtype(dtype, kind) for kind in real):
+        return None  # complex, or an extended type such as a key
+    return np.asarray(number).astype(dtype)[()]
 
 
 @rule("bitcast_convert_type")

@@ -5,15 +5,14 @@ could be done about it. A primitive that nobody thought of is fixed too, but say
 that there is no rule.
 """
 
-import functools
 from collections.abc import Sequence
 
-from .base import RULES, Dims, Rule, Tie, fix_everything
+from .base import Dims, Tie, fix_everything, rule
 
 _KERNEL = "a kernel is written for the sizes of its blocks"
 _FOREIGN = "foreign code takes the sizes that it was built for"
 _HOST = "what a Python function on the host does with its axes is not known"
-_CUDNN = "a cuDNN kernel; jax.nn.dot_product_attention narrows with implementation=None"
+_CUDNN = "a cuDNN kernel; dot_product_attention narrows with implementation='xla'"
 _SCALED = "a cuDNN kernel; jax.lax.scaled_dot narrows by whole blocks"
 _REF = "a mutable array is read and written in parts"
 _EXPORTED = "an exported program keeps the sizes that it was exported with"
@@ -35,9 +34,13 @@ FIXED: dict[str, str] = {
     "create_token": "orders effects",
     "cudnn_fusion": _CUDNN,
     "custom_partitioning": "its author's partitioning is for these sizes",
+    "dot_product_attention_bwd": _CUDNN,
     "dot_product_attention_bwd_wrapper": _CUDNN,
+    "dot_product_attention_fp8_bwd": _CUDNN,
     "dot_product_attention_fp8_bwd_wrapper": _CUDNN,
+    "dot_product_attention_fp8_fwd": _CUDNN,
     "dot_product_attention_fp8_fwd_wrapper": _CUDNN,
+    "dot_product_attention_fwd": _CUDNN,
     "dot_product_attention_fwd_wrapper": _CUDNN,
     "empty_ref": _REF,
     "ffi_call": _FOREIGN,
@@ -66,6 +69,7 @@ FIXED: dict[str, str] = {
     "reduce_scatter_done": _STARTED,
     "reduce_scatter_start": _STARTED,
     "run_state": _REF,
+    "scaled_matmul": _SCALED,
     "scaled_matmul_wrapper": _SCALED,
     "swap": _REF,
     "threefry4x32": _COUNTERS,
@@ -80,11 +84,8 @@ def _enter(name: str, text: str) -> None:
     def tie(t: Tie) -> Sequence[Dims]:
         return fix_everything(t, text)
 
-    functools.update_wrapper(tie, fix_everything)
     tie.__doc__ = f"fixed: {text}"
-    if name in RULES:
-        raise ValueError(f"primitive {name!r} has a rule and is fixed")
-    RULES[name] = Rule(tie)
+    rule(name)(tie)
 
 
 for _name, _text in FIXED.items():

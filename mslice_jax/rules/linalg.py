@@ -92,6 +92,7 @@ def _narrow_linear_solve(n: Narrow, *operands: Any) -> Any:
         tuple(rest),
         lambda _, b: solve("solve", b),
         (lambda _, b: solve("transpose_solve", b)) if transposed else None,
+        symmetric=jaxprs.vecmat is jaxprs.matvec,
         has_aux=bool(aux),
     )
     return [*outs[0], *outs[1]] if aux else list(outs)

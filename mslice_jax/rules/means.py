@@ -9,10 +9,10 @@ The same goes for powers of a sum. What is divided by its norm, the root of a su
 then multiplied by the root of the count is an RMS norm: ``x / norm(x) * sqrt(d)``.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from .elementwise import known_number
 _SMALL = 1e-3  # up to here a number added to a sum is there against a division by zero
 
 
-@dataclass(slots=True, frozen=True)
+@dataclasses.dataclass(slots=True, frozen=True)
 class Count:
     """The operand that holds how many terms a sum has, to some power."""
 
@@ -53,19 +53,34 @@ def _narrow_scale(n: Narrow, *operands: Any) -> Any:
 def tie_scale(t: Tie) -> Sequence[Value]:
     """(a, b), (a, b) -> (a, b); a sum over its number of terms is a mean."""
     dims, known, summed = t.broadcast(t.ins), known_number(t), None
-    sums = [i for i, value in enumerate(t.ins) if value.summed is not None]
-    if known is None and len(sums) == 1:
-        at = sums[0]
-        total, other = t.ins[at].summed, t.ins[1 - at]
+    divides = t.eqn.primitive.name == "div"
+    powers = [value.summed for value in t.ins]
+    if divides and powers[1] is not None:
+        powers[1] = dataclasses.replace(powers[1], power=-powers[1].power)
+    x, y = powers
+    if x is not None and y is not None:
+        _tie_terms(t, x, y)
+    elif known is None and (x is not None or y is not None):
+        at = 0 if x is not None else 1
+        total, number = x or y, t.ins[1 - at].known
         assert total is not None
-        divides = t.eqn.primitive.name == "div"
-        if divides and at == 1:
-            total = Summed(total.dims, -total.power)
-        if other.known is not None:
-            summed = scale(t, total, 1 - at, other.known, divides and at == 0)
+        if number is not None:
+            summed = scale(t, total, 1 - at, number, divides and at == 0)
         elif total.power < 0:  # normalised, whatever it is multiplied with
             summed = total
     return [Value(dims, known, summed, t.counted())]
+
+
+def _tie_terms(t: Tie, x: Summed, y: Summed) -> None:
+    """A sum over a number of terms that is itself a sum: that of a mask.
+
+    Where the mask was repeated along an axis, it is as long as what it masks.
+    """
+    total, terms = (x, y) if x.power == 1 else (y, x)
+    if (total.power, terms.power) == (1, -1) and len(total.dims) == len(terms.dims):
+        for dim, other in zip(total.dims, terms.dims, strict=True):
+            if other in terms.repeated and dim.size == other.size:
+                t.equations.equate(dim, other)
 
 
 def scale(
@@ -85,11 +100,14 @@ def scale(
     """
     exponent = total.power if divides else -total.power
     dims = [dim for dim in total.dims if isinstance(dim.size, int)]
-    dtype = t.eqn.invars[operand].aval.dtype
+    aval: Any = t.eqn.invars[operand].aval
+    dtype = aval.dtype
     rounding = jnp.finfo(dtype).eps if jnp.issubdtype(dtype, jnp.floating) else 0.0
     tolerance = max(1e-6, float(rounding))
-    # All of the summed axes, or some: a mean over the features, summed over the batch.
-    for size in range(len(dims), 0, -1):
+    # All of the summed axes; or some, as where a sum over features is divided by the
+    # batch. There only a quotient tells: 0.5 and the like are factors of many kinds.
+    smallest = 1 if divides and len(dims) <= 8 else len(dims)
+    for size in range(len(dims), smallest - 1, -1):
         for less in (0, 1) if abs(exponent) == 1 else (0,):
             matches = []
             for chosen in itertools.combinations(range(len(dims)), size):
@@ -104,7 +122,7 @@ def scale(
                 counted = tuple(dims[i] for i in matches[0])
                 t.note(Count(operand, counted, exponent, less))
                 rest = tuple(d for i, d in enumerate(dims) if i not in matches[0])
-                return Summed(rest, total.power) if rest else None
+                return dataclasses.replace(total, dims=rest) if rest else None
     return total
 
 
@@ -120,7 +138,8 @@ def tie_power(t: Tie) -> Sequence[Value]:
         exponent = t.ins[1].known
     summed = None
     if total is not None and exponent:
-        summed = Summed(total.dims, total.power * float(exponent))
+        power = total.power * float(exponent)
+        summed = dataclasses.replace(total, power=power)
     return [Value(t.broadcast(t.ins), known_number(t), summed, t.counted())]
 
 
@@ -131,7 +150,9 @@ def tie_guard(t: Tie) -> Sequence[Value]:
     operands = t.ins[1:] if choose else t.ins
     sums = [value.summed for value in operands if value.summed is not None]
     others = [value.known for value in operands if value.summed is None]
-    guarded = all(o is not None and (choose or abs(o) <= _SMALL) for o in others)
+    # To a number of terms even 1 may be added or taken away.
+    small = 1 if sums and sums[0].repeated else _SMALL
+    guarded = all(o is not None and (choose or abs(o) <= small) for o in others)
     summed = sums[0] if len(sums) == 1 and guarded else None
     dims, known = t.broadcast(t.ins), known_number(t)
     return [Value(dims, known, summed, t.counted())]

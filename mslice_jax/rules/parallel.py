@@ -1,5 +1,6 @@
 """Programs for many devices: shard_map, collectives, and where arrays are placed."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,21 +39,44 @@ def tie_shard_alike(t: Tie) -> Sequence[Value]:
     "pmax",
     "pmin",
     "ppermute",
-    "psum",
-    "psum_invariant",
     "unreduced_pmax",
     "unreduced_pmin",
-    "unreduced_psum",
 )
 def tie_collective(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a, b): entry by entry over devices, which all narrow alike."""
-    # A sum over devices is no longer the sum over the terms of one: see `means`.
     return [Value(value.dims) for value in t.ins]
+
+
+@rule("psum", "psum_invariant", "unreduced_psum")
+def tie_psum(t: Tie) -> Sequence[Value]:
+    """(a, b) -> (a, b): a sum over an axis and the devices has as many times terms."""
+    devices = _devices(t)
+    outs = []
+    for value in t.ins:
+        summed = value.summed
+        if summed is not None and summed.power == 1 and devices is not None:
+            more = t.fixed(devices, "one part for each device")
+            summed = dataclasses.replace(summed, dims=(*summed.dims, more))
+        else:
+            summed = None
+        outs.append(Value(value.dims, summed=summed))
+    return outs
+
+
+def _devices(t: Tie) -> int | None:
+    """Over how many devices a sum goes; None where that is not known."""
+    if t.params.get("axis_index_groups") is not None:
+        return None
+    aval: Any = t.eqn.invars[0].aval
+    sizes = dict(aval.sharding.mesh.shape)
+    if not all(name in sizes for name in t.params["axes"]):
+        return None
+    return math.prod(sizes[name] for name in t.params["axes"])
 
 
 @rule("axis_index", "platform_index")
 def tie_index(t: Tie) -> Sequence[Value]:
-    """-> (): which device this is."""
+    """-> (): which device, or kind of device, this runs on."""
     return [Value(()) for _ in t.outs]
 
 
@@ -99,13 +123,15 @@ def _parts(t: Tie, spec: Any, rank: int) -> list[int]:
 
 
 def _narrow_shard_map(n: Narrow, *operands: Any) -> Any:
-    manual = n.params.get("manual_axes", n.params.get("newly_manual_axes"))
+    def body(*xs: Any) -> tuple[Any, ...]:
+        return tuple(n.call(0, *xs))
+
     again = jax.shard_map(
-        lambda *xs: tuple(n.call(0, *xs)),
+        body,
         mesh=n.params["mesh"],
         in_specs=tuple(n.params["in_specs"]),
         out_specs=tuple(n.params["out_specs"]),
-        axis_names=manual,
+        axis_names=n.params["newly_manual_axes"],
         check_vma=n.params["check_vma"],
     )
     return list(again(*operands))

@@ -287,6 +287,12 @@ def tie_empty(t: Tie) -> Sequence[Dims]:
     return [[Dim(size) for size in t.params["shape"]]]
 
 
+@rule("dim_as_value", "empty2")
+def tie_number(t: Tie) -> Sequence[Dims]:
+    """-> (): a number, such as a size that is free."""
+    return [()]
+
+
 def _narrow_tile(n: Narrow, x: Any) -> Any:
     return jnp.tile(x, n.params["reps"])
 
