@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax import nnx
 
 from .analysis import Parameter, PlanError
 from .patterns import matches, no_match
@@ -17,6 +18,30 @@ from .plan import WidthPlan, path_name
 from .program import Call, Definition, Settings, is_array, type_of
 from .rates import RateError
 from .rules import NO_RULE_TEXT
+
+
+def check_model(model: Any, inputs: Sequence[Any]) -> None:
+    """Raises if the model is none, or is given what it already has."""
+    if isinstance(model, type) and issubclass(model, (nn.Module, nnx.Module)):
+        raise TypeError(
+            f"upgrade expects a model; got the class {model.__name__}. Make one of it "
+            f"first: {model.__name__}(...)."
+        )
+    if isinstance(model, nnx.Module):
+        first = inputs[0] if inputs else None
+        if isinstance(first, (nnx.State, nnx.GraphDef)) or (
+            isinstance(first, Mapping) and "params" in first
+        ):
+            raise ValueError(
+                "an NNX model holds its own variables; expected example inputs after "
+                f"it, got {type(first).__name__}. Call upgrade(model, *inputs, "
+                "rates=...), after nnx.update(model, state) if it is to have others."
+            )
+    elif not callable(model):
+        raise TypeError(
+            "upgrade expects a Flax model (Linen or NNX) or a function fn(variables, "
+            f"*inputs); got {type(model).__name__}."
+        )
 
 
 @contextlib.contextmanager

@@ -23,7 +23,14 @@ from flax import nnx
 from jax.core import Tracer
 
 from .analysis import UNREAD, Parameter, PlanError, Units, discover
-from .checks import check_fit, check_rules, choices, explained, nothing_narrows
+from .checks import (
+    check_fit,
+    check_model,
+    check_rules,
+    choices,
+    explained,
+    nothing_narrows,
+)
 from .functions.base import Function, PlainFunction
 from .functions.linen import adapt as adapt_linen
 from .functions.nnx import NnxFunction
@@ -224,7 +231,7 @@ def upgrade(
     )
     if isinstance(model, nnx.Module):  # which holds its own variables
         variables, inputs = {}, (variables, *inputs)
-    _check_model(model, inputs)
+    check_model(model, inputs)
     call, arrays = Call.split(inputs, call_kwargs)
     variables = flax.core.unfreeze(variables) if _is_frozen(variables) else variables
     variables = jax.tree.map(_as_array, variables)
@@ -410,30 +417,6 @@ def _without_wider(net: Sliceable, variables: Any, rate: Rate) -> Any:
     """Leaves out the norms of rates wider than `rate`."""
     kept = [r for r in net.plan.rates if net.plan.fits(r, rate)]
     return net.definition.function.only_rates(variables, kept)
-
-
-def _check_model(model: Any, inputs: Sequence[Any]) -> None:
-    """Raises if the model is none, or is given what it already has."""
-    if isinstance(model, type) and issubclass(model, (nn.Module, nnx.Module)):
-        raise TypeError(
-            f"upgrade expects a model; got the class {model.__name__}. Make one of it "
-            f"first: {model.__name__}(...)."
-        )
-    if isinstance(model, nnx.Module):
-        first = inputs[0] if inputs else None
-        if isinstance(first, (nnx.State, nnx.GraphDef)) or (
-            isinstance(first, Mapping) and "params" in first
-        ):
-            raise ValueError(
-                "an NNX model holds its own variables; expected example inputs after "
-                f"it, got {type(first).__name__}. Call upgrade(model, *inputs, "
-                "rates=...), after nnx.update(model, state) if it is to have others."
-            )
-    elif not callable(model):
-        raise TypeError(
-            "upgrade expects a Flax model (Linen or NNX) or a function fn(variables, "
-            f"*inputs); got {type(model).__name__}."
-        )
 
 
 # -- small questions

@@ -9,7 +9,15 @@ import functools
 import jax
 import numpy as np
 
-from tests.citizens import attention, branches, convolution, dense, recurrent
+from tests.citizens import (
+    attention,
+    branches,
+    convolution,
+    dense,
+    modern,
+    nnx_models,
+    recurrent,
+)
 from tests.citizens.citizen import Citizen, Tree
 
 CITIZENS = (
@@ -37,6 +45,20 @@ CITIZENS = (
     attention.grouped_query(repeat=True),
     recurrent.lstm(optimized=True),
     recurrent.lstm(optimized=False),
+    modern.scanned_decoder(),
+    modern.mixture(),
+    modern.shuffle(),
+    modern.unet(),
+    modern.upsample(blocks=True),
+    modern.upsample(blocks=False),
+    modern.state_space(),
+    nnx_models.cnn("group"),
+    nnx_models.cnn("switchable"),
+    nnx_models.cnn("shared"),
+    nnx_models.decoder(),
+    nnx_models.recurrent(),
+    nnx_models.stack("group"),
+    nnx_models.stack("shared"),
 )
 
 

@@ -83,7 +83,8 @@ def adapt(
     """
     per_rate = collections_per_rate(norm)
     if not isinstance(variables, Mapping) or "params" not in variables:
-        kind = list(variables) if isinstance(variables, Mapping) else type(variables)
+        is_mapping = isinstance(variables, Mapping)
+        kind = list(variables) if is_mapping else type(variables).__name__
         raise ValueError(
             "variables of a Linen module are what `module.init` returns, a dict with "
             f"'params'; got {kind}. Call upgrade(model, variables, *inputs, rates=...)."

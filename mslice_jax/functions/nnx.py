@@ -166,9 +166,13 @@ def read(model: nnx.Module) -> tuple[dict[str, Any], tuple[Leaf, ...]]:
 
 
 def streams(model: nnx.Module) -> dict[str, nnx.RngStream]:
-    """One random stream of each name that the model has."""
-    nodes = (node for _, node in nnx.iter_graph(model))
-    return {node.tag: node for node in nodes if isinstance(node, nnx.RngStream)}
+    """A new random stream for each name of the streams of the model."""
+    found: dict[str, nnx.RngStream] = {}
+    for _, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.RngStream) and node.tag not in found:
+            key = jnp.ravel(node.key[...])[0]  # stacked layers have stacked keys
+            found[node.tag] = nnx.RngStream(key, tag=node.tag)
+    return found
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -304,7 +308,8 @@ def _reseed(model: nnx.Module, rngs: Any) -> dict[str, Any]:
     if not keys:
         return {}
     keys.setdefault("default", next(iter(keys.values())))
-    names = {node.tag for node in streams(model).values()}
+    nodes = (node for _, node in nnx.iter_graph(model))
+    names = {node.tag for node in nodes if isinstance(node, nnx.RngStream)}
     known = {name: keys[name] for name in names if name in keys}
     # A key for all streams was given as such: those without their own take it.
     if not isinstance(rngs, Mapping) or "default" in rngs:

@@ -114,7 +114,8 @@ def _group_norm(layer: Any, leading: Leading) -> None:
 
 
 def _attention(layer: Any, leading: Leading) -> None:
-    query, key, out = (part.kernel.shape for part in (layer.query, layer.key, layer.out))
+    parts = layer.query, layer.key, layer.out
+    query, key, out = (part.kernel.shape for part in parts)
     layer.in_features, layer.num_heads, layer.head_dim = query[-3:]
     layer.qkv_features = layer.num_heads * layer.head_dim
     layer.in_kv_features, layer.num_kv_heads = key[-3:-1]

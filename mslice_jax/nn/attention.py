@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from ..rates import check_rate, width
 from .sizes import input_parts, stored_size
@@ -45,7 +45,7 @@ class MultiHeadAttention(nn.Module):
         self,
         x: jax.Array,
         context: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: ArrayLike | None = None,
         rate: float = 1.0,
     ) -> jax.Array:
         """(b, t, rM) -> (b, t, rM), attending to itself or to a context (b, s, rM).

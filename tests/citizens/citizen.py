@@ -15,9 +15,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax import nnx
 
 Tree = Any
-Model = nn.Module | Callable[..., Any]
+Model = nn.Module | nnx.Module | Callable[..., Any]
 RATES = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -50,6 +51,12 @@ class Citizen:
         """Random variables of `model`: no zeros and no ones that could hide a fault."""
         return shaken(_init(self.model, self.init, self.inputs, self.call))
 
+    def arguments(self) -> tuple[Any, ...]:
+        """What `upgrade` takes: the model, its variables unless it has them, inputs."""
+        if isinstance(self.model, nnx.Module):
+            return self.model, *self.inputs
+        return self.model, self.variables(), *self.inputs
+
     def upgraded_by_hand(self) -> Tree:
         """Random variables in the form that `upgrade` must give them."""
         model = self.by_hand(1.0) if self.norm == "group" else self.model
@@ -70,7 +77,63 @@ class Citizen:
 
 def apply_of(model: Model) -> Callable[..., Any]:
     """A module's apply, or the function itself."""
+    if isinstance(model, nnx.Module):
+        return functools.partial(_apply_nnx, model)
     return model.apply if isinstance(model, nn.Module) else model
+
+
+_COLLECTIONS = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
+
+
+def variables_of(model: nnx.Module) -> Tree:
+    """The arrays of an NNX model by collection and path; no random streams."""
+    tree: Tree = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if type(variable) in _COLLECTIONS:
+            branch = tree.setdefault(_COLLECTIONS[type(variable)], {})
+            for part in path[:-1]:
+                branch = branch.setdefault(str(part), {})
+            branch[path[-1]] = variable[...]
+    return tree
+
+
+def with_variables(model: nnx.Module, variables: Tree) -> nnx.Module:
+    """A copy of an NNX model with the arrays of such a tree."""
+    graphdef, state = nnx.split(model)
+    leaves = []
+    for path, variable in nnx.to_flat_state(state):
+        value: Any = variable[...]
+        if type(variable) in _COLLECTIONS:
+            value = variables[_COLLECTIONS[type(variable)]]
+            for part in path:
+                value = value[str(part)]
+        leaves.append((path, variable.replace(value)))
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def compiled(model: nnx.Module, *inputs: Any) -> Any:
+    """The output of an NNX model, with its arrays as arguments of one program."""
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: Any, *inputs: Any) -> Any:
+        merged: Any = nnx.merge(graphdef, state)
+        return merged(*inputs)
+
+    return run(state, *inputs)
+
+
+def _apply_nnx(
+    model: nnx.Module,
+    variables: Tree,
+    *inputs: Any,
+    train: bool = False,
+    mutable: Any = (),
+) -> Any:
+    copy: Any = with_variables(model, variables)
+    copy.train() if train else copy.eval()
+    y = copy(*inputs)
+    return (y, {"batch_stats": variables_of(copy)["batch_stats"]}) if mutable else y
 
 
 @functools.cache
@@ -80,6 +143,8 @@ def _compiled_by_hand(citizen: Citizen, rate: float) -> Callable[..., Any]:
 
 def _init(model: Model, init: Any, inputs: tuple[Any, ...], call: Any) -> Tree:
     key = jax.random.key(0)
+    if isinstance(model, nnx.Module):
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables_of(model))
     if not isinstance(model, nn.Module):
         return init(key)
     arguments = {name: value for name, value in call.items() if name != "rngs"}

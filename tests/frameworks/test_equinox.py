@@ -1,0 +1,40 @@
+"""The Equinox section of `docs/frameworks.md`, against models built narrow by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mslice_jax as ms
+from tests.frameworks.document import noise, run
+
+eqx = pytest.importorskip("equinox", reason="Equinox is not installed")
+
+
+def test_the_code_of_the_document():
+    names = run("Equinox")
+    net, model = names["net"], names["model"]
+    x = noise(names["x"])
+    full = jax.jit(jax.vmap(model))(x)
+    np.testing.assert_allclose(ms.slice_apply(net, x, 1.0), full, atol=1e-6)
+    np.testing.assert_array_equal(names["y"], names["y_small"])
+    for rate, width in ((0.25, 4), (0.5, 8)):
+        hidden, every = slice(width), slice(None)
+        narrow = eqx.nn.MLP(6, 3, width, depth=2, key=jax.random.key(1))
+        kept = ((hidden, every), (hidden, hidden), (every, hidden))
+        for index, (outputs, inputs) in enumerate(kept):
+            layer = model.layers[index]
+            narrow = eqx.tree_at(
+                lambda m, i=index: (m.layers[i].weight, m.layers[i].bias),
+                narrow,
+                (layer.weight[outputs, inputs], layer.bias[outputs]),
+            )
+        expected = jax.vmap(narrow)(x)
+        np.testing.assert_allclose(ms.slice_apply(net, x, rate), expected, atol=1e-6)
+    small = ms.extract(net, 0.5).variables
+    assert isinstance(small, eqx.nn.MLP)
+    assert small.layers[1].weight.shape == (8, 8)
+    gradient = jax.grad(lambda net: jnp.sum(ms.slice_apply(net, x, 0.5)))(net)
+    assert np.any(gradient.variables.layers[1].weight[:8, :8] != 0)
+    np.testing.assert_array_equal(gradient.variables.layers[1].weight[8:], 0)
+    assert "Sliceable(435 numbers" in repr(net)  # 6*16+16 + 16*16+16 + 16*3+3
