@@ -268,3 +268,33 @@ def test_report(net):
     assert "8 x 2" in text
     assert "input of the function: params/Dense_0/kernel:0 (5)" in text
     assert "output of the function" in text
+
+
+def test_a_plain_function_puts_its_statistics_back():
+    def net(variables, x, mutable=()):
+        p, stats = variables["params"], variables["batch_stats"]
+        h = x @ p["in"]
+        new = {"mean": 0.9 * stats["mean"] + 0.1 * h.mean(0)}
+        y = jnp.tanh(h - (new if mutable else stats)["mean"][None]) @ p["out"]
+        return (y, {"batch_stats": new}) if mutable else y
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 5)).astype(np.float32)
+    p = {"in": rng.normal(size=(5, 16)), "out": rng.normal(size=(16, 3))}
+    variables = jax.tree.map(
+        np.float32, {"params": p, "batch_stats": {"mean": rng.normal(size=16)}}
+    )
+    sliceable = ms.upgrade(net, variables, x, rates=(0.5, 1.0))
+    y, updates = ms.slice_apply(sliceable, x, 0.5, mutable=["batch_stats"])
+    mean = variables["batch_stats"]["mean"]
+    h = x @ variables["params"]["in"][:, :8]
+    new = 0.9 * mean[:8] + 0.1 * h.mean(0)
+    np.testing.assert_allclose(
+        updates["batch_stats"]["mean"], np.r_[new, mean[8:]], rtol=1e-5, atol=1e-6
+    )
+    by_hand = np.tanh(h - new) @ variables["params"]["out"][:8]
+    np.testing.assert_allclose(y, by_hand, rtol=1e-4, atol=1e-5)
+    # Without it there is the output alone.
+    by_hand = np.tanh(h - mean[:8]) @ variables["params"]["out"][:8]
+    y = ms.slice_apply(sliceable, x, 0.5)
+    np.testing.assert_allclose(y, by_hand, rtol=1e-4, atol=1e-5)

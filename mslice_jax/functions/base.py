@@ -46,12 +46,20 @@ class Function(abc.ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PlainFunction(Function):
-    """A function fn(variables, *inputs): it has outputs only."""
+    """A function fn(variables, *inputs).
+
+    Called with `mutable`, it returns (output, updated collections) as `Module.apply`
+    does: a dict with some of the entries of its variables.
+    """
 
     function: Callable[..., Any]
 
     def __call__(self, variables: Any, *args: Any, rate: Any, **kwargs: Any) -> Any:
         return self.function(variables, *args, **kwargs)
+
+    def updates(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether `mutable` names something."""
+        return bool(kwargs.get("mutable"))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -38,7 +38,7 @@ def test_the_code_of_the_document():
                 name: {
                     key: a[..., :width] if np.ndim(a) else a for key, a in part.items()
                 }
-                for name, part in variables["state"].items()
+                for name, part in variables["batch_stats"].items()
             }
             expected, _ = narrow.apply(params, state, x)
             got = ms.slice_apply(net, x, rate)
