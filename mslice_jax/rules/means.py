@@ -2,8 +2,8 @@
 
 A mean is written as a sum divided by a number. Where the summed axis narrows, that
 number is the axis' full size and has to become its width: layer and RMS norms need it.
-The number is recognised where it equals the count of the summed terms, or that count
-less one (unbiased variance), or the inverse of either.
+The number is recognised where it equals the count of the summed terms, its inverse as
+a factor, or where it divides by that count less one (unbiased variance).
 
 The same goes for powers of a sum. What is divided by its norm, the root of a sum, and
 then multiplied by the root of the count is an RMS norm: ``x / norm(x) * sqrt(d)``.
@@ -108,7 +108,7 @@ def scale(
     # batch. There only a quotient tells: 0.5 and the like are factors of many kinds.
     smallest = 1 if divides and len(dims) <= 8 else len(dims)
     for size in range(len(dims), smallest - 1, -1):
-        for less in (0, 1) if abs(exponent) == 1 else (0,):
+        for less in (0, 1) if divides and exponent == 1 else (0,):
             matches = []
             for chosen in itertools.combinations(range(len(dims)), size):
                 terms = math.prod(dims[i].size for i in chosen) - less

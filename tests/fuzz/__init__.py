@@ -1,0 +1,1 @@
+"""Random networks, and the proofs that each of them has to pass."""

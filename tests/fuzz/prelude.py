@@ -1,0 +1,174 @@
+"""What the source of a random network may use: layers as functions of arrays.
+
+All of them take their sizes from their arguments, so the same source, run on narrow
+weights, is the network written narrow by hand.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+EPSILON = 1e-3
+
+
+def row(vector: Any, x: Any) -> Any:
+    """A vector along the last axis of x."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def dense(x: Any, w: Any, b: Any) -> Any:
+    y = x @ w
+    return y + row(b, y)
+
+
+def conv(x: Any, w: Any, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> Any:
+    """(b, h, w, c) with (kh, kw, c / groups, o)."""
+    return lax.conv_general_dilated(
+        x,
+        w,
+        (stride, stride),
+        "SAME",
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def conv_transpose(x: Any, w: Any) -> Any:
+    """(b, h, w, c) -> (b, 2 h, 2 w, o)."""
+    return lax.conv_transpose(
+        x, w, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def max_pool(x: Any) -> Any:
+    windows = (1, 2, 2, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, windows, windows, "VALID")
+
+
+def avg_pool(x: Any) -> Any:
+    windows = (1, 2, 2, 1)
+    return lax.reduce_window(x, 0.0, lax.add, windows, windows, "VALID") / 4
+
+
+def largest(x: Any, axes: Any) -> Any:
+    """A smooth maximum.
+
+    The gradient of the true one asks which entries are equal to it. XLA may compute
+    them a second time, with other rounding: then none is, and the gradient is 0 / 0.
+    """
+    return jax.nn.logsumexp(x, axes)
+
+
+def layer_norm(x: Any, scale: Any, bias: Any) -> Any:
+    mean = x.mean(-1, keepdims=True)
+    var = x.var(-1, keepdims=True)
+    y = (x - mean) * lax.rsqrt(var + EPSILON)
+    return y * row(scale, x) + row(bias, x)
+
+
+def rms_norm(x: Any, scale: Any) -> Any:
+    square = jnp.mean(x * x, -1, keepdims=True)
+    return x * lax.rsqrt(square + EPSILON) * row(scale, x)
+
+
+def group_norm(x: Any, scale: Any, bias: Any, *, size: int) -> Any:
+    """Groups of `size` channels."""
+    grouped = x.reshape(x.shape[0], -1, x.shape[-1] // size, size)
+    mean = grouped.mean((1, 3), keepdims=True)
+    var = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
+    y = ((grouped - mean) / jnp.sqrt(var + EPSILON)).reshape(x.shape)
+    return y * row(scale, x) + row(bias, x)
+
+
+def batch_norm(x: Any, scale: Any, bias: Any, mean: Any, spread: Any) -> Any:
+    """In evaluation mode; the spread is squared to a variance."""
+    factor = row(scale / jnp.sqrt(spread * spread + EPSILON), x)
+    return (x - row(mean, x)) * factor + row(bias, x)
+
+
+def heads(x: Any, size: int) -> Any:
+    """(b, t, h x size) -> (b, t, h, size)."""
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
+
+
+def attend(query: Any, key: Any, value: Any, *, causal: bool = False) -> Any:
+    """(b, t, h, d) -> (b, t, h x d)."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+    if causal:
+        time = query.shape[1]
+        past = jnp.tril(jnp.ones((1, 1, time, time), bool))
+        scores = jnp.where(past, scores, -1e9)
+    y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, -1), value)
+    return y.reshape(*y.shape[:2], -1)
+
+
+def rotate(x: Any) -> Any:
+    """Rotary embedding of (b, t, h, d)."""
+    half = x.shape[-1] // 2
+    angles = jnp.arange(x.shape[1])[:, None] / 10.0 ** jnp.arange(half)[None]
+    sin, cos = jnp.sin(angles)[None, :, None], jnp.cos(angles)[None, :, None]
+    left, right = x[..., :half], x[..., half:]
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1)
+
+
+def shuffle(x: Any, size: int) -> Any:
+    """Deals channels out: groups of `size` next to each other become a stride."""
+    split = x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
+    return jnp.swapaxes(split, -1, -2).reshape(x.shape)
+
+
+def depth_to_space(x: Any) -> Any:
+    """(b, h, w, 4 c) -> (b, 2 h, 2 w, c); channels are the outer factor."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, c // 4, 2, 2).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(b, 2 * h, 2 * w, c // 4)
+
+
+def space_to_depth(x: Any) -> Any:
+    """(b, 2 h, 2 w, c) -> (b, h, w, 4 c)."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // 2, w // 2, 4 * c)
+
+
+def along_time(step: Any, start: Any, xs: Any) -> Any:
+    """Scans (b, t, c) along t, and returns what each step gives as (b, t, c')."""
+    _, ys = lax.scan(step, start, jnp.swapaxes(xs, 0, 1))
+    return jnp.swapaxes(ys, 0, 1)
+
+
+def linear_recurrence(decay: Any, x: Any) -> Any:
+    """h = decay h + x along the second axis, by an associative scan."""
+
+    def combine(left: Sequence[Any], right: Sequence[Any]) -> Any:
+        return left[0] * right[0], right[0] * left[1] + right[1]
+
+    return lax.associative_scan(combine, (decay, x), axis=1)[1]
+
+
+@jax.custom_jvp
+def softsign(x: Any) -> Any:
+    """An activation with a derivative of its own (twice the true one)."""
+    return x / (1 + jnp.abs(x))
+
+
+@softsign.defjvp
+def _softsign_jvp(primals: Any, tangents: Any) -> Any:
+    (x,), (t,) = primals, tangents
+    return softsign(x), 2 * t / (1 + jnp.abs(x)) ** 2
+
+
+@jax.custom_vjp
+def clipped(x: Any) -> Any:
+    """tanh whose cotangent is clipped."""
+    return jnp.tanh(x)
+
+
+clipped.defvjp(
+    lambda x: (clipped(x), x),
+    lambda x, g: (jnp.clip(g * (1 - jnp.tanh(x) ** 2), -0.01, 0.01),),
+)
