@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from . import convolution
 from .base import Dim, Dims, Narrow, Summed, Tie, Value, rule, sum_over
 from .means import recount, scale
 
@@ -87,6 +88,8 @@ def tie_scaled_dot(t: Tie) -> Sequence[Dims]:
 
 def _narrow_conv(n: Narrow, lhs: Any, rhs: Any) -> Any:
     if n.note is None:
+        if convolution.applies(lhs, n.params):
+            return convolution.with_cpu_gradient(n.bind, n.params)(lhs, rhs)
         return n.bind(lhs, rhs)
     count, outer = n.note
     return n.bind(lhs, rhs, **{count: n.width(outer)})

@@ -1,0 +1,146 @@
+"""Derivatives of convolutions on CPU: other programs, the same numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import mslice_jax as ms
+from mslice_jax.rules import convolution
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+# lhs, rhs, strides, padding, dilation of the window, layout
+CASES = {
+    "same": ((2, 8, 8, 3), (3, 3, 3, 5), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
+    "odd": ((4, 7, 9, 3), (3, 2, 3, 5), (2, 1), ((1, 0), (0, 2)), (1, 2), NHWC),
+    "channels_first": (
+        (2, 3, 8, 8), (5, 3, 3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1),
+        ("NCHW", "OIHW", "NCHW"),
+    ),
+    "one_pixel": (
+        (4, 8, 8, 3), (1, 1, 3, 5), (2, 2), ((0, 0), (0, 0)), (1, 1),
+        ("NHWC", "HWIO", "NCHW"),
+    ),
+    "window_larger_than_image": (
+        (4, 2, 2, 6), (3, 3, 6, 5), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC,
+    ),
+    "one_dimension": (
+        (2, 8, 3), (3, 3, 5), (1,), ((2, 0),), (1,), ("NHC", "HIO", "NHC"),
+    ),
+    "three_dimensions": (
+        (2, 4, 5, 6, 3), (3, 3, 2, 3, 5), (1, 2, 1), ((1, 1), (0, 1), (0, 0)),
+        (1, 1, 1), ("NDHWC", "DHWIO", "NDHWC"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """XLA's convolution, ours, lhs, rhs, and a cotangent."""
+    lhs, rhs, strides, padding, dilation, layout = CASES[request.param]
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in (lhs, rhs))
+    xla = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        rhs_dilation=dilation,
+        dimension_numbers=layout,
+    )
+    (eqn,) = jax.make_jaxpr(xla)(x, w).jaxpr.eqns
+    assert convolution.applies(x, eqn.params)
+    ours = convolution.with_cpu_gradient(xla, eqn.params)
+    cotangent = rng.normal(size=jax.eval_shape(xla, x, w).shape).astype(np.float32)
+    return xla, ours, x, w, cotangent
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = np.max(np.abs(b))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("columns", [convolution.COLUMNS, 2000])
+def test_derivatives_are_xla_s(case, columns, monkeypatch):
+    # 2000 bytes are fewer than two images': each is worked off by itself.
+    monkeypatch.setattr(convolution, "COLUMNS", columns)
+    xla, ours, x, w, ct = case
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(convolve):
+        def curved(w):
+            return jnp.sum(jnp.tanh(convolve(x, w)) * ct)
+
+        return (
+            jax.vjp(convolve, x, w)[1](ct),
+            jax.jvp(convolve, (x, w), (2 * x, w**2)),
+            jax.jvp(convolve, (x, w), (2 * x, jnp.zeros_like(w))),
+            jax.jvp(jax.grad(curved), (w,), (w,)),  # second derivatives
+        )
+
+    assert_close(derivatives(ours), derivatives(xla))
+
+
+def test_not_differentiated_it_is_xla_s_bit_for_bit(case):
+    xla, ours, x, w, _ = case
+    np.testing.assert_array_equal(jax.jit(ours)(x, w), jax.jit(xla)(x, w))
+
+
+def test_gradients_of_single_examples():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 1, 6, 6, 3)).astype(np.float32)
+    w = rng.normal(size=(3, 3, 3, 5)).astype(np.float32)
+    xla = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=NHWC,
+    )
+    (eqn,) = jax.make_jaxpr(xla)(x[0], w).jaxpr.eqns
+    ours = convolution.with_cpu_gradient(xla, eqn.params)
+
+    def each(convolve):
+        gradient = jax.grad(lambda w, x: jnp.sum(jnp.sin(convolve(x, w))))
+        return jax.jit(jax.vmap(gradient, (None, 0)))(w, x)
+
+    assert_close(each(ours), each(xla))
+
+
+def network(p, x):
+    for name in ("first", "second"):
+        x = lax.conv_general_dilated(x, p[name], (1, 1), "SAME", dimension_numbers=NHWC)
+        x = jax.nn.relu(x)
+    return x.mean((1, 2)) @ p["out"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "convolutions"),
+    [
+        # Forward twice, and the second one's input gradient; filters are products.
+        ("cpu", 3),
+        # Forward twice, two filter gradients, one input gradient: as JAX has it.
+        ("tpu", 5),
+        ("cuda", 5),
+    ],
+)
+def test_other_platforms_keep_their_own(platform, convolutions):
+    p = {
+        "first": jnp.ones((3, 3, 3, 16)),
+        "second": jnp.ones((3, 3, 16, 16)),
+        "out": jnp.ones((16, 2)),
+    }
+    x = jnp.ones((4, 8, 8, 3))
+    net = ms.upgrade(network, p, x, rates=(0.5, 1.0))
+    weights = jax.grad(lambda p: jnp.sum(network(p, x)))
+
+    def sliced(p):
+        return jax.grad(lambda p: jnp.sum(ms.slice_apply(net.replace(p), x, 0.5)))(p)
+
+    text = jax.export.export(jax.jit(sliced), platforms=(platform,))(p).mlir_module()
+    assert text.count("stablehlo.convolution") == convolutions
+    if platform != "cpu":
+        plain = jax.export.export(jax.jit(weights), platforms=(platform,))(p)
+        assert plain.mlir_module().count("stablehlo.convolution") == convolutions
