@@ -31,6 +31,7 @@ from mslice_jax.train import (
     sgd,
 )
 
+from . import inputs
 from .settings import Defaults, Settings, changed, resolve
 
 _OUTPUTS = (
@@ -69,7 +70,7 @@ class Run:
 
     settings: Settings
     model_name: str
-    dataset: data.Dataset
+    dataset: inputs.Inputs
     state: TrainState
     train_step: TrainStep
     learning_rate: optax.Schedule
@@ -105,14 +106,9 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
     workdir = cast(Path, settings.workdir)
     _check_writable(workdir)
 
-    dataset = data.load(
-        settings.dataset,
-        settings.data_dir,
-        train_examples=settings.train_examples,
-        seed=settings.seed,
-    )
+    dataset = inputs.load(settings)
     batch_size = cast(int, settings.batch_size)
-    steps_per_epoch = data.steps_per_epoch(len(dataset.x_train), batch_size)
+    steps_per_epoch = data.steps_per_epoch(inputs.num_train(dataset), batch_size)
     learning_rate = (cosine if settings.cosine else multi_step)(
         cast(float, settings.lr),
         epochs=cast(int, settings.epochs),
@@ -175,7 +171,7 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
 
 def _train_step(
     settings: Settings,
-    dataset: data.Dataset,
+    dataset: inputs.Inputs,
     optimizer: optax.GradientTransformation,
     placement: Placement | None,
 ) -> TrainStep:

@@ -2,8 +2,9 @@
 
 A recipe is a network and its defaults (`Recipe`); `main` is the command. All checks
 come before any work (`prepare`), and a setting that does not fit ends the command with
-one line and exit code 2. Ctrl-C saves behind the step under way and says how to go on;
-a second one stops at once. A run leaves in its workdir::
+one line and exit code 2. Ctrl-C or SIGTERM saves behind the step under way and says how
+to go on (exit code 130 or 143); a second Ctrl-C stops at once. A run leaves in its
+workdir::
 
     settings.json            the settings, defaults filled in
     metrics.jsonl            losses every ten steps, accuracies every epoch
@@ -18,13 +19,13 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -41,10 +42,10 @@ from mslice_jax.train import (
     Outcome,
     Watcher,
     Watchers,
-    make_evaluate,
     train,
 )
 
+from . import inputs
 from .prepare import Recipe as Recipe
 from .prepare import Run, prepare
 from .screen import Bar, TensorBoard, show_settings, show_table
@@ -55,7 +56,7 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     """Run the recipe as a command; returns the exit code.
 
     0: the table was shown. 1: writing failed on the way. 2: a setting does not fit,
-    nothing was done. 130: interrupted, what was done is saved.
+    nothing was done. 130 (Ctrl-C), 143 (SIGTERM): interrupted, what was done is saved.
     """
     settings = parse(recipe.name, recipe.description, args)
     if settings.distributed:
@@ -70,19 +71,20 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
         print("\nInterrupted before training began; nothing was changed.")
         return 130
     again = _command(recipe, sys.argv[1:] if args is None else args)
-    with run.checkpoints:
-        try:
+    try:
+        with run.checkpoints:
             outcome = fit(run, console)
-            if outcome.interrupted:
-                _say_saved(run, again)
-                return 130
-            finish(run, outcome, console)
-        except (CheckpointError, OSError) as error:
-            return _fail(error, 1)
-        except KeyboardInterrupt:
-            _say_saved(run, again)
-            return 130
-    return 0
+            stopped = outcome.interrupted
+            if stopped is None:
+                finish(run, outcome, console)
+    except (CheckpointError, data.DataError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        stopped = signal.SIGINT
+    if stopped is None:
+        return 0
+    _say_saved(run, again)
+    return 128 + stopped
 
 
 def keep_compiled_programs() -> None:
@@ -108,9 +110,8 @@ def fit(run: Run, console: Console) -> Outcome:
         (workdir / "settings.json").write_text(json.dumps(as_json(settings), indent=2))
 
     def batches(step: int) -> Iterator[Batch]:
-        return data.train_batches(
-            dataset.x_train,
-            dataset.y_train,
+        return inputs.train_batches(
+            dataset,
             cast(int, settings.batch_size),
             seed=settings.seed,
             start=step,
@@ -119,7 +120,8 @@ def fit(run: Run, console: Console) -> Outcome:
 
     if run.checkpoints.steps()[-1:] != (epochs * run.steps_per_epoch,):
         with console.status("compiling a program for each rate"):
-            seconds = _compile(run, next(batches(0)))
+            size = cast(int, settings.batch_size) // jax.process_count()
+            seconds = _compile(run, inputs.blank_batch(dataset, size))
         console.print(
             f"Compiled {len(run.state.net.rates)} rates in {seconds:.1f} s.",
             highlight=False,
@@ -215,17 +217,11 @@ def _speaks() -> bool:
 
 
 def _evaluate(run: Run) -> Evaluate:
-    normalize = data.eval_transform(run.dataset)
-    evaluate = make_evaluate(
-        run.dataset.x_test, run.dataset.y_test, normalize=normalize
-    )
+    evaluate = inputs.evaluate_on(run.dataset)
     if run.settings.norm != "shared":
         return evaluate
     # One batch norm for all rates has statistics of none: they are measured first.
-    images = run.dataset.x_train[:1024]
-    size = min(128, len(images))
-    starts = range(0, len(images) - size + 1, size)
-    parts = [normalize(jnp.asarray(images[start : start + size])) for start in starts]
+    parts = inputs.calibration_batches(run.dataset)
     return lambda net: evaluate(ms.calibrate(net, parts))
 
 

@@ -12,11 +12,16 @@ import tyro
 class Settings:
     """Flags of a recipe. Where no default is named, it depends on the data set."""
 
-    dataset: Literal["digits", "cifar10", "cifar100", "npz"] = "digits"
+    dataset: Literal["digits", "cifar10", "cifar100", "npz", "imagenet"] = "digits"
     """digits needs nothing; cifar10 and cifar100 are read as TFDS prepared them; npz
-    holds your own x_train, y_train, x_test, y_test."""
+    holds your own x_train, y_train, x_test, y_test; imagenet is read as TFDS prepared
+    it, without ever being in memory, or any such set of images and labels."""
     data_dir: Path | None = None
-    """Folder of TFDS, or the npz file."""
+    """Folder of TFDS, or the npz file; for imagenet also the folder of another set."""
+    image_size: int | None = None
+    """Height and width that images of imagenet are resized to; 224 if not given."""
+    workers: int | None = None
+    """Processes that read images of imagenet; as many as CPU cores if not given."""
     train_examples: int | None = None
     """Train on this many examples only, chosen by the seed; all if not given."""
     depth: int | None = None
@@ -142,7 +147,15 @@ def as_json(settings: Settings) -> dict[str, Any]:
 
 # Settings that may change when a run goes on: they are no part of what is trained,
 # and more epochs is what somebody asks for who wants to train longer.
-_FREE = ("workdir", "data_dir", "resume", "epochs", "distributed", "tensorboard")
+_FREE = (
+    "workdir",
+    "data_dir",
+    "resume",
+    "epochs",
+    "distributed",
+    "workers",
+    "tensorboard",
+)
 
 
 def changed(saved: dict[str, Any], settings: Settings) -> list[str]:

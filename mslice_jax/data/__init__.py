@@ -1,7 +1,8 @@
 """Images and labels: data sets, the order of batches, augmentation.
 
-A data set is held in memory as NumPy arrays of raw pixels; crop, flip and
-normalization run inside the compiled step.
+A small data set is held in memory as NumPy arrays of raw pixels; crop, flip and
+normalization run inside the compiled step. One as large as ImageNet stays on disk:
+worker processes read, decode and crop; normalization runs inside the compiled step.
 """
 
 from .augment import crop_and_flip as crop_and_flip
@@ -15,5 +16,9 @@ from .batches import train_batch as train_batch
 from .batches import train_batches as train_batches
 from .dataset import DataError as DataError
 from .dataset import Dataset as Dataset
+from .imagenet import ImageDataset as ImageDataset
+from .imagenet import read_imagenet as read_imagenet
+from .images import eval_images as eval_images
+from .images import train_images as train_images
 from .sources import NAMES as NAMES
 from .sources import load as load

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .dataset import Dataset
+from .imagenet import ImageDataset
 
 
 def crop_and_flip(
@@ -76,19 +77,25 @@ def normalize(
     return (images.astype(jnp.float32) - shift) / scale
 
 
-def train_transform(dataset: Dataset) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def train_transform(
+    dataset: Dataset | ImageDataset,
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """(key, raw images) -> images cropped, flipped and normalized, for training.
 
-    Made to run inside the compiled step; images are (b, h, w, c).
+    Made to run inside the compiled step; images are (b, h, w, c). Those that come from
+    disk are cropped and mirrored already.
     """
 
     def transform(key: jax.Array, images: jax.Array) -> jax.Array:
-        images = crop_and_flip(key, images, pad=dataset.pad, flip=dataset.flip)
+        if dataset.pad or dataset.flip:
+            images = crop_and_flip(key, images, pad=dataset.pad, flip=dataset.flip)
         return normalize(images, dataset.mean, dataset.std)
 
     return transform
 
 
-def eval_transform(dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
+def eval_transform(
+    dataset: Dataset | ImageDataset,
+) -> Callable[[jax.Array], jax.Array]:
     """Raw images -> images normalized, for evaluation."""
     return lambda images: normalize(images, dataset.mean, dataset.std)

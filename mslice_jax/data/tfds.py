@@ -42,7 +42,7 @@ def read(
         says how to prepare it.
     """
     mean, std, num_classes = _KNOWN[name]
-    builder = _builder(name, data_dir)
+    builder = prepared(name, data_dir)
     try:
         available = builder.info.splits["train"].num_examples
         chosen = choose(available, train_examples, seed=seed)
@@ -71,8 +71,12 @@ def read(
     )
 
 
-def _builder(name: str, data_dir: str | pathlib.Path | None) -> Any:
-    """The builder of a set that is on disk in a form that `data_source` reads."""
+def prepared(name: str, data_dir: str | pathlib.Path | None) -> Any:
+    """The builder of a set that is on disk in a form that `data_source` reads.
+
+    Raises:
+      DataError: if there is none. The message says how to prepare it.
+    """
     import tensorflow_datasets as tfds
 
     try:

@@ -1,0 +1,113 @@
+"""What a recipe reads: a data set in memory, or one that stays on disk."""
+
+import functools
+import itertools
+import os
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mslice_jax import data
+from mslice_jax.sliceable import Sliceable, slice_apply
+from mslice_jax.train import Batch, Evaluate, make_evaluate
+
+from .settings import Settings
+
+Inputs = data.Dataset | data.ImageDataset
+
+
+def load(settings: Settings) -> Inputs:
+    """The data set that the flags name.
+
+    Raises:
+      DataError: if it is missing or damaged.
+    """
+    chosen = {"train_examples": settings.train_examples, "seed": settings.seed}
+    if settings.dataset != "imagenet":
+        return data.load(settings.dataset, settings.data_dir, **chosen)
+    return data.read_imagenet(
+        settings.data_dir,
+        image_size=224 if settings.image_size is None else settings.image_size,
+        workers=_cores() if settings.workers is None else settings.workers,
+        **chosen,
+    )
+
+
+def num_train(inputs: Inputs) -> int:
+    """How many training examples there are."""
+    in_memory = isinstance(inputs, data.Dataset)
+    return len(inputs.x_train if in_memory else inputs.train)
+
+
+def train_batches(
+    inputs: Inputs,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int,
+    host: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """This host's part of the batches of the steps start, start + 1, ..."""
+    if isinstance(inputs, data.ImageDataset):
+        return inputs.train_batches(batch_size, seed=seed, start=start, host=host)
+    x, y = inputs.x_train, inputs.y_train
+    return data.train_batches(x, y, batch_size, seed=seed, start=start, host=host)
+
+
+def blank_batch(inputs: Inputs, batch_size: int) -> Batch:
+    """Zeros in the form of a batch, to compile with before anything is read."""
+    dtype = inputs.x_train.dtype if isinstance(inputs, data.Dataset) else np.uint8
+    images = np.zeros((batch_size, *inputs.image_shape), dtype)
+    return images, np.zeros(batch_size, np.int32)
+
+
+def calibration_batches(inputs: Inputs) -> list[jax.Array]:
+    """About a thousand training images, normalized, to measure norms with."""
+    size = min(128, num_train(inputs))
+    if isinstance(inputs, data.ImageDataset):
+        stream = inputs.train_batches(size, seed=0)
+        count = min(8, num_train(inputs) // size)
+        parts = [images for images, _ in itertools.islice(stream, count)]
+    else:
+        images = inputs.x_train[:1024]
+        starts = range(0, len(images) - size + 1, size)
+        parts = [images[start : start + size] for start in starts]
+    normalize = data.eval_transform(inputs)
+    return [normalize(jnp.asarray(part)) for part in parts]
+
+
+def evaluate_on(inputs: Inputs, *, batch_size: int = 256) -> Evaluate:
+    """The accuracy of each rate on the held-out examples."""
+    normalize = data.eval_transform(inputs)
+    if isinstance(inputs, data.Dataset):
+        x, y = inputs.x_test, inputs.y_test
+        return make_evaluate(x, y, batch_size=batch_size, normalize=normalize)
+    count = len(inputs.test)
+
+    @functools.partial(jax.jit, static_argnames="rate")
+    def correct(net: Sliceable, images, labels, weights, *, rate: float) -> jax.Array:
+        logits = slice_apply(net, normalize(images), rate)
+        return jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
+
+    def evaluate(net: Sliceable) -> dict[float, float]:
+        totals = dict.fromkeys(net.rates, 0.0)
+        last: dict[float, jax.Array] = {}
+        for batch in inputs.eval_batches(min(batch_size, count)):
+            now = {rate: correct(net, *batch, rate=rate) for rate in net.rates}
+            # Reading waits for the device, so it is done one batch late; never to wait
+            # would let the images of the whole set pile up there.
+            for rate, hits in last.items():
+                totals[rate] += float(hits)
+            last = now
+        return {rate: (totals[rate] + float(last[rate])) / count for rate in net.rates}
+
+    return evaluate
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

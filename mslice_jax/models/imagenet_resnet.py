@@ -1,0 +1,129 @@
+"""ResNets for images of ImageNet's size (He et al., 2015, arXiv 1512.03385)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from .layers import check_images, norm, norm_relu, widened
+
+# Bottleneck blocks of each of the four stages.
+_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_EXPANSION = 4
+
+# Normal with variance 2 / fan_out, as torchvision's ResNets begin.
+_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ImageNetResNet(nn.Module):
+    """ResNet-50, -101 or -152 of bottleneck blocks, a norm behind each convolution.
+
+    The form in which most code has it, torchvision's among them ("v1.5"): a block that
+    halves the image does so in its 3 x 3 convolution.
+
+    Attributes:
+      depth: 50, 101 or 152.
+      num_classes: length of the logits.
+      widen: factor on the channels of every layer; 64 x widen must be whole.
+      dtype: what layers compute in; None is the type of inputs and parameters.
+        Parameters are float32.
+
+    Raises:
+      ValueError: at construction, if depth or widen ask for no such network.
+
+    Example:
+      >>> import jax
+      >>> from mslice_jax.models import ImageNetResNet
+      >>> model = ImageNetResNet(depth=50)
+      >>> x = jax.ShapeDtypeStruct((8, 224, 224, 3), "float32")
+      >>> jax.eval_shape(model.init_with_output, jax.random.key(0), x)[0].shape
+      (8, 1000)
+    """
+
+    depth: int
+    num_classes: int = 1000
+    widen: float = 1
+    dtype: DTypeLike | None = None
+
+    def __post_init__(self):
+        if self.depth not in _BLOCKS:
+            raise ValueError(
+                f"expected a depth of {', '.join(map(str, _BLOCKS))}, got {self.depth}."
+            )
+        widened(64, self.widen)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Images (b, h, w, c) -> logits (b, num_classes).
+
+        With ``train=True`` norms use the statistics of the batch, and the collection
+        "batch_stats" has to be mutable.
+        """
+        check_images(x, smallest=1)
+        width = widened(64, self.widen)
+        x = _conv(x, width, 7, stride=2, dtype=self.dtype, name="conv1")
+        x = norm_relu(x, train=train, dtype=self.dtype, name="bn1")
+        padding = ((1, 1), (1, 1))  # Flax takes it, and says that it wants a string
+        x = nn.max_pool(x, (3, 3), (2, 2), padding)  # type: ignore[arg-type]
+        for stage, count in enumerate(_BLOCKS[self.depth], start=1):
+            for index in range(count):
+                x = _Bottleneck(
+                    channels=width * 2 ** (stage - 1),
+                    stride=2 if stage > 1 and index == 0 else 1,
+                    dtype=self.dtype,
+                    name=f"layer{stage}_{index}",
+                )(x, train)
+        logits = nn.Dense(
+            self.num_classes,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(0.01),
+            name="fc",
+        )(x.mean(axis=(1, 2)))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+class _Bottleneck(nn.Module):
+    """relu(x + branch(x)): 1 x 1, 3 x 3 and 1 x 1, which widens four times."""
+
+    channels: int
+    stride: int
+    dtype: DTypeLike | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        out, dtype = self.channels * _EXPANSION, self.dtype
+        y = _conv(x, self.channels, 1, dtype=dtype, name="conv1")
+        y = norm_relu(y, train=train, dtype=dtype, name="bn1")
+        y = _conv(y, self.channels, 3, stride=self.stride, dtype=dtype, name="conv2")
+        y = norm_relu(y, train=train, dtype=dtype, name="bn2")
+        y = _conv(y, out, 1, dtype=dtype, name="conv3")
+        y = norm(y, train=train, dtype=dtype, name="bn3")
+        if self.stride != 1 or x.shape[-1] != out:
+            x = _conv(
+                x, out, 1, stride=self.stride, dtype=dtype, name="downsample_conv"
+            )
+            x = norm(x, train=train, dtype=dtype, name="downsample_bn")
+        return nn.relu(x + y)
+
+
+def _conv(
+    x: jax.Array,
+    features: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    dtype: DTypeLike | None,
+    name: str,
+) -> jax.Array:
+    """A square convolution without bias, padded by ``kernel // 2`` on every side."""
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=_kernel_init,
+        name=name,
+    )(x)
