@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 Widths: TypeAlias = Mapping[str, int]
 """How many indices each group of units keeps; a group that is not named keeps all."""
@@ -246,7 +247,7 @@ def take(x: Any, axes: Sequence[Axis], of_unit: Mapping[str, np.ndarray]) -> Any
         for dim, axis in enumerate(axes)
         if any(group in of_unit for group in groups_in(axis))
     }
-    concrete = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    concrete = isinstance(x, jax.Array) and not isinstance(x, Tracer)
     if concrete and moved and x.is_fully_addressable:  # NumPy compiles nothing
         return jax.device_put(take(np.asarray(x), axes, of_unit), x.sharding)
     for dim, order in moved.items():

@@ -114,7 +114,8 @@ def step_ratio(config: Config) -> dict[str, float]:
         return run
 
     several, widest = timed(config.rates), timed((1.0,))
-    several(), widest()  # compile
+    several()  # compile
+    widest()
     ratios, seconds = [], []
     for _ in range(config.rounds):
         long, short = several(), widest()

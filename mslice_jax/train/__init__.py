@@ -16,6 +16,7 @@ from .metrics import make_evaluate as make_evaluate
 from .optimizers import cosine as cosine
 from .optimizers import multi_step as multi_step
 from .optimizers import sgd as sgd
+from .partial import restore_narrow as restore_narrow
 from .state import TrainState as TrainState
 from .step import Batch as Batch
 from .step import TrainStep as TrainStep

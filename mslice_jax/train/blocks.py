@@ -25,7 +25,7 @@ Blocks: TypeAlias = Mapping[str, Sequence[int]]
 
 # What is smaller Orbax puts into the index, which is read in any case.
 _IN_INDEX = 1024
-# What a block costs besides its own bytes: its entry in the index.
+# What a block costs besides its own bytes: an entry in the index, and one more read.
 _PER_BLOCK = 64
 
 
@@ -85,7 +85,11 @@ def reshape(tree: Any, types: Any) -> Any:
     """The arrays of a tree with the shapes of `types`, and where those are."""
     leaves, structure = jax.tree.flatten(tree)
     wanted = jax.tree.leaves(types)
-    moved = [i for i, (x, t) in enumerate(zip(leaves, wanted, strict=True)) if x.shape != t.shape]
+    moved = [
+        i
+        for i, (x, t) in enumerate(zip(leaves, wanted, strict=True))
+        if x.shape != t.shape
+    ]
     if moved:
         shapes = tuple(wanted[i].shape for i in moved)
         shardings = tuple(wanted[i].sharding for i in moved)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -42,7 +43,7 @@ class Placement:
 
     @classmethod
     def over(
-        cls, devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1
+        cls, devices: Sequence[Any] | None = None, *, fsdp: int = 1
     ) -> "Placement":
         """A mesh over these devices, all of every host unless given.
 
@@ -131,7 +132,7 @@ class Placement:
 def _global(x: Any, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = _global(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     local = np.asarray(x)  # every host has all of it, and gives what its devices hold

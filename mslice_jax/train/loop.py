@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from mslice_jax.rates import rate_key
 
 from .checkpoints import Checkpoints, Progress
 from .devices import Placement
-from .interrupts import stop_on_interrupt
+from .interrupts import Stop, stop_on_interrupt
 from .metrics import Evaluate, MetricsFile
 from .state import TrainState
 from .step import Batch, Metrics, TrainStep
@@ -70,13 +71,14 @@ class Outcome:
       progress: where the run stands.
       accuracy: of each rate in [0, 1], of the weights in `state`; empty if the run was
         interrupted.
-      interrupted: whether Ctrl-C ended it before its last epoch.
+      interrupted: what ended it before its last epoch: SIGINT (Ctrl-C), SIGTERM (the
+        machine will be taken away), or None.
     """
 
     state: TrainState
     progress: Progress
     accuracy: dict[float, float]
-    interrupted: bool
+    interrupted: signal.Signals | None
 
 
 def train(
@@ -99,7 +101,8 @@ def train(
 
     A run that was stopped and resumed, at whatever step, ends with the same weights,
     bit for bit, as one that was not: rates, data order and keys are functions of the
-    step, and the rest is in the checkpoint.
+    step, and the rest is in the checkpoint. Ctrl-C and SIGTERM end it behind the step
+    under way (the last one of an epoch is evaluated first), with a checkpoint.
 
     Args:
       state: a fresh state; a checkpoint takes its place. Its buffers are used up.
@@ -152,7 +155,7 @@ def train(
                 # Reading the losses of a step waits for it. The device is already
                 # busy with the next one when this reads those of the last.
                 log.put(step + 1, losses, images=len(batch[1]))
-                if stop.requested and index + 1 < steps_per_epoch:
+                if stop.after(step + 1) and index + 1 < steps_per_epoch:
                     log.flush()
                     progress = dataclasses.replace(
                         progress,
@@ -161,7 +164,8 @@ def train(
                         train_seconds=time.perf_counter() - began,
                     )
                     checkpoints.save(state, progress)
-                    return _interrupted(state, progress)
+                    checkpoints.wait()
+                    return _interrupted(state, progress, stop)
             log.flush()
 
             accuracy = evaluate(state.eval_net)
@@ -182,16 +186,18 @@ def train(
             )
             checkpoints.save(state, progress, accuracy=widest)
             watcher.evaluated(epoch + 1, accuracy, log.mean_loss())
-            if stop.requested and epoch + 1 < epochs:
-                return _interrupted(state, progress)
+            if stop.after((epoch + 1) * steps_per_epoch) and epoch + 1 < epochs:
+                checkpoints.wait()
+                return _interrupted(state, progress, stop)
+        checkpoints.wait()
 
     # Nothing was left to train: the table is still owed.
     accuracy = accuracy or evaluate(state.eval_net)
-    return Outcome(state=state, progress=progress, accuracy=accuracy, interrupted=False)
+    return Outcome(state=state, progress=progress, accuracy=accuracy, interrupted=None)
 
 
-def _interrupted(state: TrainState, progress: Progress) -> Outcome:
-    return Outcome(state=state, progress=progress, accuracy={}, interrupted=True)
+def _interrupted(state: TrainState, progress: Progress, stop: Stop) -> Outcome:
+    return Outcome(state=state, progress=progress, accuracy={}, interrupted=stop.signal)
 
 
 def _short(value: Any) -> float:

@@ -1,7 +1,11 @@
 """The loop: what is stopped and resumed ends as what was never stopped, bit for bit."""
 
 import json
+import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -25,10 +29,11 @@ EPOCHS = 3
 
 
 class Interrupter(Watcher):
-    """Presses Ctrl-C when the given step is reported; remembers what it hears."""
+    """Sends a signal when the given step is reported; remembers what it hears."""
 
-    def __init__(self, at: int | None = None):
-        self.at, self.steps, self.epochs, self.restored_at = at, [], [], None
+    def __init__(self, at: int | None = None, sent: signal.Signals = signal.SIGINT):
+        self.at, self.sent = at, sent
+        self.steps, self.epochs, self.restored_at = [], [], None
 
     def restored(self, step, progress):
         self.restored_at = step
@@ -36,7 +41,7 @@ class Interrupter(Watcher):
     def stepped(self, step, losses, images_per_second):
         self.steps.append(step)
         if step == self.at:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.sent)
 
     def evaluated(self, epoch, accuracy, loss):
         self.epochs.append(epoch)
@@ -55,8 +60,8 @@ def run(build_net, small):
     step = make_train_step(optimizer, transform=transform)
     evaluate = make_evaluate(small.x, small.y)
 
-    def run(directory, *, epochs=EPOCHS, at=None):
-        watcher = Interrupter(at)
+    def run(directory, *, epochs=EPOCHS, at=None, sent=signal.SIGINT):
+        watcher = Interrupter(at, sent)
         with Checkpoints(directory / "checkpoints") as checkpoints:
             outcome = train(
                 TrainState.create(net, optimizer, key=jax.random.key(3)),
@@ -114,30 +119,56 @@ def test_epoch_by_epoch_is_the_same_as_in_one_go(run, whole, tmp_path):
     assert_same_run(outcome, tmp_path, whole)
 
 
-@pytest.mark.parametrize("at", [1, 6])
-def test_ctrl_c_saves_and_the_resumed_run_is_the_same(run, whole, tmp_path, at):
-    handler = signal.getsignal(signal.SIGINT)
-    outcome, watcher = run(tmp_path, at=at)
-    assert outcome.interrupted
+@pytest.mark.parametrize(
+    ("at", "sent"), [(1, signal.SIGINT), (6, signal.SIGINT), (6, signal.SIGTERM)]
+)
+def test_a_signal_saves_and_the_resumed_run_is_the_same(run, whole, tmp_path, at, sent):
+    handler = signal.getsignal(sent)
+    outcome, watcher = run(tmp_path, at=at, sent=sent)
+    assert outcome.interrupted is sent
     assert outcome.accuracy == {}
     # A step is reported when the next one is under way; that one is kept.
     assert int(outcome.state.step) == watcher.steps[-1] == at + 1
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(sent) is handler
 
     outcome, watcher = run(tmp_path)
     assert watcher.restored_at == at + 1
     assert watcher.steps == list(range(at + 2, 13))
-    assert not outcome.interrupted
+    assert outcome.interrupted is None
     assert_same_run(outcome, tmp_path, whole)
 
 
 def test_ctrl_c_at_the_end_of_an_epoch_still_evaluates_it(run, whole, tmp_path):
     outcome, watcher = run(tmp_path, at=3)  # reported when step 4, the last, is begun
-    assert outcome.interrupted
+    assert outcome.interrupted is signal.SIGINT
     assert watcher.epochs == [1]
     outcome, watcher = run(tmp_path)
     assert watcher.restored_at == 4
     assert_same_run(outcome, tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(3, 1), pytest.param(0, 10, marks=pytest.mark.slow)]
+)
+def test_a_killed_run_is_the_same_when_it_is_resumed(tmp_path, seed, count):
+    script = pathlib.Path(__file__).with_name("killed.py")
+    root = script.parents[2]
+    command = [sys.executable, str(script), str(tmp_path), str(seed), str(count)]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert len(result["killed"]) == count
+    for killed in result["killed"]:
+        assert killed["signal"] == signal.SIGKILL, killed["at"]
+        assert killed["again"] == 0, killed["at"]
+        for what in ("weights", "accuracy", "steps"):
+            assert killed[what] == result["whole"][what], killed["at"]
 
 
 def test_a_finished_run_is_only_evaluated(run, whole):

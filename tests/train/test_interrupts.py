@@ -1,0 +1,55 @@
+"""Signals: the first asks for the end; what comes after it."""
+
+import signal
+import threading
+
+import pytest
+
+from mslice_jax.train.interrupts import stop_on_interrupt
+
+BOTH = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("sent", BOTH)
+def test_the_first_signal_only_asks(sent):
+    before = [signal.getsignal(number) for number in BOTH]
+    with stop_on_interrupt() as stop:
+        assert not stop.after(1)
+        assert stop.signal is None
+        signal.raise_signal(sent)
+        assert stop.after(2)
+        assert stop.signal is sent
+    assert [signal.getsignal(number) for number in BOTH] == before
+
+
+@pytest.mark.parametrize("first", BOTH)
+def test_ctrl_c_after_that_ends_at_once(first):
+    before = [signal.getsignal(number) for number in BOTH]
+    with pytest.raises(KeyboardInterrupt), stop_on_interrupt() as stop:
+        signal.raise_signal(first)
+        signal.raise_signal(signal.SIGINT)
+    assert stop.signal is first
+    assert [signal.getsignal(number) for number in BOTH] == before
+
+
+@pytest.mark.parametrize("first", BOTH)
+def test_sigterm_after_that_changes_nothing(first):
+    with stop_on_interrupt() as stop:
+        signal.raise_signal(first)
+        signal.raise_signal(signal.SIGTERM)  # would end the process if it were not ours
+    assert stop.signal is first
+
+
+def test_a_thread_that_gets_no_signals_changes_nothing():
+    before = [signal.getsignal(number) for number in BOTH]
+    seen = []
+
+    def look():
+        with stop_on_interrupt() as stop:
+            seen.append([signal.getsignal(number) for number in BOTH])
+            seen.append(stop.after(1))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [before, False]
