@@ -148,9 +148,7 @@ def cyclic(rates: Sequence[float]) -> Schedule:
     return schedule
 
 
-def progressive(
-    schedule: Schedule, rates: Sequence[float], *, every: int
-) -> Schedule:
+def progressive(schedule: Schedule, rates: Sequence[float], *, every: int) -> Schedule:
     """Lets the rates enter one after the other, the widest first.
 
     Progressive shrinking (Once-for-all, Cai et al., ICLR 2020, section 3.3): in the

@@ -29,7 +29,7 @@ ROWS = (
     {"program"},
     {"checks"},
     {"run"},
-    {"sliceable", "module", "nnx_module"},  # net.module makes the one, which holds the other
+    {"sliceable", "module", "nnx_module"},  # net.module makes what holds the other
     {"report", "calibration", "importance"},
     {"nn", "models", "schedules", "data"},
     {"train", "profile", "plots"},

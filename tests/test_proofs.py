@@ -330,7 +330,9 @@ def test_permuted_units_give_the_same_output(citizen: Citizen) -> None:
     for group in net.plan.groups.values():
         assert group.leaves
     # It did permute: every leaf that narrows has moved.
-    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), new.variables, net.variables)
+    moved = jax.tree.map(
+        lambda a, b: bool(np.any(a != b)), new.variables, net.variables
+    )
     narrows = jax.tree.map(
         lambda keep: not keep.all(), net.plan.mask(net.variables, 0.25)
     )
