@@ -194,22 +194,25 @@ def test_flags_that_do_not_exist_exit_with_code_2(capsys, tmp_path):
     assert exit.value.code == 2
 
 
-@pytest.mark.parametrize("norm", ["switchable", "shared"])
-def test_ctrl_c_says_what_was_saved_and_how_to_go_on(
-    capsys, tmp_path, monkeypatch, norm
+@pytest.mark.parametrize(
+    ("norm", "number", "exit_code"),
+    [("switchable", signal.SIGINT, 130), ("shared", signal.SIGTERM, 143)],
+)
+def test_a_signal_says_what_was_saved_and_how_to_go_on(
+    capsys, tmp_path, monkeypatch, norm, number, exit_code
 ):
     stepped = Bar.stepped
 
     def press(self, step, losses, images_per_second):
         stepped(self, step, losses, images_per_second)
         if step == 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     args = ["--norm", norm, "--cosine", "--rates", "0.5", "1.0", "--num-random", "0"]
     with monkeypatch.context() as patched:
         patched.setattr(Bar, "stepped", press)
         code, screen, _ = run(capsys, tmp_path, *args, recipe=TINY)
-    assert code == 130
+    assert code == exit_code
     assert f"Step 2 is saved in {tmp_path}/checkpoints" in screen
     command = f"python -m experiments.tiny {' '.join(args)} --workdir {tmp_path}"
     assert screen.splitlines()[-1].strip() == command

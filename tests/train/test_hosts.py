@@ -20,7 +20,7 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def run(count: int, fsdp: int) -> list[dict]:
+def run(count: int, fsdp: int, folder: pathlib.Path) -> list[dict]:
     """What each of `count` processes prints."""
     port = free_port()
     environment = {
@@ -31,7 +31,7 @@ def run(count: int, fsdp: int) -> list[dict]:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(PROGRAM), port, str(number), str(count), str(fsdp)],
+            [sys.executable, PROGRAM, port, *map(str, (number, count, fsdp, folder))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -49,15 +49,16 @@ def run(count: int, fsdp: int) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict:
-    return run(1, fsdp=1)[0]
+def alone(tmp_path_factory) -> dict:
+    return run(1, fsdp=1, folder=tmp_path_factory.mktemp("alone"))[0]
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
-def test_two_processes_have_the_losses_of_one(alone, fsdp):
+def test_two_processes_have_the_losses_of_one(alone, fsdp, tmp_path):
     # fsdp=4 deals the weights out over the devices of both processes.
-    first, second = run(2, fsdp)
+    first, second = run(2, fsdp, tmp_path)
     assert first == second  # no host knows other losses, rates or weights
     assert first["rates"] == alone["rates"]
+    assert first["restores"]  # a checkpoint that both wrote
     for name in ("losses", "accuracy", "weights"):
         np.testing.assert_allclose(first[name], alone[name], rtol=1e-6, atol=1e-6)

@@ -13,7 +13,15 @@ from flax import linen as nn
 
 import mslice_jax as ms
 from mslice_jax import data, schedules
-from mslice_jax.train import Placement, TrainState, make_evaluate, make_train_step, sgd
+from mslice_jax.train import (
+    Checkpoints,
+    Placement,
+    Progress,
+    TrainState,
+    make_evaluate,
+    make_train_step,
+    sgd,
+)
 
 RATES = (0.5, 1.0)
 
@@ -25,7 +33,15 @@ class Perceptron(nn.Module):
         return nn.Dense(3)(nn.relu(nn.Dense(16)(nn.relu(x))))
 
 
-def main(port: str, number: int, count: int, fsdp: int) -> None:
+def same(a, b) -> bool:
+    """Whether this host's parts of two arrays are the same."""
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    parts = zip(a.addressable_shards, b.addressable_shards, strict=True)
+    return all(np.array_equal(x.data, y.data) for x, y in parts)
+
+
+def main(port: str, number: int, count: int, fsdp: int, folder: str) -> None:
     if count > 1:
         jax.distributed.initialize(f"localhost:{port}", count, number)
     random = np.random.default_rng(0)
@@ -49,6 +65,14 @@ def main(port: str, number: int, count: int, fsdp: int) -> None:
         rates.append(draw(index))
         state, metrics = step(state, placement.batch(next(batches)), rates[-1])
         losses += [float(metrics[rate]["loss"]) for rate in rates[-1]]
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(state, Progress(epoch=1), accuracy=0.5)
+        checkpoints.wait()
+        fresh = TrainState.create(net, optimizer, key=jax.random.key(9))
+        restored = checkpoints.restore(placement.state(fresh))
+        assert restored is not None
+        pairs = zip(jax.tree.leaves(restored[0]), jax.tree.leaves(state), strict=True)
+        restores = all(same(a, b) for a, b in pairs) and restored[1].epoch == 1
     accuracy = make_evaluate(x, y, batch_size=16)(state.net)
     squares = jax.jit(lambda tree: sum(jnp.sum(w**2) for w in jax.tree.leaves(tree)))
     print(
@@ -57,6 +81,7 @@ def main(port: str, number: int, count: int, fsdp: int) -> None:
                 "losses": losses,
                 "rates": rates,
                 "accuracy": list(accuracy.values()),
+                "restores": restores,
                 "weights": float(squares(state.net.variables)),
             }
         )
@@ -64,4 +89,4 @@ def main(port: str, number: int, count: int, fsdp: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])
