@@ -76,6 +76,21 @@ class Report:
             ],
         }
 
+    def details(self) -> str:
+        """The report with, for each group, the axes of all arrays that narrow with it.
+
+        An axis that is a product or a concatenation is written as what it is made of;
+        what narrows in it has a star.
+        """
+        lines = [str(self), "", "what narrows together:"]
+        for name, group in self.plan.groups.items():
+            lines.append(f"  {name}, {group.size} in units of {group.unit}:")
+            for path, axis in group.leaves:
+                leaf = self.plan.leaf(path)
+                made_of = f" = {leaf.axes[axis]}" if leaf is not None else ""
+                lines.append(f"    {path}:{axis}{made_of}")
+        return "\n".join(lines)
+
     def __str__(self) -> str:
         data = self.to_dict()
         rates = [f"{rate:g}" for rate in self.plan.rates]

@@ -113,6 +113,19 @@ def test_reason_names_the_primitive_and_the_line():
     }
 
 
+def test_details_list_every_axis_and_what_it_is_made_of():
+    def net(p, x):
+        gate, up = jnp.split(x @ p["in"], 2, axis=1)
+        return (jax.nn.silu(gate) * up) @ p["out"]
+
+    p = weights(**{"in": (5, 32), "out": (16, 3)})
+    text = ms.report(ms.upgrade(net, p, X, rates=(0.5, 1.0))).details()
+    *_, title, first, second = text.splitlines()
+    assert title == "  in:1, 16 in units of 2:"
+    assert first == "    in:1 = (16* + 16*)"
+    assert second == "    out:0 = 16*"
+
+
 def test_a_free_batch_size_counts_once():
     def mlp(p, x):
         return jnp.tanh(x @ p["a"]) @ p["b"]
