@@ -259,4 +259,6 @@ def _move_aside(workdir: Path, console: Console) -> None:
     target.mkdir()
     for path in old:
         path.rename(target / path.name)
-    console.print(f"The earlier run is now in {target}.", highlight=False)
+    console.print(
+        f"The earlier run is now in {target}.", highlight=False, soft_wrap=True
+    )

@@ -183,8 +183,9 @@ def finish(run: Run, outcome: Outcome, console: Console) -> None:
     show_table(console, title, outcome.accuracy, profiles)
     console.print(
         f"Trained for {outcome.progress.train_seconds:.0f} s. "
-        f"Summary, picture and checkpoints are in {workdir}.",
+        f"Summary, pictures and checkpoints are in {workdir}.",
         highlight=False,
+        soft_wrap=True,
     )
 
 
