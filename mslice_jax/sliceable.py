@@ -189,7 +189,8 @@ def upgrade(
       exclude: path patterns of parameters, or their axes, that keep their size.
       inner: path patterns of parameters of whose split axes the innermost factor
         narrows instead of the outermost: the head size instead of the heads, the
-        channels of every group instead of the groups.
+        channels of every group instead of the groups. Means follow; another number
+        that was made of the size, such as 1 / sqrt(head size), stays what it is.
       min_width: how many entries an axis keeps at least.
       multiple_of: widths are rounded to a multiple of this many entries (8, 64 or 128
         suit the hardware); rate 1 keeps everything. Axes of whole heads or groups of
