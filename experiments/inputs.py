@@ -1,6 +1,5 @@
 """What a recipe reads: a data set in memory, or one that stays on disk."""
 
-import functools
 import itertools
 import os
 from collections.abc import Iterator
@@ -10,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mslice_jax import data
-from mslice_jax.sliceable import Sliceable, slice_apply
-from mslice_jax.train import Batch, Evaluate, make_evaluate
+from mslice_jax.train import Batch, Evaluate, evaluate_on, make_evaluate
 
 from .settings import Settings
 
@@ -78,32 +76,15 @@ def calibration_batches(inputs: Inputs) -> list[jax.Array]:
     return [normalize(jnp.asarray(part)) for part in parts]
 
 
-def evaluate_on(inputs: Inputs, *, batch_size: int = 256) -> Evaluate:
+def evaluation(inputs: Inputs, *, batch_size: int = 256) -> Evaluate:
     """The accuracy of each rate on the held-out examples."""
     normalize = data.eval_transform(inputs)
     if isinstance(inputs, data.Dataset):
         x, y = inputs.x_test, inputs.y_test
         return make_evaluate(x, y, batch_size=batch_size, normalize=normalize)
     count = len(inputs.test)
-
-    @functools.partial(jax.jit, static_argnames="rate")
-    def correct(net: Sliceable, images, labels, weights, *, rate: float) -> jax.Array:
-        logits = slice_apply(net, normalize(images), rate)
-        return jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
-
-    def evaluate(net: Sliceable) -> dict[float, float]:
-        totals = dict.fromkeys(net.rates, 0.0)
-        last: dict[float, jax.Array] = {}
-        for batch in inputs.eval_batches(min(batch_size, count)):
-            now = {rate: correct(net, *batch, rate=rate) for rate in net.rates}
-            # Reading waits for the device, so it is done one batch late; never to wait
-            # would let the images of the whole set pile up there.
-            for rate, hits in last.items():
-                totals[rate] += float(hits)
-            last = now
-        return {rate: (totals[rate] + float(last[rate])) / count for rate in net.rates}
-
-    return evaluate
+    size = min(batch_size, count)
+    return evaluate_on(lambda: inputs.eval_batches(size), count, normalize=normalize)
 
 
 def _cores() -> int:

@@ -218,7 +218,7 @@ def _speaks() -> bool:
 
 
 def _evaluate(run: Run) -> Evaluate:
-    evaluate = inputs.evaluate_on(run.dataset)
+    evaluate = inputs.evaluation(run.dataset)
     if run.settings.norm != "shared":
         return evaluate
     # One batch norm for all rates has statistics of none: they are measured first.

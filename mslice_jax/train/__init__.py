@@ -12,6 +12,7 @@ from .losses import Distillation as Distillation
 from .losses import cross_entropy as cross_entropy
 from .metrics import Evaluate as Evaluate
 from .metrics import MetricsFile as MetricsFile
+from .metrics import evaluate_on as evaluate_on
 from .metrics import make_evaluate as make_evaluate
 from .optimizers import cosine as cosine
 from .optimizers import multi_step as multi_step

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from mslice_jax.sliceable import Sliceable, slice_apply
 
 Evaluate = Callable[[Sliceable], dict[float, float]]
 """network -> accuracy in [0, 1] of each of its rates, ascending."""
+
+
+EvalBatches = Callable[[], Iterator[tuple[Any, Any, Any]]]
+"""() -> batches of images, labels and weights, see `data.eval_batches`."""
 
 
 def make_evaluate(
@@ -44,6 +48,24 @@ def make_evaluate(
             f"{len(images)} images and {len(labels)} labels."
         )
     size = min(batch_size, len(images))
+    return evaluate_on(
+        lambda: eval_batches(images, labels, size), len(images), normalize=normalize
+    )
+
+
+def evaluate_on(
+    batches: EvalBatches,
+    count: int,
+    *,
+    normalize: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> Evaluate:
+    """As `make_evaluate`, over examples that need not be in memory.
+
+    Args:
+      batches: the examples in batches of one shape, anew with each call.
+      count: how many examples there are.
+      normalize: raw images -> images that the network takes.
+    """
 
     @functools.partial(jax.jit, static_argnames="rate")
     def correct(net: Sliceable, images, labels, weights, *, rate: float) -> jax.Array:
@@ -51,12 +73,16 @@ def make_evaluate(
         return jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
 
     def evaluate(net: Sliceable) -> dict[float, float]:
-        counts = {rate: [] for rate in net.rates}
-        for batch in eval_batches(images, labels, size):
-            for rate in net.rates:
-                counts[rate].append(correct(net, *batch, rate=rate))
-        # Read after everything is dispatched: reading waits for the device.
-        return {rate: sum(map(float, c)) / len(images) for rate, c in counts.items()}
+        totals = dict.fromkeys(net.rates, 0.0)
+        last: dict[float, jax.Array] = {}
+        for batch in batches():
+            now = {rate: correct(net, *batch, rate=rate) for rate in net.rates}
+            # Reading waits for the device, so it is done one batch late; never to wait
+            # would let the images of the whole set pile up there.
+            for rate, hits in last.items():
+                totals[rate] += float(hits)
+            last = now
+        return {rate: (totals[rate] + float(last[rate])) / count for rate in net.rates}
 
     return evaluate
 
