@@ -2,13 +2,16 @@
 
 import collections
 import dataclasses
+from typing import Any
 
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, note, settings
 
+import mslice_jax as ms
 from mslice_jax.rules import RULES
 from mslice_jax.rules.base import Narrow, Rule
 from tests.fuzz.builder import Network
@@ -142,3 +145,21 @@ def network(v, x):
     monkeypatch.setitem(RULES, "tanh", Rule(RULES["tanh"].tie, gathered))
     with pytest.raises(ProofError, match="gather is added"):
         check(network, 0.5)
+
+
+def test_an_unbiased_variance_of_one_unit_is_not_a_number() -> None:
+    # Found by fuzzing: alike by hand, where 1 - 1 > 0 is false and NaN is chosen.
+    def network(p: Any, x: jax.Array) -> jax.Array:
+        h = x @ p["in"]
+        return (h / jnp.sqrt(1e-3 + h.var(-1, keepdims=True, ddof=1))) @ p["out"]
+
+    rng = np.random.default_rng(0)
+    p = {"in": rng.normal(size=(5, 8)), "out": rng.normal(size=(8, 3))}
+    p = jax.tree.map(np.float32, p)
+    x = np.ones((2, 5), np.float32)
+    net = ms.upgrade(network, p, x, rates=(0.125, 0.25, 1.0))
+    assert np.isnan(ms.slice_apply(net, x, 0.125)).all()
+    for rate, kept in ((0.125, 1), (0.25, 2)):
+        narrow = {"in": p["in"][:, :kept], "out": p["out"][:kept]}
+        by_hand = jax.jit(network)(narrow, x)
+        np.testing.assert_allclose(ms.slice_apply(net, x, rate), by_hand, rtol=1e-4)
