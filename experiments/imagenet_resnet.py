@@ -8,8 +8,8 @@ needs the extra "imagenet". The defaults are the usual ones: 100 epochs, batches
 a learning rate of 0.1 behind five epochs of warm-up; that asks for several GPUs. For
 larger batches give a learning rate in proportion: ``--batch-size 1024 --lr 0.4``.
 
-Images are prepared by --workers processes, about 400 a second each; if the device waits
-for them, ask for more. Without arguments a ResNet-50 an eighth as wide is trained on
+Images are prepared by --workers processes; if the device waits for them, ask for more.
+Without arguments a ResNet-50 an eighth as wide is trained on
 scikit-learn's digits, which shows that everything works and no more. Everything else is
 as in `experiments.cifar_resnet`.
 """

@@ -388,7 +388,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_workers_change_nothing_hear_no_ctrl_c_and_end(tmp_path):
-    pytest.importorskip("grain")
+    pytest.importorskip("grain", reason="needs the extra imagenet")
     program, out = tmp_path / "program.py", tmp_path / "batches.npz"
     tests = str(pathlib.Path(__file__).parent)
     program.write_text(PROGRAM.format(tests=tests, out=str(out)))
@@ -427,7 +427,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_and_workers_whose_parent_is(tmp_path):
-    pytest.importorskip("grain")
+    pytest.importorskip("grain", reason="needs the extra imagenet")
     program = tmp_path / "program.py"
     program.write_text(KILLED.format(tests=str(pathlib.Path(__file__).parent)))
     # Workers have the same streams: this waits until the last of them has ended.
