@@ -32,6 +32,11 @@ def _strict_environment() -> None:
         folder = tempfile.mkdtemp(prefix="mslice-jax-compiled-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    # JAX does not write an entry at once: another process can read half of one. So each
+    # worker of pytest-xdist has a folder of its own.
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        own = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / worker
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(own)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
