@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .compilation import jit
 from .rates import rate_key
 from .sliceable import Sliceable, extract, slice_apply
 
@@ -76,7 +77,7 @@ def profile(
         def call(small: Sliceable, *inputs: Any, rate: float = rate) -> Any:
             return slice_apply(small, *inputs[:1], rate, *inputs[1:], **call_kwargs)
 
-        lowered = jax.jit(call).lower(small, *inputs)
+        lowered = jit(call).lower(small, *inputs)
         parameters[rate] = count_parameters(small, rate)
         flops[rate] = _flops(lowered)
         compiled = lowered.compile()

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mslice_jax"
 
 # A module may import those of its own row and of the rows above.
 ROWS = (
-    {"rates", "patterns"},
+    {"rates", "patterns", "compilation"},
     {"dims", "source"},
     {"unify"},
     {"rules"},

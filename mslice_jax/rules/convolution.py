@@ -6,6 +6,9 @@ Written as a product of matrices, the columns of an image's windows (im2col) tim
 kernel or the cotangent, both run at the speed of a dense layer. The columns of a few
 images at a time go into the cache; the sum over them is a scan.
 
+Programs of our own (`compilation.jit`) leave YNNPACK out, and with it what makes the
+filter gradient slow, but for windows of one pixel.
+
 What is written here is the tangent, which is linear: JAX transposes it into those
 products, and forward mode, vmap and second derivatives work as for any function. A
 convolution that is not differentiated, and other platforms, keep XLA's.
@@ -20,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+from ..compilation import own_cpu_program
 
 COLUMNS = 4 * 2**20
 """How many bytes of columns are made at a time."""
@@ -36,9 +41,19 @@ def with_cpu_gradient(
     """
 
     def products(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        if own_cpu_program.value:
+            return _as_products(lhs, rhs, params)
         return lax.platform_dependent(
             lhs, rhs, cpu=lambda lhs, rhs: _as_products(lhs, rhs, params), default=run
         )
+
+    def of_filters(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        if not own_cpu_program.value or larger(lhs, rhs) or _one_pixel(rhs, params):
+            return products(lhs, rhs)
+        return _as_its_gradient_likes(lhs, rhs, params)
+
+    def larger(lhs: jax.Array, rhs: jax.Array) -> bool:
+        return _window_is_larger(lhs, rhs, params)
 
     @jax.custom_jvp
     def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -46,12 +61,16 @@ def with_cpu_gradient(
 
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         (lhs, rhs), (lhs_moves, rhs_moves) = primals, tangents
-        forward = products if _window_is_larger(lhs, rhs, params) else run
+        forward = products if larger(lhs, rhs) else run
         terms = []
         if not isinstance(lhs_moves, SymbolicZero):
-            terms.append(forward(lhs_moves, rhs))
+            strided = (
+                _one_pixel(rhs, params) and math.prod(params["window_strides"]) > 1
+            )
+            of_images = products if strided else forward
+            terms.append(of_images(lhs_moves, rhs))
         if not isinstance(rhs_moves, SymbolicZero):
-            terms.append(products(lhs, rhs_moves))
+            terms.append(of_filters(lhs, rhs_moves))
         out = forward(lhs, rhs)
         return out, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(out)
 
@@ -75,6 +94,48 @@ def _window_is_larger(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     images = [lhs.shape[i] for i in numbers.lhs_spec[2:]]
     windows = [rhs.shape[i] for i in numbers.rhs_spec[2:]]
     return any(k > n for k, n in zip(windows, images, strict=True))
+
+
+def _one_pixel(rhs: Any, params: dict[str, Any]) -> bool:
+    return all(rhs.shape[i] == 1 for i in params["dimension_numbers"].rhs_spec[2:])
+
+
+def _as_its_gradient_likes(
+    lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]
+) -> jax.Array:
+    """The convolution on images (c, h, w, b) and filters (c, h, w, o).
+
+    Its filter gradient is then a convolution of the one layout for which XLA's CPU
+    backend has fast code. (XLA transposes by itself, but not inside of loops.)
+    """
+    numbers = params["dimension_numbers"]
+    batch, channel, *space = numbers.lhs_spec
+    out, into, *window = numbers.rhs_spec
+    last, *places = len(space) + 1, *range(len(space))
+    inner = [1 + i for i in places]
+    y = lax.conv_general_dilated(
+        lhs.transpose(channel, *space, batch),
+        rhs.transpose(into, *window, out),
+        params["window_strides"],
+        params["padding"],
+        rhs_dilation=params["rhs_dilation"],
+        dimension_numbers=lax.ConvDimensionNumbers(
+            lhs_spec=(last, 0, *inner),
+            rhs_spec=(last, 0, *inner),
+            out_spec=(last - 1, last, *places),
+        ),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    return y.transpose(_order_of(numbers.out_spec, (last - 1, last, *places)))
+
+
+def _order_of(target: Sequence[int], source: Sequence[int]) -> list[int]:
+    """The transpose that brings axis source[i] to place target[i], for each i."""
+    order = [0] * len(target)
+    for to, at in zip(target, source, strict=True):
+        order[to] = at
+    return order
 
 
 def _as_products(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
@@ -111,11 +172,9 @@ def _as_products(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.
         parts = x.reshape(-1, images, *x.shape[1:])
         y = lax.map(lambda part: again(part, matrix), parts)
         y = y.reshape(-1, *shape, filters)
-    at = numbers.out_spec
-    order = [0] * len(at)
-    for source, target in enumerate((at[0], *at[2:], at[1])):
-        order[target] = source
-    return y.transpose(order).astype(params["preferred_element_type"] or lhs.dtype)
+    channels_last = (0, y.ndim - 1, *range(1, y.ndim - 1))
+    y = y.transpose(_order_of(numbers.out_spec, channels_last))
+    return y.astype(params["preferred_element_type"] or lhs.dtype)
 
 
 def _columns(

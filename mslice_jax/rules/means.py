@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from .base import Dim, Narrow, Summed, Tie, Value, rule
 from .elementwise import known_number
+from .spread import spread
 
 _SMALL = 1e-3  # up to here a number added to a sum is there against a division by zero
 
@@ -46,7 +48,7 @@ def recount(n: Narrow, count: Count | None, operands: Sequence[Any]) -> list[Any
 
 
 def _narrow_scale(n: Narrow, *operands: Any) -> Any:
-    return n.bind(*recount(n, n.note, operands))
+    return n.bind(*spread(recount(n, n.note, operands)))
 
 
 @rule("div", "mul", narrow=_narrow_scale)
@@ -143,7 +145,21 @@ def tie_power(t: Tie) -> Sequence[Value]:
     return [Value(t.broadcast(t.ins), known_number(t), summed, t.counted())]
 
 
-@rule("add", "max", "select_n", "sub")
+def _narrow_sum(n: Narrow, *operands: Any) -> Any:
+    return n.bind(*spread(operands))
+
+
+def _narrow_difference(n: Narrow, x: Any, y: Any) -> Any:
+    spread_x, spread_y = spread((x, y))
+    if spread_y is y:
+        return n.bind(spread_x, y)
+    # The gradient of y is then minus a sum, not the sum of an array of negatives.
+    return lax.add(x, spread((x, -y))[1])
+
+
+@rule("add", narrow=_narrow_sum)
+@rule("sub", narrow=_narrow_difference)
+@rule("max", "select_n")
 def tie_guard(t: Tie) -> Sequence[Value]:
     """(a, b), (a, b) -> (a, b); a sum with a small number beside it stays a sum."""
     choose = t.eqn.primitive.name == "select_n"

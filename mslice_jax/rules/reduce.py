@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .base import Dim, Dims, Tie, Value, rule, sum_over
+from . import pooling
+from .base import Dim, Dims, Narrow, Tie, Value, rule, sum_over
 
 
 def _remaining(dims: Sequence[Dim], axes: Sequence[int]) -> tuple[Dim, ...]:
@@ -63,9 +64,15 @@ def _slides(params: dict[str, Any]) -> list[bool]:
     ]
 
 
+def _narrow_max_pool(n: Narrow, x: Any) -> Any:
+    if pooling.applies(x, n.params):
+        return pooling.with_cpu_gradient(n.bind, x, n.params["window_dimensions"])
+    return n.bind(x)
+
+
+@rule("reduce_window_max", narrow=_narrow_max_pool)
 @rule(
     "reduce_window",
-    "reduce_window_max",
     "reduce_window_min",
     "reduce_window_sum",
     "select_and_gather_add",

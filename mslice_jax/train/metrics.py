@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mslice_jax.compilation import jit
 from mslice_jax.data import eval_batches
 from mslice_jax.sliceable import Sliceable, slice_apply
 
@@ -67,7 +68,7 @@ def evaluate_on(
       normalize: raw images -> images that the network takes.
     """
 
-    @functools.partial(jax.jit, static_argnames="rate")
+    @functools.partial(jit, static_argnames="rate")
     def correct(net: Sliceable, images, labels, weights, *, rate: float) -> jax.Array:
         logits = slice_apply(net, normalize(images), rate)
         return jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))

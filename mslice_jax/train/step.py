@@ -8,6 +8,7 @@ draws.
 
 import concurrent.futures
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mslice_jax.compilation import jit
 from mslice_jax.sliceable import slice_apply
 
 from .devices import Placement
@@ -160,7 +162,7 @@ class _Step:
 
     def __init__(self, settings: _Settings):
         self._settings = settings
-        self._rate_step = jax.jit(
+        self._rate_step = jit(
             self.rate_step, static_argnames="rate", donate_argnames="grads"
         )
         # `grads` is not donated: the optimizer's buffers and the weights already have
@@ -169,7 +171,7 @@ class _Step:
         # Unused as they are, the weights stay arguments: zeros that come from constants
         # alone are placed otherwise than gradients, and would cost a compilation more.
         self._zeros = jax.jit(self.zeros, keep_unused=True)
-        self._ask_teacher = jax.jit(self.teacher_logits)
+        self._ask_teacher = jit(self.teacher_logits)
 
     def __call__(
         self, state: TrainState, batch: Batch, rates: tuple[float, ...]
@@ -191,18 +193,21 @@ class _Step:
         began = time.perf_counter()
         self._check_parts(len(batch[1]))
         grads = self._zeros(params_of(state.net))
-        lowered = [self._apply_updates.lower(state, grads)]
-        taught = None
-        if self._has_teacher:
-            lowered.append(self._ask_teacher.lower(state, batch))
-            taught = jax.eval_shape(self._ask_teacher, state, batch)
-        for rate in self._in_turn(rates):
-            one = self._rate_step.lower(state, grads, batch, taught, rate=rate)
-            lowered.append(one)
-            taught = self._next_lesson(taught, one.out_info[3])
-        # Tracing is Python and takes turns; LLVM works without the interpreter.
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(lambda one: one.compile(), lowered))
+        # Tracing is Python and takes turns; XLA works without the interpreter. More of
+        # it at a time than there are cores takes longer.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = [pool.submit(self._apply_updates.lower(state, grads).compile)]
+            taught = None
+            if self._has_teacher:
+                teacher = self._ask_teacher.lower(state, batch)
+                compiled.append(pool.submit(teacher.compile))
+                taught = teacher.out_info
+            for rate in self._in_turn(rates):
+                one = self._rate_step.lower(state, grads, batch, taught, rate=rate)
+                compiled.append(pool.submit(one.compile))
+                taught = self._next_lesson(taught, one.out_info[3])
+            for future in compiled:
+                future.result()
         return time.perf_counter() - began
 
     @property

@@ -1,0 +1,96 @@
+"""`jax.jit` as this package compiles networks: on CPU, without what slows them down.
+
+XLA's CPU backend gives convolutions and reductions to YNNPACK, whose filter gradients
+take up to four times as long as those of XLA's own code, and whose forward pass of a
+convolutional network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option
+of the compiler leaves it out, and the rules choose the derivatives that are fast then
+(`rules.convolution`, `rules.pooling`, `rules.spread`).
+
+The numbers are the same up to rounding. So this is not done behind a user's own
+`jax.jit`, where rate 1 is bit for bit the network that was upgraded.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+own_cpu_program: Any = jax.make_user_context(False)
+"""Whether what is traced will be compiled for CPU by `jit`; JAX's caches know of it."""
+
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+_OPTIONS = {
+    _YNNPACK: "",  # what to give to it
+    # Kernels run in parallel inside; side by side they only get in each other's way.
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+}
+
+
+def jit(fun: Callable[..., Any], **options: Any) -> Any:
+    """`jax.jit`, on CPU with the options and derivatives that suit networks there.
+
+    Results differ from those of `jax.jit` by rounding. On other platforms, with a
+    jaxlib that does not know the options, and inside of another jitted function it is
+    `jax.jit`.
+
+    Args:
+      fun: the function.
+      **options: what `jax.jit` takes; `compiler_options` are added to those here.
+
+    Example:
+      >>> import mslice_jax as ms, jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> model = nn.Sequential([nn.Conv(8, (3, 3)), nn.relu, nn.Conv(2, (1, 1))])
+      >>> x = jnp.ones((1, 6, 6, 3))
+      >>> net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=(0.5, 1.0))
+      >>> half = ms.jit(lambda net, x: ms.slice_apply(net, x, 0.5))
+      >>> half(net, x).shape
+      (1, 6, 6, 2)
+    """
+    known = _known_options()
+    if _YNNPACK not in known:
+        return jax.jit(fun, **options)
+    known = known | (options.pop("compiler_options", None) or {})
+
+    @functools.wraps(fun)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with own_cpu_program(True):
+            return fun(*args, **kwargs)
+
+    outside = jax.jit(traced, compiler_options=known, **options)
+    return _Jitted(fun, outside, jax.jit(fun, **options))
+
+
+class _Jitted:
+    """A jitted function, and what stands for it inside of another one.
+
+    There it is part of the other's program, whose compiler options are not ours.
+    """
+
+    def __init__(self, fun: Callable[..., Any], outside: Any, inside: Any):
+        functools.update_wrapper(self, fun)
+        self._outside, self._inside = outside, inside
+        self.lower = outside.lower
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves = jax.tree.leaves((args, kwargs))
+        traced = any(isinstance(leaf, Tracer) for leaf in leaves)
+        return (self._inside if traced else self._outside)(*args, **kwargs)
+
+
+@functools.cache
+def _known_options() -> dict[str, str]:
+    """Those of the options that there are: none where programs are not for CPU."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for name, value in _OPTIONS.items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: str) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:  # options come and go with releases of XLA
+        return False
+    return True

@@ -1,0 +1,190 @@
+"""Programs of our own on CPU: other derivatives and options, the same numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+import mslice_jax as ms
+from mslice_jax import compilation
+
+
+class Small(nn.Module):
+    """What the rules treat apart: biases, norms, pooling, strided one-pixel windows."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3, 3))(x))
+        x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = nn.GroupNorm(num_groups=4)(x)
+        x = nn.Conv(16, (1, 1), strides=2)(x)
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def net_and_images():
+    x = jax.random.normal(jax.random.key(0), (16, 32, 32, 3))
+    model = Small()
+    variables = model.init(jax.random.key(1), x)
+    return ms.upgrade(model, variables, x, rates=(0.5, 1.0)), x
+
+
+def loss(net, x, rate=0.5):
+    return (ms.slice_apply(net, x, rate) ** 2).sum()
+
+
+def gradients(jit, fun, *args):
+    argnums = tuple(range(len(args)))
+    return jit(jax.grad(fun, argnums=argnums))(*args)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+
+
+def operations(fun, *args):
+    """How often operations stand in the program that `ms.jit` compiles."""
+    text = ms.jit(fun).lower(*args).as_text()
+    return {
+        "select_and_scatter": text.count("stablehlo.select_and_scatter"),
+        "dot_general": text.count("stablehlo.dot_general"),
+        "reduce": text.count("stablehlo.reduce("),
+    }
+
+
+def test_gradients_are_those_of_jax_jit(net_and_images):
+    own, plain = (gradients(jit, loss, *net_and_images) for jit in (ms.jit, jax.jit))
+    assert_close(own, plain)
+    value = ms.jit(loss)(*net_and_images)
+    np.testing.assert_allclose(value, jax.jit(loss)(*net_and_images), rtol=1e-5)
+
+
+def test_the_program_has_products_in_place_of_sums_and_scatters(net_and_images):
+    grad = jax.grad(loss)
+    own = operations(grad, *net_and_images)
+    assert own["select_and_scatter"] == 0
+    text = jax.jit(grad).lower(*net_and_images).as_text()
+    assert "select_and_scatter" in text  # what a user's own program keeps
+    assert own["reduce"] < text.count("stablehlo.reduce(")
+
+
+def test_second_derivatives_and_forward_mode(net_and_images):
+    net, x = net_and_images
+
+    def slope(x):
+        return jax.grad(lambda x: loss(net, x))(x).sum()
+
+    own, plain = (gradients(jit, slope, x[:2]) for jit in (ms.jit, jax.jit))
+    assert_close(own, plain, 1e-4)
+
+    def forward(x):
+        return jax.jvp(lambda x: ms.slice_apply(net, x, 0.5), (x,), (x + 1,))
+
+    assert_close(ms.jit(forward)(x), jax.jit(forward)(x))
+
+
+def test_gradients_inside_a_loop(net_and_images):
+    """Outside of loops XLA transposes convolutions by itself; inside we have to."""
+    net, x = net_and_images
+
+    def looped(net, x):
+        losses = lax.map(lambda x: loss(net, x), x.reshape(2, 8, *x.shape[1:]))
+        return losses.sum()
+
+    own = gradients(ms.jit, looped, net, x)
+    assert_close(own, gradients(jax.jit, looped, net, x))
+
+
+@pytest.mark.parametrize("window", [(1, 2, 2, 1), (1, 2, 3, 1), (2, 1, 1, 3)])
+def test_pooling_gives_equal_entries_the_gradient_of_the_first(window):
+    # Small whole numbers: most windows hold their maximum more than once.
+    x = jax.random.randint(jax.random.key(0), (4, 6, 6, 6), 0, 3).astype(jnp.float32)
+
+    class Pool(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = lax.reduce_window(x, -jnp.inf, lax.max, window, window, "VALID")
+            return nn.Dense(2)(nn.Dense(4)(y).sum((1, 2)))
+
+    model = Pool()
+    net = ms.upgrade(model, model.init(jax.random.key(1), x), x, rates=(0.5, 1.0))
+
+    def by_x(x):
+        return loss(net, x)
+
+    own, plain = (gradients(jit, by_x, x) for jit in (ms.jit, jax.jit))
+    np.testing.assert_array_equal(own[0] == 0, plain[0] == 0)
+    assert_close(own, plain)
+
+
+def test_overlapping_windows_are_left_to_xla(net_and_images):
+    class Pool(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.max_pool(nn.Conv(8, (3, 3))(x), (3, 3), strides=(2, 2))
+            return nn.Dense(2)(x.mean((1, 2)))
+
+    model, x = Pool(), jnp.ones((2, 9, 9, 3))
+    net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=(0.5, 1.0))
+    assert operations(jax.grad(loss), net, x)["select_and_scatter"] == 1
+
+
+def test_inside_another_jit_it_is_part_of_that_program(net_and_images):
+    inner = ms.jit(loss)
+    outer = jax.jit(lambda net, x: inner(net, x) + 1)
+    np.testing.assert_array_equal(
+        outer(*net_and_images), jax.jit(lambda *xs: loss(*xs) + 1)(*net_and_images)
+    )
+    jax.grad(inner)(*net_and_images)
+
+
+def test_a_program_of_the_users_does_not_get_what_ours_left_in_jaxs_caches(
+    net_and_images,
+):
+    grad = jax.grad(loss)
+    ms.jit(grad)(*net_and_images)
+    assert "select_and_scatter" in jax.jit(grad).lower(*net_and_images).as_text()
+
+
+def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):
+    assert compilation._is_known("xla_backend_optimization_level", "1")
+    assert not compilation._is_known("xla_no_such_option", "1")
+    monkeypatch.setattr(compilation, "_known_options", dict)
+    assert type(ms.jit(lambda x: x)) is type(jax.jit(lambda x: x))
+
+
+def test_static_arguments_and_options_of_jit():
+    double = ms.jit(lambda x, times: x * times, static_argnames="times")
+    assert double(jnp.ones(()), times=2) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        ms.jit(jnp.sin, compiler_options={"xla_no_such_option": 1})(1.0)
+
+
+@pytest.mark.parametrize("first", ["plus", "minus", "times", "over"])
+def test_what_goes_with_every_row(first):
+    """Each of the four, with a vector and with one row an image, on either side."""
+    apply = {"plus": lax.add, "minus": lax.sub, "times": lax.mul, "over": lax.div}
+
+    def fun(variables, x):
+        y = x @ variables["w"]
+        for name in ("vector", "rows"):
+            y = apply[first](y, variables[name])
+            y = apply[first](variables[name] + 3, y)
+        return jnp.sin(y).reshape(-1, 8) @ variables["out"]
+
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    variables = {
+        "w": jax.random.normal(next(keys), (3, 8)),
+        "vector": 1 + jax.random.uniform(next(keys), (1, 1, 1, 8)),
+        "rows": 1 + jax.random.uniform(next(keys), (16, 1, 1, 8)),
+        "out": jax.random.normal(next(keys), (8, 2)),
+    }
+    x = jax.random.uniform(next(keys), (16, 32, 32, 3), minval=1.0, maxval=2.0)
+    net = ms.upgrade(fun, variables, x, rates=(0.5, 1.0))
+    own, plain = (gradients(jit, loss, net, x) for jit in (ms.jit, jax.jit))
+    assert_close(own, plain, 1e-4)
+    assert operations(jax.grad(loss), net, x)["dot_general"] > 4
