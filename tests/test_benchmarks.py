@@ -71,3 +71,34 @@ def test_hand_written_networks_take_the_zoo_s_weights(name: str) -> None:
     key = jax.random.key(0)
     zoo = jax.eval_shape(model.init, key, x)["params"]
     assert jax.eval_shape(by_hand(1.0).init, key, x)["params"] == zoo
+
+
+@pytest.mark.parametrize("name", ["resnet11", "vgg11"])
+def test_vs_pytorch(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sides must compute the same before they are timed: `compare` asserts it."""
+    pytest.importorskip("torch", reason="PyTorch (extra pytorch) is not installed")
+    from experiments.benchmarks import vs_pytorch
+
+    config = vs_pytorch.Config(
+        models=(name,), step=(1.0, 0.5), rates=(0.5,), batch_size=2, image_size=8,
+        rounds=1,
+    )  # fmt: skip
+    result = vs_pytorch.main(config)
+    assert [row["what"] for row in result["rows"]] == [
+        "step (1.0, 0.5)", "inference 0.5",
+    ]  # fmt: skip
+    assert all(row["ratio"] > 0 for row in result["rows"])
+    assert name in capsys.readouterr().out
+
+
+def test_profile_of_vs_pytorch() -> None:
+    pytest.importorskip("torch", reason="PyTorch (extra pytorch) is not installed")
+    from experiments.benchmarks import vs_pytorch
+
+    config = vs_pytorch.Config(
+        models=("resnet11",), step=(0.5,), rates=(), batch_size=2, image_size=8,
+        profile=True,
+    )  # fmt: skip
+    shares = vs_pytorch.main(config)["profile"]["resnet11"]
+    assert any("conv" in kind for kind in shares)
+    assert 0.5 < sum(shares.values()) <= 1.0 + 1e-9

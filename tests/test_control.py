@@ -435,3 +435,24 @@ def test_captured_constants_follow_the_order():
     back = {n: np.argsort(order[order]) for n, order in orders.items()}
     again = new.permute(back)
     np.testing.assert_array_equal(run(again, citizen, 0.5), output(citizen, 0.5))
+
+
+def test_numbers_counted_along_an_axis_follow_the_order():
+    """Unit i is multiplied with i + 1; wherever it goes, its number goes with it."""
+
+    def fun(p, x):
+        h = x @ p["first"]
+        return (h * (1 + jax.lax.broadcasted_iota(h.dtype, h.shape, 1))) @ p["second"]
+
+    rng = np.random.default_rng(0)
+    p = {"first": rng.normal(size=(3, 8)), "second": rng.normal(size=(8, 2))}
+    p = {name: w.astype(np.float32) for name, w in p.items()}
+    x = rng.normal(size=(4, 3)).astype(np.float32)
+    net = ms.upgrade(fun, p, x, rates=(0.5, 1.0))
+    ((group, _),) = net.plan.groups.items()
+    order = rng.permutation(8)
+    new = net.permute({group: order})
+    kept = order[:4]
+    by_hand = (x @ p["first"][:, kept] * (1 + kept)) @ p["second"][kept]
+    assert_close(ms.slice_apply(new, x, 0.5), by_hand)
+    assert_close(ms.slice_apply(new, x, 1.0), fun(p, x))

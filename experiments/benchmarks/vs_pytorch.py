@@ -1,6 +1,6 @@
 """Is it as fast as the same networks sliced in PyTorch?
 
-    pip install torch
+    pip install -e ".[pytorch]"
     python -m experiments.benchmarks.vs_pytorch --out runs/vs_pytorch.json
 
 ResNet-29 and VGG-11 (group norm, 32 x 32 images, batch 64), with the same weights on
