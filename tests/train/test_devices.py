@@ -66,6 +66,24 @@ def test_weights_stay_where_they_were_put(small, compilations):
     )
 
 
+def test_arrays_of_fewer_numbers_are_whole():
+    mesh = placed(4).mesh
+    tree = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8), "odd": jnp.zeros(99)}
+    for smallest, specs in {
+        64: {"kernel": P(None, FSDP), "bias": P(None), "odd": P(None)},
+        65: {"kernel": P(None, None), "bias": P(None), "odd": P(None)},
+    }.items():
+        places = Placement(mesh, smallest=smallest).weights(tree)
+        assert {name: place.spec for name, place in places.items()} == specs
+
+
+def test_constrain_holds_what_would_lie_elsewhere():
+    """Inside of jit, zeros lie nowhere until they are told where."""
+    placement = placed(4)
+    zeros = jax.jit(lambda: placement.constrain({"w": jnp.zeros((8, 8))}))()
+    assert zeros["w"].sharding.spec == P(None, FSDP)
+
+
 def test_no_compilation_after_the_first_steps(small, compilations):
     optimizer, placement = sgd(0.1), placed(2)
     state = TrainState.create(build(small, shards=2), optimizer, key=jax.random.key(0))

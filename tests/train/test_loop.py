@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -60,13 +61,13 @@ def run(build_net, small):
     step = make_train_step(optimizer, transform=transform)
     evaluate = make_evaluate(small.x, small.y)
 
-    def run(directory, *, epochs=EPOCHS, at=None, sent=signal.SIGINT):
+    def run(directory, *, epochs=EPOCHS, at=None, sent=signal.SIGINT, batches=None):
         watcher = Interrupter(at, sent)
         with Checkpoints(directory / "checkpoints") as checkpoints:
             outcome = train(
                 TrainState.create(net, optimizer, key=jax.random.key(3)),
                 train_step=step,
-                batches=small.batches,
+                batches=batches or small.batches,
                 schedule=make_schedule("random", net.rates, seed=5),
                 evaluate=evaluate,
                 epochs=epochs,
@@ -199,3 +200,22 @@ def test_the_network_learns(whole, small):
     last = np.mean([v for loss in losses[-4:] for v in loss.values()])
     assert last < first
     assert len(losses) == EPOCHS * data.steps_per_epoch(32, 8)
+
+
+def test_the_time_that_data_takes_is_told_apart(run, whole, small, tmp_path):
+    """Every batch takes a tenth of a second, a step of this network far less."""
+
+    def slow(step):
+        for batch in small.batches(step):
+            time.sleep(0.1)
+            yield batch
+
+    run(tmp_path, epochs=1, batches=slow)
+
+    def shares(directory):
+        text = (directory / "metrics.jsonl").read_text()
+        found = map(json.loads, text.splitlines())
+        return [x["waiting_for_data"] for x in found if "waiting_for_data" in x]
+
+    assert 0.5 < shares(tmp_path)[-1] <= 1
+    assert 0 <= shares(whole[1])[-1] < shares(tmp_path)[-1]
