@@ -364,7 +364,7 @@ def _decide(
         atom.group = _name(places, found)
         found[atom.group] = WidthGroup(
             size=atom.size,
-            unit=math.lcm(unit, step),
+            unit=min(atom.size, math.lcm(unit, step)),
             minimum=min(atom.size, math.ceil(units.min_width / span)),
             span=span,
             leaves=tuple((path, axis) for path, axis, _ in places),

@@ -21,7 +21,8 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
     Args:
       net: from `upgrade(..., norm="shared")`.
       batches: inputs; each is an array, or a tuple of the model's inputs. The first
-        axis of the first input counts the examples.
+        axis of the first input counts the examples, by which batches are weighted
+        (also where a mask leaves some of them out).
       **call_kwargs: what else the call takes, as for evaluation.
 
     Returns:

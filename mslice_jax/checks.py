@@ -82,7 +82,9 @@ def _misfits(
     if not isinstance(model, nn.Module) or not isinstance(variables, Mapping):
         return []
     args, kwargs = call.join([type_of(x) for x in arrays])
-    rngs = {name: jax.random.key(0) for name in ("params", *kwargs.get("rngs", ()))}
+    given = kwargs.get("rngs")
+    streams = given if isinstance(given, Mapping) else ()  # one key serves them all
+    rngs = {name: jax.random.key(0) for name in ("params", *streams)}
     kwargs = {k: v for k, v in kwargs.items() if k not in ("mutable", "rngs")}
     statics, types = Call.split(args, kwargs)
 
@@ -208,7 +210,7 @@ def check_shapes(
     given, seen = (args for args, _ in shapes)
     if given != seen:
         raise ValueError(
-            f"the network does not take inputs of shape {_listed(given)}; `upgrade` "
+            f"the call failed with inputs of shape {_listed(given)}, where `upgrade` "
             f"saw {_listed(seen)}. The reason: {cause}"
         ) from cause
 

@@ -11,10 +11,12 @@ The numbers are the same up to rounding. So this is not done behind a user's own
 """
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import lax
 from jax.core import Tracer
 
 own_cpu_program: Any = jax.make_user_context(False)
@@ -32,8 +34,9 @@ def jit(fun: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit`, on CPU with the options and derivatives that suit networks there.
 
     Results differ from those of `jax.jit` by rounding. On other platforms, with a
-    jaxlib that does not know the options, and inside of another jitted function it is
-    `jax.jit`.
+    jaxlib that does not know the options, and under another transformation (jit, grad,
+    vmap) it is `jax.jit`: put it outermost. It asks JAX for its devices, so
+    `jax.distributed.initialize` comes before it.
 
     Args:
       fun: the function.
@@ -64,20 +67,27 @@ def jit(fun: Callable[..., Any], **options: Any) -> Any:
 
 
 class _Jitted:
-    """A jitted function, and what stands for it inside of another one.
+    """A jitted function, and what stands for it inside of another transformation.
 
-    There it is part of the other's program, whose compiler options are not ours.
+    There it is part of another program, whose compiler options are not ours.
     """
 
     def __init__(self, fun: Callable[..., Any], outside: Any, inside: Any):
         functools.update_wrapper(self, fun)
         self._outside, self._inside = outside, inside
-        self.lower = outside.lower
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves = jax.tree.leaves((args, kwargs))
+        # Inside of jit no argument need be traced; what is made there is.
+        leaves.append(lax.full((), 0))
         traced = any(isinstance(leaf, Tracer) for leaf in leaves)
         return (self._inside if traced else self._outside)(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __getattr__(self, name: str) -> Any:  # lower, trace, eval_shape, clear_cache
+        return getattr(self.__dict__["_outside"], name)
 
 
 @functools.cache

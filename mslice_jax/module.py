@@ -7,7 +7,7 @@ import jax
 
 from .functions.linen import LinenFunction
 from .program import Definition
-from .sliceable import Sliceable, slice_apply
+from .sliceable import Sliceable, extract, slice_apply
 
 
 class SliceableModule(nn.Module):
@@ -18,15 +18,16 @@ class SliceableModule(nn.Module):
 
     Attributes:
       definition: the static part of a Sliceable, see `Sliceable.module`.
+      source: the rate of the variables: 1, or that of the extracted network.
     """
 
     definition: Definition
+    source: Any = 1.0
 
     @nn.compact
     def __call__(self, *inputs: Any, rate: float | None = None, **kwargs: Any) -> Any:
         """Runs at the rate, by default the widest; the rest goes to the network."""
         function = self.definition.function
-        rate = self.definition.plan.rates[-1] if rate is None else rate
         if self.is_initializing():
             if not isinstance(function, LinenFunction):
                 raise ValueError(
@@ -34,11 +35,15 @@ class SliceableModule(nn.Module):
                     "function has no initialisation. Use the variables it came with."
                 )
             fresh = function.init(self.make_rng("params"), *inputs, **kwargs)
+            if self.source != 1.0:
+                full = Sliceable(fresh, self.definition)
+                fresh = extract(full, self.source).variables
             for collection, tree in fresh.items():
                 for name, value in tree.items():
                     self._declare(collection, name, value)
         variables = {name: dict(tree) for name, tree in self.variables.items()}
-        net = Sliceable(variables, self.definition)
+        net = Sliceable(variables, self.definition, self.source)
+        rate = net.rates[-1] if rate is None else rate
         streams = self.scope.rngs if self.scope is not None else ()
         rngs = {name: self.make_rng(name) for name in streams if name != "params"}
         if rngs and isinstance(function, LinenFunction):
@@ -48,11 +53,13 @@ class SliceableModule(nn.Module):
             for name in variables
             if name != "params" and self.is_mutable_collection(name)
         ]
-        if not mutable or self.is_initializing():
+        if not mutable:
             return slice_apply(net, inputs[0], rate, *inputs[1:], **kwargs)
         y, updates = slice_apply(
             net, inputs[0], rate, *inputs[1:], **kwargs, mutable=mutable
         )
+        if self.is_initializing():  # a first call leaves no trace in what init gives
+            return y
         for collection, tree in updates.items():
             for name, value in tree.items():
                 self.put_variable(collection, name, value)

@@ -5,6 +5,7 @@ narrow tree back; both are pure functions of trees, so the gradient of a sliced 
 lands in the leading part of the full one.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,12 +83,19 @@ class WidthPlan:
         else:
             chosen = dict.fromkeys(self.groups, default)
         for pattern, one in given:
+            if not isinstance(pattern, str):
+                raise PlanError(
+                    "a rate for each group is given as {name or pattern: rate}; got "
+                    f"the key {pattern!r}."
+                )
             value = check_rate(one)
             value = value if value == 1.0 else self._declared(value)
             named = [name for name in self.groups if names_group(pattern, name)]
             if not named:
-                raise PlanError(no_match(str(pattern), self.groups, "width groups"))
+                raise PlanError(no_match(pattern, self.groups, "width groups"))
             chosen.update(dict.fromkeys(named, value))
+        if len(one := set(chosen.values())) == 1:
+            return one.pop()
         mixed = GroupRates(tuple(chosen.items()))
         widths = self.widths(mixed)
         same = [r for r in (*self.rates, 1.0) if self.widths(r) == widths]
@@ -179,16 +187,10 @@ class WidthPlan:
             if not group.is_exact(rate)
         ]
 
-    def parameters(self, rate: Rate, tree: Any = None) -> int:
-        """How many numbers the tree (by default all of it) holds at the rate."""
-        kept = self.widths(rate)
-        known = (
-            self.axes
-            if tree is None
-            else self._map(lambda axes, _: LeafAxes(axes), tree)
-        )
-        leaves = jax.tree.leaves(known)
-        return sum(int(np.prod(dims.shape(leaf.axes, kept))) for leaf in leaves)
+    def parameters(self, rate: Rate) -> int:
+        """How many numbers the tree holds at the rate."""
+        kept, leaves = self.widths(rate), jax.tree.leaves(self.axes)
+        return sum(math.prod(dims.shape(leaf.axes, kept)) for leaf in leaves)
 
     def elastic_share(self) -> float:
         """The share of the numbers that some axis which narrows runs through."""

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -102,8 +102,9 @@ def count_parameters(net: Sliceable, rate: float) -> int:
     """
     others = {rate_key(other) for other in net.rates} - {rate_key(rate)}
     variables = net.variables
-    params = variables.get("params", variables)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if isinstance(variables, Mapping):
+        variables = variables.get("params", variables)
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
     return sum(
         int(np.prod(leaf.shape))
         for path, leaf in leaves

@@ -148,7 +148,7 @@ def _analysis(net: Sliceable) -> Analysis:
     definition = net.definition
     types = full_types(net.plan, net.variables, net.rate)
     program = definition.program(
-        net.plan.rates[-1], definition.call, types, definition.arrays
+        net.rates[-1], definition.call, types, definition.arrays
     )
     return program.analysis
 

@@ -89,7 +89,7 @@ class Sliceable:
             return SliceableModel(self)
         from .module import SliceableModule
 
-        return SliceableModule(self.definition)
+        return SliceableModule(self.definition, self.rate)
 
     def to_nnx(self, rate: float | Mapping[str, float]) -> Any:
         """The narrow network as an NNX model of the class that `upgrade` was given.

@@ -266,3 +266,22 @@ def test_a_rate_that_no_axis_can_honour_is_reported() -> None:
 
 def test_strict_takes_what_is_exact() -> None:
     assert upgraded(strict=True).rates == (0.5, 1.0)
+
+
+def test_one_key_for_all_random_streams():
+    """Flax takes it, so a parameter that is not read is no reason to stop."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.param("unread", nn.initializers.ones, (5,))
+            x = nn.Dropout(0.5, deterministic=False)(nn.Dense(8)(x))
+            return nn.Dense(3)(x)
+
+    x = jnp.ones((2, 4))
+    variables = Net().init(jax.random.key(0), x)
+    key = jax.random.key(1)
+    net = ms.upgrade(Net(), variables, x, rates=(0.5, 1.0), rngs=key)
+    np.testing.assert_array_equal(
+        ms.slice_apply(net, x, 1.0, rngs=key), Net().apply(variables, x, rngs=key)
+    )

@@ -188,3 +188,43 @@ def test_what_goes_with_every_row(first):
     own, plain = (gradients(jit, loss, net, x) for jit in (ms.jit, jax.jit))
     assert_close(own, plain, 1e-4)
     assert operations(jax.grad(loss), net, x)["dot_general"] > 4
+
+
+def test_inside_another_jit_without_traced_arguments(net_and_images):
+    net, x = net_and_images
+    teacher = ms.jit(lambda net, x: ms.slice_apply(net, x, 1.0))
+
+    def distance(net):
+        return (
+            (ms.slice_apply(net, x, 0.5) - teacher(net_and_images[0], x)) ** 2
+        ).sum()
+
+    np.testing.assert_allclose(jax.jit(distance)(net), distance(net), rtol=1e-5)
+
+
+def test_it_stands_for_a_jitted_function_everywhere():
+    class Model:
+        @ms.jit
+        def double(self, x):
+            return 2 * x
+
+    jax.tree_util.register_static(Model)
+    assert Model().double(jnp.ones(())) == 2
+    identity = ms.jit(lambda x: x)
+    assert identity.eval_shape(jnp.ones(2)).shape == (2,)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = identity.no_such_thing
+
+
+def test_large_windows_are_left_to_xla():
+    """A comparison for each of their places would take long to compile."""
+
+    class Pool(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.max_pool(nn.Conv(8, (3, 3))(x), (16, 16), strides=(16, 16))
+            return nn.Dense(2)(x.mean((1, 2)))
+
+    model, x = Pool(), jnp.ones((2, 32, 32, 3))
+    net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=(0.5, 1.0))
+    assert operations(jax.grad(loss), net, x)["select_and_scatter"] == 1

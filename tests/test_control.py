@@ -456,3 +456,15 @@ def test_numbers_counted_along_an_axis_follow_the_order():
     by_hand = (x @ p["first"][:, kept] * (1 + kept)) @ p["second"][kept]
     assert_close(ms.slice_apply(new, x, 0.5), by_hand)
     assert_close(ms.slice_apply(new, x, 1.0), fun(p, x))
+
+
+def test_rates_that_keep_as_much_are_still_two():
+    """Norms with a set for each rate take that of the rate that was asked for."""
+    net = upgrade_mlp(rates=(0.5, 0.55, 1.0))
+    assert net.plan.widths(0.5) == net.plan.widths(0.55)
+    assert net.plan.resolve({"*": 0.55}) == 0.55
+
+
+def test_a_pattern_is_a_string():
+    with pytest.raises(ms.PlanError, match="name or pattern: rate"):
+        ms.slice_apply(upgrade_mlp(), X, {0: 0.5})

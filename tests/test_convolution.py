@@ -144,3 +144,38 @@ def test_other_platforms_keep_their_own(platform, convolutions):
     if platform != "cpu":
         plain = jax.export.export(jax.jit(weights), platforms=(platform,))(p)
         assert plain.mlir_module().count("stablehlo.convolution") == convolutions
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_products_keep_the_precision_that_is_asked_for(size):
+    """bfloat16 in, float32 out: sums are not rounded on the way."""
+    rng = np.random.default_rng(0)
+    x, w = (
+        jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+        for shape in ((4, 8, 8, 64), (size, size, 64, 8))
+    )
+    xla = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=NHWC,
+        preferred_element_type=jnp.float32,
+    )
+    (eqn,) = jax.make_jaxpr(xla)(x, w).jaxpr.eqns
+    ours = convolution._as_products(x, w, eqn.params)
+    assert ours.dtype == jnp.float32
+    exact = xla(x.astype(jnp.float32), w.astype(jnp.float32))
+    assert_close(ours, exact)
+
+
+def test_gradients_of_an_empty_batch():
+    def apply(p, x):
+        y = lax.conv_general_dilated(x, p["w"], (1, 1), "SAME", dimension_numbers=NHWC)
+        return jnp.tanh(y).mean((1, 2)) @ p["out"]
+
+    p = {"w": jnp.ones((3, 3, 2, 8)), "out": jnp.ones((8, 3))}
+    x = jnp.ones((2, 4, 4, 2))
+    net = ms.upgrade(apply, p, x, rates=(0.5, 1.0))
+    for jit in (jax.jit, ms.jit):
+        grad = jit(jax.grad(lambda net: ms.slice_apply(net, x[:0], 0.5).sum()))(net)
+        assert not any(leaf.any() for leaf in jax.tree.leaves(grad))

@@ -191,3 +191,46 @@ def test_unknown_strategy():
 )
 def test_group_count(features, groups, count):
     assert group_count(features, groups) == count
+
+
+class Masked(nn.Module):
+    """A batch norm over two axes, or under a mask, given by keyword."""
+
+    axis: int | tuple[int, ...] = -1
+
+    @nn.compact
+    def __call__(self, x, mask=None, train=False):
+        norm = nn.BatchNorm(use_running_average=not train, axis=self.axis)
+        x = nn.Dense(8)(x)
+        return nn.Dense(3)(norm(x=x, mask=mask))
+
+
+def test_calibrate_measures_what_is_not_masked():
+    x = jax.random.normal(jax.random.key(0), (6, 5))
+    mask = jnp.arange(6)[:, None] < 2
+    variables = Masked().init(jax.random.key(1), x)
+    net = ms.upgrade(Masked(), variables, x, rates=(0.5, 1), norm="shared", mask=mask)
+    net = ms.calibrate(net, [x], mask=mask)
+    dense = jax.tree.map(np.asarray, variables["params"]["Dense_0"])
+    hidden = np.asarray(x[:2]) @ dense["kernel"] + dense["bias"]
+    found = net.variables["batch_stats"]["BatchNorm_0"]["1.0"]
+    np.testing.assert_allclose(found["mean"], hidden.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["var"], hidden.var(0), rtol=1e-4, atol=1e-6)
+
+
+def test_calibrate_a_norm_over_two_axes():
+    model = Masked(axis=(1, 2))
+    x = jax.random.normal(jax.random.key(0), (6, 4, 5))
+    net = ms.upgrade(
+        model, model.init(jax.random.key(1), x), x, rates=(0.5, 1), norm="shared"
+    )
+    found = ms.calibrate(net, [x]).variables["batch_stats"]["BatchNorm_0"]["1.0"]
+    dense = jax.tree.map(np.asarray, net.variables["params"]["Dense_0"])
+    hidden = np.asarray(x) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(found["mean"], hidden.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_norm_called_by_keyword_becomes_a_group_norm():
+    x = jax.random.normal(jax.random.key(0), (6, 5))
+    net = ms.upgrade(Masked(), Masked().init(jax.random.key(1), x), x, rates=(0.5, 1))
+    assert ms.slice_apply(net, x, 0.5).shape == (6, 3)

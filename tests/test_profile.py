@@ -1,6 +1,7 @@
 """Costs of each rate, against counts made by hand."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -92,3 +93,11 @@ def test_the_curves_are_a_png(tmp_path):
     for wrong in ({}, {1: {0.5: 1.0}, 2: {1.0: 1.0}}):
         with pytest.raises(ValueError, match="same rates for each epoch"):
             plot_accuracy_over_epochs(path, wrong, title="")
+
+
+def test_variables_need_be_no_dict():
+    x = jnp.ones((2, 6))
+    layers = [jnp.ones((6, 16)), jnp.ones((16, 3))]
+    net = ms.upgrade(lambda p, x: x @ p[0] @ p[1], layers, x, rates=(0.5, 1.0))
+    costs = profile(net, x, repeats=1)
+    assert {rate: cost.parameters for rate, cost in costs.items()} == {0.5: 72, 1: 144}

@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,3 +135,30 @@ def test_a_free_batch_size_counts_once():
     x = jax.ShapeDtypeStruct((batch, 5), np.float32)
     found = data(mlp, weights(a=(5, 16), b=(16, 3)), x)
     assert found["flops"]["1.0"] == 2 * (5 * 16 + 16 * 3)
+
+
+def test_a_unit_is_no_larger_than_its_axis():
+    net = ms.upgrade(
+        lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"],
+        weights(a=(5, 8), b=(8, 3)),
+        X,
+        rates=(0.5, 1),
+        multiple_of=64,
+    )
+    (group,) = net.plan.groups.values()
+    assert (group.size, group.unit, group.width(0.5)) == (8, 8, 8)
+
+
+def test_an_extracted_network_with_norms_for_each_rate():
+    """Of those it holds its own and the narrower ones."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            norm = nn.BatchNorm(use_running_average=not train)
+            return nn.Dense(3)(norm(nn.Dense(8)(x)))
+
+    variables = Net().init(jax.random.key(0), X)
+    net = ms.upgrade(Net(), variables, X, rates=(0.5, 1.0), norm="switchable")
+    report = ms.report(ms.extract(net, 0.5)).to_dict()
+    assert report["groups"]

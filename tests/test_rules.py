@@ -705,3 +705,20 @@ def test_captured_constant_is_sliced_like_a_parameter():
 def test_every_rule_has_a_picture():
     for name, rule in RULES.items():
         assert rule.picture, name
+
+
+def test_a_loop_that_every_example_leaves_by_itself():
+    def apply(p, x):
+        def halve(h):
+            return lax.while_loop(lambda h: (h**2).sum() > 1, lambda h: h / 2, h)
+
+        return jax.vmap(halve)(x @ p["first"]) @ p["second"]
+
+    rng = np.random.default_rng(0)
+    p = {"first": rng.normal(size=(3, 8)), "second": rng.normal(size=(8, 2))}
+    p = {name: w.astype(np.float32) for name, w in p.items()}
+    x = (rng.normal(size=(4, 3)) * [[0.1], [1], [10], [100]]).astype(np.float32)
+    net = ms.upgrade(apply, p, x, rates=(0.5, 1.0))
+    np.testing.assert_array_equal(ms.slice_apply(net, x, 1.0), jax.jit(apply)(p, x))
+    half = {"first": p["first"][:, :4], "second": p["second"][:4]}
+    np.testing.assert_allclose(ms.slice_apply(net, x, 0.5), apply(half, x), rtol=1e-6)

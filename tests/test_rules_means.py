@@ -229,3 +229,38 @@ def test_gradients_are_those_of_the_narrow_network(hidden):
     )
     np.testing.assert_allclose(grads["w2"][:KEPT], by_hand["w2"], rtol=1e-5, atol=1e-5)
     assert not np.any(grads["w1"][:, KEPT:])
+
+
+def test_a_norm_of_sums_over_tokens():
+    """Two sums meet in the quotient; what it is multiplied with belongs to the norm."""
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["w1"]).sum(1)
+        h = h / jnp.sqrt(jnp.sum(h * h, -1, keepdims=True)) * h.shape[-1] ** 0.5
+        return h @ p["w2"]
+
+    p = weights()
+    x = np.random.default_rng(1).normal(size=(4, 3, 5)).astype(np.float32)
+    net = ms.upgrade(apply, p, x, rates=(0.5, 1.0))
+    half = ms.extract(net, 0.5).variables
+    assert half["w1"].shape[1] == p["w1"].shape[1] // 2
+    np.testing.assert_allclose(
+        ms.slice_apply(net, x, 0.5), apply(half, x), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("tokens", [3, 8])
+def test_a_mean_of_sums_over_tokens(tokens):
+    """Also with as many tokens as features: the number is that of the last sum."""
+
+    def apply(p, x):
+        h = (x @ p["w1"]).sum(1)
+        return (h - h.mean(-1, keepdims=True)) @ p["w2"]
+
+    p = {name: w[:, :8] if name == "w1" else w[:8] for name, w in weights().items()}
+    x = np.random.default_rng(1).normal(size=(4, tokens, 5)).astype(np.float32)
+    net = ms.upgrade(apply, p, x, rates=(0.5, 1.0))
+    half = {"w1": p["w1"][:, :4], "w2": p["w2"][:4]}
+    np.testing.assert_allclose(
+        ms.slice_apply(net, x, 0.5), apply(half, x), rtol=1e-5, atol=1e-5
+    )

@@ -298,3 +298,32 @@ def test_a_plain_function_puts_its_statistics_back():
     by_hand = np.tanh(h - mean[:8]) @ variables["params"]["out"][:8]
     y = ms.slice_apply(sliceable, x, 0.5)
     np.testing.assert_allclose(y, by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_the_module_of_an_extracted_network(net):
+    x = inputs()
+    small = ms.extract(net, 0.5)
+    expected = ms.slice_apply(small, x, 0.5)
+    for rate in (None, 0.5):
+        found = small.module.apply(small.variables, x, rate=rate)
+        np.testing.assert_array_equal(found, expected)
+    fresh = small.module.init(jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, small.variables)
+
+
+@pytest.mark.parametrize("norm", ["switchable", "shared"])
+def test_a_module_is_initialised_in_training_mode(norm):
+    """As Flax's own are: what the first call measures leaves no trace."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            norm = nn.BatchNorm(use_running_average=not train)
+            return nn.Dense(3)(norm(nn.Dense(8)(x)))
+
+    x = jax.random.normal(jax.random.key(0), (4, 5))
+    variables = Net().init(jax.random.key(0), x)
+    net = ms.upgrade(Net(), variables, x, rates=(0.5, 1.0), norm=norm)
+    fresh = net.module.init(jax.random.key(1), x, train=True)
+    for mean in jax.tree.leaves(fresh["batch_stats"]):
+        assert set(np.unique(mean)) <= {0.0, 1.0}

@@ -129,7 +129,7 @@ class _GroupNorms:
         if not _is_batch_norm(context):
             return call_next(*args, **kwargs)
         module: nn.BatchNorm = context.module
-        x = args[0]
+        x = args[0] if args else kwargs["x"]
         if kwargs.get("mask") is not None or not isinstance(module.axis, int):
             raise ValueError(
                 f"norm='group' expects a batch norm over one axis without a mask at "
@@ -156,15 +156,16 @@ def _write_statistics(call_next: Any, args: Any, kwargs: Any, context: Any) -> A
     if not _is_batch_norm(context):
         return call_next(*args, **kwargs)
     module: nn.BatchNorm = context.module
-    x = args[0]
-    axis = module.axis % x.ndim
-    over = tuple(i for i in range(x.ndim) if i != axis)
+    x, mask = args[0] if args else kwargs["x"], kwargs.get("mask")
+    axes = module.axis if isinstance(module.axis, Sequence) else (module.axis,)
+    kept = {axis % x.ndim for axis in axes}
+    over = tuple(i for i in range(x.ndim) if i not in kept)
     x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean, var = jnp.mean(x32, over), jnp.var(x32, over)
+    mean, var = jnp.mean(x32, over, where=mask), jnp.var(x32, over, where=mask)
     module.put_variable("batch_stats", "mean", mean)
     module.put_variable("batch_stats", "var", var)
     params = module.variables.get("params", {})
-    spread = tuple(1 if i != axis else -1 for i in range(x.ndim))
+    spread = tuple(n if i in kept else 1 for i, n in enumerate(x.shape))
     y = (x32 - mean.reshape(spread)) * jax.lax.rsqrt(var + module.epsilon).reshape(
         spread
     )

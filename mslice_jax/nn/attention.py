@@ -79,6 +79,8 @@ class MultiHeadAttention(nn.Module):
         key, value = to_heads("key", context), to_heads("value", context)
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
         if mask is not None:
+            mask = jnp.asarray(mask)
+            mask = mask[:, :heads] if mask.ndim == 4 else mask
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores), value)
         arrays = self._projection(

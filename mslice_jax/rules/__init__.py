@@ -17,9 +17,6 @@ from .base import NO_RULE_TEXT as NO_RULE_TEXT
 from .base import RULES as RULES
 from .base import Frame as Frame
 from .base import Narrow as Narrow
-from .base import Rule as Rule
-from .base import Summed as Summed
 from .base import Tie as Tie
 from .base import Value as Value
-from .base import scalar as scalar
 from .fixed import FIXED as FIXED

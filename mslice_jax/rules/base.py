@@ -31,6 +31,7 @@ class Summed:
     dims: tuple[Dim, ...]
     power: float = 1.0
     repeated: tuple[Dim, ...] = ()  # of the dims those along which all terms are equal
+    last: tuple[Dim, ...] = ()  # of the dims those of the last sum
 
 
 @dataclass(slots=True)
@@ -223,7 +224,9 @@ def sum_over(x: Value, dims: Sequence[Dim]) -> Summed:
     """What a sum of the array over these axes is a sum of."""
     inner = x.summed if x.summed is not None and x.summed.power == 1 else Summed(())
     repeated = (dim for dim in dims if dim in x.repeated)
-    return Summed((*inner.dims, *dims), repeated=(*inner.repeated, *repeated))
+    return Summed(
+        (*inner.dims, *dims), repeated=(*inner.repeated, *repeated), last=tuple(dims)
+    )
 
 
 def is_fixed(dim: Dim) -> bool:

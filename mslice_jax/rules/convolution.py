@@ -81,8 +81,7 @@ def with_cpu_gradient(
 def applies(lhs: Any, params: dict[str, Any]) -> bool:
     """Whether the form below computes this convolution."""
     return (
-        params["batch_group_count"] == 1
-        and all(step == 1 for step in params["lhs_dilation"])
+        all(step == 1 for step in params["lhs_dilation"])
         and all(low >= 0 and high >= 0 for low, high in params["padding"])
         and all(isinstance(size, int) for size in lhs.shape)
         and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -157,7 +156,12 @@ def _as_products(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.
     def product(images: jax.Array, matrix: jax.Array) -> jax.Array:
         columns = _columns(images, size, shape, steps, dilation)
         flat = columns.reshape(-1, columns.shape[-1])
-        y = lax.dot(flat, matrix, precision=params["precision"])
+        y = lax.dot(
+            flat,
+            matrix,
+            precision=params["precision"],
+            preferred_element_type=params["preferred_element_type"],
+        )
         return y.reshape(*images.shape[:1], *shape, filters)
 
     # A window of one pixel makes no columns: the image is the matrix.
@@ -199,5 +203,5 @@ def _columns(
 
 def _at_a_time(images: int, shape: Sequence[int], row: int) -> int:
     """How many images' columns fit, of the numbers that divide the batch."""
-    fit = max(1, COLUMNS // (math.prod(shape) * row))
-    return next(n for n in range(min(fit, images), 0, -1) if images % n == 0)
+    fit = max(1, COLUMNS // max(1, math.prod(shape) * row))
+    return next((n for n in range(min(fit, images), 0, -1) if images % n == 0), images)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from .base import Narrow, Tie, Value, rule
@@ -68,9 +69,25 @@ def _narrow_while(n: Narrow, *operands: Any) -> Any:
     conds, bodies = n.params["cond_nconsts"], n.params["body_nconsts"]
     for_cond = operands[:conds]
     for_body = operands[conds : conds + bodies]
+    # Under vmap every example has a condition of its own.
+    batch = len(n.params["cond_jaxpr"].out_avals[0].shape)
+
+    def going(carry: Any) -> Any:
+        return n.call(0, *for_cond, *carry)[0]
+
+    def step(carry: Any) -> Any:
+        new = n.call(1, *for_body, *carry)
+        if batch:  # whoever has finished stays as it is
+            own = going(carry)
+            new = [
+                jnp.where(lax.expand_dims(own, range(batch, jnp.ndim(after))), after, x)
+                for x, after in zip(carry, new, strict=True)
+            ]
+        return tuple(new)
+
     return lax.while_loop(
-        lambda carry: n.call(0, *for_cond, *carry)[0],
-        lambda carry: tuple(n.call(1, *for_body, *carry)),
+        (lambda carry: going(carry).any()) if batch else going,
+        step,
         tuple(operands[conds + bodies :]),
     )
 
@@ -80,7 +97,9 @@ def tie_while(t: Tie) -> Sequence[Value]:
     """carry (a) -> carry (a)."""
     conds, bodies = t.params["cond_nconsts"], t.params["body_nconsts"]
     carry = _plain(t.ins[conds + bodies :])
-    t.call(t.params["cond_jaxpr"], [*t.ins[:conds], *carry])
+    (going,) = t.call(t.params["cond_jaxpr"], [*t.ins[:conds], *carry])
+    for value in carry:
+        t.equate(going.dims, value.dims[: len(going.dims)])
     for_body = t.ins[conds : conds + bodies]
     outs = t.call(t.params["body_jaxpr"], [*for_body, *carry])
     for before, after in zip(carry, outs, strict=True):

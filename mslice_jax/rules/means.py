@@ -62,6 +62,9 @@ def tie_scale(t: Tie) -> Sequence[Value]:
     x, y = powers
     if x is not None and y is not None:
         _tie_terms(t, x, y)
+        norm = min(x, y, key=lambda one: one.power)
+        if norm.power < 0 and norm.power != -1:  # normalised, though a sum itself
+            summed = norm
     elif known is None and (x is not None or y is not None):
         at = 0 if x is not None else 1
         total, number = x or y, t.ins[1 - at].known
@@ -119,7 +122,12 @@ def scale(
                 ):
                     matches.append(chosen)
             if len(matches) > 1:
-                return total  # a number of two meanings is left as it is
+                # A number of two meanings is that of the last sum, or left as it is.
+                matches = [
+                    m for m in matches if tuple(dims[i] for i in m) == total.last
+                ]
+                if not matches:
+                    return total
             if matches:
                 counted = tuple(dims[i] for i in matches[0])
                 t.note(Count(operand, counted, exponent, less))

@@ -8,6 +8,7 @@ Only programs of our own are made so (`compilation.jit`).
 """
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -15,12 +16,15 @@ import jax.numpy as jnp
 
 from ..compilation import own_cpu_program
 
+_PLACES = 64  # of a window; with more of them the program takes long to compile
+
 
 def applies(x: Any, params: dict[str, Any]) -> bool:
     """Whether windows lie side by side, cover the array, and such a program is made."""
     window = params["window_dimensions"]
     return (
         bool(own_cpu_program.value)
+        and math.prod(window) <= _PLACES
         and tuple(params["window_strides"]) == tuple(window)
         and all(pads == (0, 0) for pads in params["padding"])
         and all(d == 1 for d in (*params["base_dilation"], *params["window_dilation"]))

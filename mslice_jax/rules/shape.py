@@ -244,8 +244,7 @@ def tie_pad(t: Tie) -> Sequence[Dims]:
             dims[i] = t.fixed(size, "padded")
         else:
             added[i] = Dim(int(low)), Dim(int(high))
-            parts = [added[i][0], dim, added[i][1]]
-            dims[i] = t.equations.concat([part for part in parts if part.size])
+            dims[i] = t.equations.concat([added[i][0], dim, added[i][1]])
     t.note(added)
     return [dims]
 

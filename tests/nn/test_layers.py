@@ -400,3 +400,17 @@ def test_batch_norm_trains_the_statistics_of_its_rate() -> None:
     assert_close(after["0.5"], statistics["batch_stats"])
     for other in ("0.25", "1.0"):
         jax.tree.map(np.testing.assert_array_equal, after[other], before[other])
+
+
+def test_attention_with_a_mask_for_each_head():
+    """The heads that are kept have theirs."""
+    layer = sliced.MultiHeadAttention(num_heads=4)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    mask = jax.random.bernoulli(jax.random.key(1), 0.7, (1, 4, 5, 5))
+    mask |= jnp.eye(5, dtype=bool)[None, None]
+    variables = layer.init(jax.random.key(2), x)
+    half = layer.apply(variables, x[..., :4], mask=mask, rate=0.5)
+    assert half.shape == (2, 5, 4)
+    np.testing.assert_array_equal(
+        half, layer.apply(variables, x[..., :4], mask=mask[:, :2], rate=0.5)
+    )
