@@ -1,8 +1,8 @@
 """Counting the work of a program at a rate without compiling it.
 
-Only contractions count (dense layers, convolutions, attention), a multiplication with
-an addition as 2: they are what widths are chosen for. `mslice_jax.profile` gives XLA's
-own count of everything.
+Only contractions count (dense layers, convolutions, attention; not ragged or scaled
+dots), a multiplication with an addition as 2: they are what widths are chosen for.
+`mslice_jax.profile` gives XLA's own count of everything.
 """
 
 import math

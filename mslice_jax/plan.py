@@ -72,7 +72,7 @@ class WidthPlan:
           The rate; a mapping that gives every group one declared rate is that rate.
 
         Raises:
-          RateError: for a rate that was not declared.
+          RateError: for a rate that was not declared, or is no number.
           PlanError: for a pattern that names no group.
         """
         if not isinstance(rate, (Mapping, GroupRates)):
@@ -134,14 +134,24 @@ class WidthPlan:
         )
 
     def put_back(self, full: Any, narrow: Any, rate: Rate) -> Any:
-        """The full tree with what the rate keeps replaced by the narrow tree."""
+        """The full tree with what the rate keeps replaced by the narrow tree.
+
+        Both are like the variables, or with the same of their branches left out.
+
+        Raises:
+          PlanError: for a leaf that the plan does not know or of another shape.
+        """
         kept = self.widths(rate)
         return self._map(
             lambda axes, x, y: dims.put_back(x, y, axes, kept), full, narrow
         )
 
     def mask(self, tree: Any, rate: Rate) -> Any:
-        """Which entries of the full tree a rate keeps, as arrays of booleans."""
+        """Which entries of the full tree a rate keeps: booleans of the leaves' shapes.
+
+        Raises:
+          PlanError: for a leaf that the plan does not know or of another shape.
+        """
         prefix = {name: np.arange(kept) for name, kept in self.widths(rate).items()}
 
         def mask(axes: tuple[Axis, ...], x: Any) -> np.ndarray:

@@ -133,6 +133,12 @@ class Report:
 def report(net: Sliceable) -> Report:
     """What narrows with what; what is fixed, and why, with the line of the user's code.
 
+    Args:
+      net: from `upgrade` or `extract`; types in place of arrays are enough.
+
+    Returns:
+      A `Report`, to be printed, or asked for `.details()` and `.to_dict()`.
+
     >>> import jax.numpy as jnp, mslice_jax as ms
     >>> def mlp(p, x):
     ...     return jnp.tanh(x @ p["w1"]) @ p["w2"]

@@ -31,7 +31,7 @@ from .checks import (
     explained,
     nothing_narrows,
 )
-from .functions.base import Function, PlainFunction
+from .functions.base import Function, PlainFunction, as_array
 from .functions.linen import adapt as adapt_linen
 from .functions.nnx import NnxFunction
 from .functions.nnx import adapt as adapt_nnx
@@ -235,7 +235,7 @@ def upgrade(
     check_model(model, inputs)
     call, arrays = Call.split(inputs, call_kwargs)
     variables = flax.core.unfreeze(variables) if _is_frozen(variables) else variables
-    variables = jax.tree.map(_as_array, variables)
+    variables = jax.tree.map(as_array, variables)
     with explained(model, variables, call, arrays):
         function, variables = _as_function(
             model, variables, call, arrays, norm=norm, groups=groups, rates=checked
@@ -358,6 +358,10 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
     Returns:
       A Sliceable whose variables are the narrow tree, and whose rate is `rate`. It runs
       at that rate, and at narrower ones.
+
+    Raises:
+      RateError: for a rate that was not declared, or is wider than the network.
+      PlanError: for a pattern that names no group.
     """
     at = _resolved(net, rate)
     sliced = _kept_variables(net, at)
@@ -430,7 +434,3 @@ def _is_frozen(x: Any) -> bool:
 def _is_concrete(tree: Any) -> bool:
     leaves = jax.tree.leaves(tree)
     return all(isinstance(x, jax.Array) and not isinstance(x, Tracer) for x in leaves)
-
-
-def _as_array(x: Any) -> Any:
-    return x if isinstance(x, (jax.Array, jax.ShapeDtypeStruct)) else jnp.asarray(x)

@@ -163,3 +163,8 @@ def _replace_at(tree: Mapping[str, Any], path: Sequence[str], change: Any) -> An
     if path[0] not in tree:  # this norm has no arrays in this collection
         return tree
     return {**tree, path[0]: _replace_at(tree[path[0]], path[1:], change)}
+
+
+def as_array(x: Any) -> Any:
+    """An array of JAX, or the type of one."""
+    return x if isinstance(x, (jax.Array, jax.ShapeDtypeStruct)) else jnp.asarray(x)

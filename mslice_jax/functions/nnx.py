@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..norms import group_count
-from .base import ModuleFunction, Path, collections_per_rate
+from .base import ModuleFunction, Path, as_array, collections_per_rate
 
 CONSTANTS = "constants"
 
@@ -160,7 +160,7 @@ def read(model: nnx.Module) -> tuple[dict[str, Any], tuple[Leaf, ...]]:
         branch = tree
         for part in name[:-1]:
             branch = branch.setdefault(part, {})
-        branch[name[-1]] = jax.tree.map(_as_array, array)
+        branch[name[-1]] = jax.tree.map(as_array, array)
         leaves.append(Leaf(path, name, kind))
     return tree, tuple(leaves)
 
@@ -316,7 +316,3 @@ def _reseed(model: nnx.Module, rngs: Any) -> dict[str, Any]:
         known |= dict.fromkeys(names - known.keys(), keys["default"])
     nnx.reseed(model, policy="match_shape", **known)
     return keys
-
-
-def _as_array(x: Any) -> Any:
-    return x if isinstance(x, (jax.Array, jax.ShapeDtypeStruct)) else jnp.asarray(x)

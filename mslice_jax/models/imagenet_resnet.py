@@ -1,11 +1,12 @@
 """ResNets for images of ImageNet's size (He et al., 2015, arXiv 1512.03385)."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from .layers import check_images, norm, norm_relu, widened
+from .layers import check_images, conv, head, norm, norm_relu, widened
 
 # Bottleneck blocks of each of the four stages.
 _BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -13,6 +14,7 @@ _EXPANSION = 4
 
 # Normal with variance 2 / fan_out, as torchvision's ResNets begin.
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_conv = functools.partial(conv, kernel_init=_kernel_init)
 
 
 class ImageNetResNet(nn.Module):
@@ -74,13 +76,14 @@ class ImageNetResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage}_{index}",
                 )(x, train)
-        logits = nn.Dense(
+        return head(
+            x,
             self.num_classes,
             dtype=self.dtype,
-            kernel_init=nn.initializers.normal(0.01),
             name="fc",
-        )(x.mean(axis=(1, 2)))
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+            kernel_init=nn.initializers.normal(0.01),
+            bias_init=nn.initializers.zeros,
+        )
 
 
 class _Bottleneck(nn.Module):
@@ -105,25 +108,3 @@ class _Bottleneck(nn.Module):
             )
             x = norm(x, train=train, dtype=dtype, name="downsample_bn")
         return nn.relu(x + y)
-
-
-def _conv(
-    x: jax.Array,
-    features: int,
-    kernel: int,
-    *,
-    stride: int = 1,
-    dtype: DTypeLike | None,
-    name: str,
-) -> jax.Array:
-    """A square convolution without bias, padded by ``kernel // 2`` on every side."""
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=_kernel_init,
-        name=name,
-    )(x)

@@ -33,6 +33,7 @@ def conv(
     use_bias: bool = False,
     dtype: DTypeLike | None,
     name: str,
+    kernel_init: nn.initializers.Initializer = _kernel_init,
 ) -> jax.Array:
     """A square convolution, padded by ``kernel // 2`` on every side like PyTorch's.
 
@@ -45,7 +46,7 @@ def conv(
         padding=kernel // 2,
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=_kernel_init,
+        kernel_init=kernel_init,
         bias_init=_bias_init(kernel * kernel * x.shape[-1]),
         name=name,
     )(x)
@@ -70,7 +71,13 @@ def norm_relu(
 
 
 def head(
-    x: jax.Array, num_classes: int, *, dtype: DTypeLike | None, name: str
+    x: jax.Array,
+    num_classes: int,
+    *,
+    dtype: DTypeLike | None,
+    name: str,
+    kernel_init: nn.initializers.Initializer = _kernel_init,
+    bias_init: nn.initializers.Initializer | None = None,
 ) -> jax.Array:
     """Mean over height and width, then one linear layer: (b, h, w, c) -> (b, classes).
 
@@ -80,8 +87,8 @@ def head(
     logits = nn.Dense(
         num_classes,
         dtype=dtype,
-        kernel_init=_kernel_init,
-        bias_init=_bias_init(x.shape[-1]),
+        kernel_init=kernel_init,
+        bias_init=bias_init or _bias_init(x.shape[-1]),
         name=name,
     )(x)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -6,7 +6,7 @@ batching rule of its own keeps it: the jaxpr of the author's rule is taken at fu
 width, read and narrowed like any program.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -69,13 +69,18 @@ def tie_annotated(t: Tie) -> Sequence[Value]:
     return _tie_call(t)
 
 
-def _full_width(n: Narrow) -> tuple[Any, list[Any]]:
-    """The equation as a function at full width, and the types of its operands."""
+def _of_moving(
+    n: Narrow, primals: Sequence[Any], moving: Sequence[int]
+) -> Callable[..., Any]:
+    """The equation at full width as a function of the operands that have a tangent."""
 
-    def call(*operands: Any) -> Any:
-        return n.bind(*operands)
+    def call(*xs: Any) -> Any:
+        arguments = list(primals)
+        for i, x in zip(moving, xs, strict=True):
+            arguments[i] = x
+        return n.bind(*arguments)
 
-    return call, _types(n.eqn.invars)
+    return call
 
 
 def _types(variables: Sequence[Any]) -> list[Any]:
@@ -95,17 +100,12 @@ def _narrow_custom_jvp(n: Narrow, *operands: Any) -> Any:
 
     @call.defjvp
     def derivative(primals: Any, tangents: Any) -> Any:
-        full, avals = _full_width(n)
+        avals = _types(n.eqn.invars)
         moving = _inexact(avals)
 
         def jvp(primals: Any, moved: Any) -> Any:
-            def of_moving(*xs: Any) -> Any:
-                arguments = list(primals)
-                for i, x in zip(moving, xs, strict=True):
-                    arguments[i] = x
-                return full(*arguments)
-
-            return jax.jvp(of_moving, tuple(primals[i] for i in moving), tuple(moved))
+            call = _of_moving(n, primals, moving)
+            return jax.jvp(call, tuple(primals[i] for i in moving), tuple(moved))
 
         axes = [n.axes(var) for var in n.eqn.invars]
         outs = [n.axes(var) for var in n.eqn.outvars]
@@ -129,20 +129,15 @@ def tie_custom_jvp(t: Tie) -> Sequence[Value]:
 
 
 def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
-    full, avals = _full_width(n)
+    avals = _types(n.eqn.invars)
     moving = _inexact(avals)
     outs = [n.axes(var) for var in n.eqn.outvars]
     axes = [n.axes(var) for var in n.eqn.invars]
     backward: list[Any] = []  # the pullback's tree, known once forward was traced
 
     def vjp(*primals: Any) -> Any:
-        def of_moving(*xs: Any) -> Any:
-            arguments = list(primals)
-            for i, x in zip(moving, xs, strict=True):
-                arguments[i] = x
-            return full(*arguments)
-
-        out, pullback = jax.vjp(of_moving, *(primals[i] for i in moving))
+        call = _of_moving(n, primals, moving)
+        out, pullback = jax.vjp(call, *(primals[i] for i in moving))
         residuals, tree = jax.tree.flatten(pullback)
         backward[:] = [tree]
         return out, residuals
@@ -220,7 +215,7 @@ def _narrow_custom_vmap(n: Narrow, *operands: Any) -> Any:
 
     @call.def_vmap
     def batched(size: Any, which: Any, *operands: Any) -> Any:
-        full, avals = _full_width(n)
+        avals = _types(n.eqn.invars)
         types = [
             jax.ShapeDtypeStruct((size, *a.shape) if moved else a.shape, a.dtype)
             for a, moved in zip(avals, which, strict=True)
@@ -233,7 +228,7 @@ def _narrow_custom_vmap(n: Narrow, *operands: Any) -> Any:
         ]
         outs = [(batch, *n.axes(var)) for var in n.eqn.outvars]
         run = n.analysis.follow(
-            jax.make_jaxpr(jax.vmap(full, in_axes, axis_size=size))(*types), ins, outs
+            jax.make_jaxpr(jax.vmap(n.bind, in_axes, axis_size=size))(*types), ins, outs
         )
         results = n.evaluate(run, run.frame, n.widths, operands)
         return tuple(results), (True,) * len(results)

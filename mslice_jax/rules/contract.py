@@ -22,14 +22,19 @@ def tie_dot(t: Tie) -> Sequence[Value]:
     (lhs_k, rhs_k), (lhs_batch, rhs_batch) = t.params["dimension_numbers"]
     t.equate([lhs[i] for i in lhs_k], [rhs[i] for i in rhs_k])
     t.equate([lhs[i] for i in lhs_batch], [rhs[i] for i in rhs_batch])
-    lhs_free = [d for i, d in enumerate(lhs) if i not in (*lhs_k, *lhs_batch)]
-    rhs_free = [d for i, d in enumerate(rhs) if i not in (*rhs_k, *rhs_batch)]
+    lhs_free, rhs_free = _free(lhs, lhs_k, lhs_batch), _free(rhs, rhs_k, rhs_batch)
     # Axes of one operand that are contracted together, or none of them, are the factors
     # of one axis (heads x head size): one of them narrows. The order is the kernel's.
     pairs = sorted(zip(rhs_k, lhs_k, strict=True))
     t.equations.products += [[lhs[i] for _, i in pairs], lhs_free, rhs_free]
     outs = *(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free
     return [Value(outs, summed=_sum_of_dot(t, [lhs[i] for i in lhs_k]))]
+
+
+def _free(dims: Sequence[Dim], *taken: Sequence[int]) -> list[Dim]:
+    """The axes that are neither contracted nor of the batch."""
+    gone = {i for axes in taken for i in axes}
+    return [dim for i, dim in enumerate(dims) if i not in gone]
 
 
 def _sum_of_dot(t: Tie, contracted: Sequence[Dim]) -> Summed | None:
@@ -56,9 +61,8 @@ def tie_ragged_dot(t: Tie) -> Sequence[Dims]:
     t.fix(sizes, text)
     t.equate([lhs[i] for i in lhs_k], [rhs[i] for i in rhs_k])
     t.equate([lhs[i] for i in lhs_batch], [rhs[i] for i in rhs_batch])
-    taken = *rhs_k, *rhs_batch, *numbers.rhs_group_dimensions
-    lhs_free = [d for i, d in enumerate(lhs) if i not in (*lhs_k, *lhs_batch)]
-    rhs_free = [d for i, d in enumerate(rhs) if i not in taken]
+    lhs_free = _free(lhs, lhs_k, lhs_batch)
+    rhs_free = _free(rhs, rhs_k, rhs_batch, numbers.rhs_group_dimensions)
     outs = [*(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free]
     if len(outs) < len(t.outs[0].shape):  # one result for each group of rows
         outs.insert(0, t.fixed(t.outs[0].shape[0], text))
@@ -81,8 +85,7 @@ def tie_scaled_dot(t: Tie) -> Sequence[Dims]:
             else:
                 t.equations.equate(dim, blocks)
     t.equate([lhs[i] for i in lhs_k], [rhs[i] for i in rhs_k])
-    lhs_free = [d for i, d in enumerate(lhs) if i not in (*lhs_k, *lhs_batch)]
-    rhs_free = [d for i, d in enumerate(rhs) if i not in (*rhs_k, *rhs_batch)]
+    lhs_free, rhs_free = _free(lhs, lhs_k, lhs_batch), _free(rhs, rhs_k, rhs_batch)
     return [[*(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free]]
 
 

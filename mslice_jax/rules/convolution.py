@@ -6,8 +6,9 @@ Written as a product of matrices, the columns of an image's windows (im2col) tim
 kernel or the cotangent, both run at the speed of a dense layer. The columns of a few
 images at a time go into the cache; the sum over them is a scan.
 
-Programs of our own (`compilation.jit`) leave YNNPACK out, and with it what makes the
-filter gradient slow, but for windows of one pixel.
+Programs of our own (`compilation.jit`) leave YNNPACK out. There only windows of one
+pixel, or larger than the image, become products; for others XLA's convolution is the
+faster, in the one layout that it has code for.
 
 What is written here is the tangent, which is linear: JAX transposes it into those
 products, and forward mode, vmap and second derivatives work as for any function. A

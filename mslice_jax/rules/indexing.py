@@ -6,14 +6,14 @@ from typing import Any
 from .base import Dims, Narrow, Tie, rule
 
 
-def _narrow_gather(n: Narrow, operand: Any, indices: Any) -> Any:
+def _narrow_sizes(n: Narrow, operand: Any, *where: Any) -> Any:
     sizes = list(n.params["slice_sizes"])
     for i, dim in n.note.items():
         sizes[i] = n.width(dim)
-    return n.bind(operand, indices, slice_sizes=tuple(sizes))
+    return n.bind(operand, *where, slice_sizes=tuple(sizes))
 
 
-@rule("gather", narrow=_narrow_gather)
+@rule("gather", narrow=_narrow_sizes)
 def tie_gather(t: Tie) -> Sequence[Dims]:
     """table (v, d) at indices (b, t, 1) -> (b, t, d): looked-up axes are fixed.
 
@@ -76,14 +76,7 @@ def tie_scatter(t: Tie) -> Sequence[Dims]:
     return [operand]
 
 
-def _narrow_dynamic_slice(n: Narrow, operand: Any, *starts: Any) -> Any:
-    sizes = list(n.params["slice_sizes"])
-    for i, dim in n.note.items():
-        sizes[i] = n.width(dim)
-    return n.bind(operand, *starts, slice_sizes=tuple(sizes))
-
-
-@rule("dynamic_slice", narrow=_narrow_dynamic_slice)
+@rule("dynamic_slice", narrow=_narrow_sizes)
 def tie_dynamic_slice(t: Tie) -> Sequence[Dims]:
     """(a, b) -> (part of a, b): axes that are not taken whole are fixed."""
     dims, whole = list(t.ins[0].dims), {}

@@ -69,12 +69,19 @@ def tie_tridiagonal_solve(t: Tie) -> Sequence[Dims]:
     return [b]
 
 
+def _by_name(
+    lengths: Any, operands: Sequence[Any]
+) -> tuple[dict[str, list[Any]], list[Any]]:
+    """The constants of each function, and what is left: the right-hand sides."""
+    consts, rest = {}, list(operands)
+    for name, count in lengths._asdict().items():
+        consts[name], rest = rest[:count], rest[count:]
+    return consts, rest
+
+
 def _narrow_linear_solve(n: Narrow, *operands: Any) -> Any:
     lengths, jaxprs = n.params["const_lengths"], n.params["jaxprs"]
-    consts, rest = {}, list(operands)
-    for name in lengths._fields:
-        count = getattr(lengths, name)
-        consts[name], rest = rest[:count], rest[count:]
+    consts, rest = _by_name(lengths, operands)
     called = [name for name in lengths._fields if getattr(jaxprs, name) is not None]
 
     def run(name: str, xs: Sequence[Any]) -> tuple[Any, ...]:
@@ -102,10 +109,7 @@ def _narrow_linear_solve(n: Narrow, *operands: Any) -> Any:
 def tie_linear_solve(t: Tie) -> Sequence[Value]:
     """b -> x: what the product with the matrix and its solution say; x is like b."""
     lengths, jaxprs = t.params["const_lengths"], t.params["jaxprs"]
-    consts, rest = {}, list(t.ins)
-    for name in lengths._fields:
-        count = getattr(lengths, name)
-        consts[name], rest = rest[:count], rest[count:]
+    consts, rest = _by_name(lengths, t.ins)
     b = [Value(value.dims) for value in rest]
     results = []
     for name in lengths._fields:
