@@ -6,7 +6,8 @@ For VGG-13 and ResNet-56, in bfloat16: one network trained with model slicing, a
 network of each width trained alone, with the same epochs, batches and optimizer. Each
 call goes on where the last one stopped (checkpoints are in the output folder) and ends
 in time; when all is done, or as far as it is, `report.json` and `report.md` have the
-accuracy of each rate, images per second, hardware and versions.
+accuracy of each rate, images per second, hardware and versions. A folder is for one
+choice of data, epochs, batch size, learning rate, seed and precision.
 
 Needs jax, flax, optax, orbax-checkpoint, numpy and scikit-learn; `cifar10.npz` has
 x_train, y_train, x_test, y_test. Without it the digits of scikit-learn are used, which
@@ -73,6 +74,18 @@ def network(name: str, classes: int) -> nn.Module:
     return CifarResNet(depth=int(name.removeprefix("resnet")), num_classes=classes)
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What all rows of a report have in common."""
+    return {
+        "dtype": "float32" if args.float32 else "bfloat16",
+        "dataset": "CIFAR-10" if args.cifar10 else "digits",
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "lr": args.lr,
+        "seed": args.seed,
+    }
+
+
 class Clock(Watcher):
     """Ends a run in time, as Ctrl-C would: behind the step under way, and saved.
 
@@ -103,9 +116,7 @@ def fit(
 ) -> dict[str, Any] | None:
     """Trains a job, or goes on with it; its row of the report, None if time is up."""
     steps = data.steps_per_epoch(len(dataset.x_train), args.batch_size)
-    optimizer = sgd(
-        multi_step(args.lr, epochs=args.epochs, steps_per_epoch=steps), clip=None
-    )
+    optimizer = sgd(multi_step(args.lr, epochs=args.epochs, steps_per_epoch=steps))
     model = network(job.model, dataset.num_classes)
     image = jax.ShapeDtypeStruct((args.batch_size, *dataset.image_shape), jnp.float32)
     variables = jax.jit(model.init)(
@@ -134,7 +145,8 @@ def fit(
             start=start,
         )
 
-    with Checkpoints(folder / job.name / "checkpoints") as checkpoints:
+    place = folder / job.name / "checkpoints"
+    with Checkpoints(place, about=settings_of(args)) as checkpoints:
         outcome = train(
             TrainState.create(net, optimizer, key=jax.random.key(args.seed)),
             train_step=step,
@@ -215,21 +227,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--float32", action="store_true", help="not bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    # What ends a call in time needs a while itself: to save, to evaluate.
-    clock = Clock(60 * args.minutes * 0.9)
-    dataset = data.load("npz" if args.cifar10 else "digits", args.cifar10)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "report.json"
     report = json.loads(file.read_text()) if file.exists() else {"rows": {}}
+    settings, before = settings_of(args), report.get("about", {})
+    differences = [
+        f"{name} was {before.get(name)} and is {value}"
+        for name, value in settings.items()
+        if before and before.get(name) != value
+    ]
+    if differences:
+        parser.error(
+            f"{file} is of other settings: {'; '.join(differences)}. Give the same "
+            "ones to go on with it, or another --out."
+        )
+    # What ends a call in time needs a while itself: to save, to evaluate.
+    clock = Clock(60 * args.minutes * 0.9)
+    dataset = data.load("npz" if args.cifar10 else "digits", args.cifar10)
     report["about"] = {
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "dtype": "float32" if args.float32 else "bfloat16",
-        "dataset": "CIFAR-10" if args.cifar10 else "digits",
         "models": args.models,
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
+        **settings,
     }
     todo = [job for job in jobs(args.models) if job.name not in report["rows"]]
     for job in todo:
@@ -239,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
             report["rows"][job.name] = row
         file.write_text(json.dumps(report, indent=2) + "\n")
         (args.out / "report.md").write_text(markdown(report))
-        if clock.left < 0:
+        if row is None or clock.left < 0:  # stopped, by the clock or by Ctrl-C
             break
     missing = [j.name for j in jobs(args.models) if j.name not in report["rows"]]
     print(markdown(report))

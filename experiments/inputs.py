@@ -64,16 +64,11 @@ def blank_batch(inputs: Inputs, batch_size: int) -> Batch:
 def calibration_batches(inputs: Inputs) -> list[jax.Array]:
     """About a thousand training images, normalized, to measure norms with."""
     size = min(128, num_train(inputs))
-    if isinstance(inputs, data.ImageDataset):
-        stream = inputs.train_batches(size, seed=0)
-        count = min(8, num_train(inputs) // size)
-        parts = [images for images, _ in itertools.islice(stream, count)]
-    else:
-        images = inputs.x_train[:1024]
-        starts = range(0, len(images) - size + 1, size)
-        parts = [images[start : start + size] for start in starts]
+    count = min(8, num_train(inputs) // size)
+    # Shuffled: the first ones of a set may all be of one class.
+    stream = train_batches(inputs, size, seed=0, start=0)
     normalize = data.eval_transform(inputs)
-    return [normalize(jnp.asarray(part)) for part in parts]
+    return [normalize(jnp.asarray(x)) for x, _ in itertools.islice(stream, count)]
 
 
 def evaluation(inputs: Inputs, *, batch_size: int = 256) -> Evaluate:

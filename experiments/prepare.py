@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 import mslice_jax as ms
@@ -54,7 +55,7 @@ class Recipe:
       description: what ``--help`` says first.
       model: builds the network from depth, num_classes and widen.
       digits: defaults for digits.
-      cifar: defaults for everything else, the original's.
+      cifar: defaults for everything else: what is usual for the network.
     """
 
     name: str
@@ -94,6 +95,10 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
     settings = resolve(settings, recipe.name, defaults)
     if not 0 <= settings.seed < 2**32:
         raise ValueError(f"expected a --seed from 0 to 2^32 - 1, got {settings.seed}.")
+    if not 0 <= settings.label_smoothing < 1:
+        raise ValueError(
+            f"expected a --label-smoothing in [0, 1), got {settings.label_smoothing}."
+        )
     schedule = make_schedule(
         settings.schedule,
         settings.rates,
@@ -125,6 +130,7 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
             settings.rates,
             every=settings.progressive_epochs * steps_per_epoch,
         )
+    train_step = _train_step(settings, dataset, optimizer, placement)
 
     model = recipe.model(**size, num_classes=dataset.num_classes)
     model_name = f"{type(model).__name__}-{settings.depth}"
@@ -144,6 +150,9 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
     state = TrainState.create(
         net, optimizer, key=run_key, average=settings.average is not None
     )
+    if placement is not None:
+        # Here already: a `Run` that held the whole of it would hold it to the end.
+        state = placement.state(state)
 
     if not settings.resume:
         _move_aside(workdir, console)
@@ -160,7 +169,7 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         model_name=model_name,
         dataset=dataset,
         state=state,
-        train_step=_train_step(settings, dataset, optimizer, placement),
+        train_step=train_step,
         learning_rate=learning_rate,
         schedule=schedule,
         placement=placement,
@@ -249,7 +258,17 @@ def _check_same_settings(workdir: Path, settings: Settings) -> None:
 
 
 def _move_aside(workdir: Path, console: Console) -> None:
-    """Move what an earlier run left into a folder of its own; nothing is deleted."""
+    """Move what an earlier run left into a folder of its own; nothing is deleted.
+
+    Of several hosts the first one does, while the others wait.
+    """
+    if jax.process_index() == 0:
+        _move_outputs(workdir, console)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the earlier run is moved aside")
+
+
+def _move_outputs(workdir: Path, console: Console) -> None:
     old = [workdir / name for name in _OUTPUTS if (workdir / name).exists()]
     if not old:
         return

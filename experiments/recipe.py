@@ -149,10 +149,9 @@ def fit(run: Run, console: Console) -> Outcome:
 
 def _compile(run: Run, batch: Batch) -> float:
     """All programs of training, side by side; returns the seconds."""
-    state = run.state
     if run.placement is not None:
-        state, batch = run.placement.state(state), run.placement.batch(batch)
-    return run.train_step.compile(state, batch, state.net.rates)
+        batch = run.placement.batch(batch)
+    return run.train_step.compile(run.state, batch, run.state.net.rates)
 
 
 def finish(run: Run, outcome: Outcome, console: Console) -> None:

@@ -26,8 +26,8 @@ def _strict_environment() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {devices}".strip()
     # (4,) + (3, 4) is more often a mistake than meant.
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-    # Tests compile the same programs again under other names: one cache for the run,
-    # and not for longer, so that no run depends on another. CI brings its own folder.
+    # Tests compile the same programs again under other names: a cache for the run, and
+    # not for longer, so that no run depends on another. CI brings its own folder.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="mslice-jax-compiled-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -41,21 +41,6 @@ def batch_norm(statistics: dict[str, dict]) -> Norm:
     return norm
 
 
-def batch_norm_training(seen: dict[str, dict]) -> Norm:
-    """Batch norm in training mode; adds {name: {"mean", "var", "count"}} to `seen`.
-
-    The variance is the biased one (divided by `count`).
-    """
-
-    def norm(name: str, x: jax.Array, weights: dict) -> jax.Array:
-        mean = x.mean(axis=(0, 1, 2))
-        var = ((x - _row(mean)) ** 2).mean(axis=(0, 1, 2))
-        seen[name] = {"mean": mean, "var": var, "count": x.size // x.shape[-1]}
-        return _affine((x - _row(mean)) / jnp.sqrt(_row(var) + EPSILON), weights)
-
-    return norm
-
-
 # VGG: conv0, bn0, conv1, bn1, ..., classifier.
 
 

@@ -1,11 +1,13 @@
 """The GPU report on a small network: it stops in time, goes on, and tells all."""
 
 import json
+import signal
 
 import pytest
 from flax import linen as nn
 
 from experiments import gpu_report
+from mslice_jax.train import CheckpointError
 
 
 class Tiny(nn.Module):
@@ -41,6 +43,41 @@ def test_it_stops_in_time_and_goes_on(small, tmp_path, capsys):
     assert "| | r = 0.5 | r = 0.75 | r = 1 | images/s | seconds |" in table
     assert "| tiny, one network |" in table
     assert "| tiny, each width alone |" in table
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_whole_call(small, tmp_path, capsys, monkeypatch, number):
+    stepped = gpu_report.Clock.stepped
+
+    def press(self, step, losses, images_per_second):
+        stepped(self, step, losses, images_per_second)
+        if step == 1:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(gpu_report.Clock, "stepped", press)
+    flags = ["--models", "tiny", "--epochs", "1", "--float32", "--out", str(tmp_path)]
+    assert gpu_report.main(flags) == 3
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [
+        "tiny-sliced"
+    ]
+    assert "Still to do: tiny-sliced, tiny-1.0" in capsys.readouterr().out
+
+
+def test_a_folder_of_other_settings_is_refused(small, tmp_path, capsys):
+    flags = ["--models", "tiny", "--float32", "--out", str(tmp_path)]
+    flags += ["--minutes", "0.001"]
+    assert gpu_report.main([*flags, "--epochs", "1"]) == 3
+    before = (tmp_path / "report.json").read_text()
+    other = [*flags, "--epochs", "2", "--lr", "9"]
+    with pytest.raises(SystemExit) as refused:
+        gpu_report.main(other)
+    assert refused.value.code == 2
+    assert "epochs was 1 and is 2; lr was 0.1 and is 9.0" in capsys.readouterr().err
+    assert (tmp_path / "report.json").read_text() == before
+    # A call that was killed leaves checkpoints and no report.
+    (tmp_path / "report.json").unlink()
+    with pytest.raises(CheckpointError, match="epochs 1 there, 2 here"):
+        gpu_report.main(other)
 
 
 def test_the_sliced_networks_come_first():

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
+from rich.console import Console
 
-from experiments import cifar_resnet, cifar_vgg
+from experiments import cifar_resnet, cifar_vgg, inputs, prepare
 from experiments.recipe import Recipe, main
 from experiments.screen import Bar
-from experiments.settings import Defaults, Settings, as_json, changed, resolve
+from experiments.settings import Defaults, Settings, as_json, changed, parse, resolve
+from mslice_jax import data
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = "--depth 8 --widen 1 --rates 0.5 1.0 --num-random 0 --batch-size 64"
@@ -132,12 +135,6 @@ def test_a_workdir_of_another_run_is_refused(finished, capsys, args, message):
     assert sorted(workdir.rglob("*")) == before
 
 
-NPZ_WITHOUT_LABELS = {
-    "x_train": np.zeros((4, 8, 8, 1)),
-    "x_test": np.zeros((4, 8, 8, 1)),
-}
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -157,6 +154,7 @@ NPZ_WITHOUT_LABELS = {
         (["--batch-size", "5000"], "--batch-size"),
         (["--seed", "-1", "--schedule", "static"], "--seed"),
         (["--train-examples", "0"], "--train-examples"),
+        (["--label-smoothing", "1.5"], "--label-smoothing"),
         (["--dataset", "npz"], "--data-dir"),
         (["--dataset", "npz", "--data-dir", "nowhere.npz"], "nowhere.npz"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], "not prepared"),
@@ -245,6 +243,54 @@ def test_without_resume_an_earlier_run_is_moved_not_lost(capsys, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["dataset"] == "digits"
 
 
+def test_a_setting_that_does_not_fit_moves_nothing(capsys, tmp_path):
+    (tmp_path / "summary.json").write_text("of an earlier run")
+    args = ["--accumulate", "0", "--no-resume"]
+    code, _, error = run(capsys, tmp_path, *args, recipe=TINY)
+    assert code == 2
+    assert "at least 1 part" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_of_several_hosts_the_first_moves_and_the_others_wait(tmp_path, monkeypatch):
+    (tmp_path / "summary.json").write_text("of an earlier run")
+    moved = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        prepare.multihost_utils,
+        "sync_global_devices",
+        lambda name: moved.append((tmp_path / "previous-1").exists()),
+    )
+    for number in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        prepare._move_aside(tmp_path, Console(quiet=True))
+    assert moved == [False, True]
+
+
+def test_a_run_s_state_lies_on_its_devices_from_the_start(tmp_path):
+    args = ["--fsdp", "2", "--rates", "1.0", "--schedule", "static"]
+    settings = parse("tiny", "", [*args, "--workdir", str(tmp_path)])
+    made = prepare.prepare(TINY, settings, Console(quiet=True))
+    with made.checkpoints:
+        leaves = jax.tree.leaves(made.state)
+        assert {len(leaf.sharding.device_set) for leaf in leaves} == {4}
+
+
+def test_shared_norms_are_measured_on_images_of_all_classes(tmp_path):
+    labels = np.repeat(np.arange(4), 300)  # sorted, as folders of images are
+    images = np.broadcast_to(labels[:, None, None, None], (1200, 2, 2, 3))
+    images = images.astype(np.uint8)
+    examples = {"x_train": images, "y_train": labels}
+    examples |= {"x_test": images[::300], "y_test": labels[::300]}
+    np.savez(tmp_path / "sorted.npz", **examples)
+    parts = inputs.calibration_batches(data.load("npz", tmp_path / "sorted.npz"))
+    assert [part.shape for part in parts] == [(128, 2, 2, 3)] * 8
+    for part in parts:
+        _, often = np.unique(part[:, 0, 0, 0], return_counts=True)
+        assert len(often) == 4
+        assert often.min() > 10  # of 32 expected
+
+
 def test_npz_with_images_of_its_own(capsys, tmp_path):
     random = np.random.default_rng(0)
     np.savez(
@@ -267,7 +313,7 @@ def test_npz_with_images_of_its_own(capsys, tmp_path):
 EVERYTHING = """
     --rates 0.5 0.75 1.0 --schedule random_min_max --progressive-epochs 1
     --distill 0.5 --temperature 2 --label-smoothing 0.1 --clip 1 --average 0.9
-    --bfloat16 --accumulate 2 --remat --fsdp 2 --tensorboard --epochs 3
+    --bfloat16 --accumulate 2 --remat --fsdp 2 --tensorboard --epochs 4
     --train-examples 200 --norm switchable
 """
 
@@ -286,8 +332,9 @@ def test_all_that_training_can_do(capsys, tmp_path):
     assert len(rows) == 3
     assert list((tmp_path / "tensorboard").iterdir())
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    waits = [json.loads(line).get("waiting_for_data", 0) for line in lines]
-    assert all(0 <= wait <= 1 for wait in waits)
+    (tenth,) = [line for line in map(json.loads, lines) if "loss" in line]
+    assert tenth["step"] == 10  # of 12: four epochs of three batches of 64
+    assert 0 <= tenth["waiting_for_data"] <= 1
     # Again: nothing is left to train, and the averaged weights give the same table.
     out, same = table()
     assert "Compiled" not in out

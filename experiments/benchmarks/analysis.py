@@ -21,7 +21,6 @@ to 20,000 equations; the overhead of `slice_apply` (first - 1) <= 2.
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
@@ -40,6 +39,7 @@ import rich.table
 import tyro
 
 import mslice_jax as ms
+from experiments.benchmarks.result import save
 from mslice_jax.analysis import Parameter, discover
 from mslice_jax.models import CifarResNet
 
@@ -104,9 +104,7 @@ def main(config: Config) -> dict[str, Any]:
         "jax": jax.__version__,
     }
     show(rows)
-    if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.out, result)
     return result
 
 

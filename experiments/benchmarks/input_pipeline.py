@@ -18,7 +18,6 @@ loop should wait less than 5 % of its time where images/s is above `device`.
 import dataclasses
 import io
 import itertools
-import json
 import os
 import pathlib
 import statistics
@@ -33,6 +32,7 @@ import rich.console
 import rich.table
 import tyro
 
+from experiments.benchmarks.result import save
 from mslice_jax.data import train_images
 
 
@@ -146,9 +146,7 @@ def main(settings: Settings) -> dict[str, Any]:
             )
     rich.console.Console().print(table)
     figures = {"cpu_cores": cores, "workers": results}
-    if settings.out is not None:
-        settings.out.parent.mkdir(parents=True, exist_ok=True)
-        settings.out.write_text(json.dumps(figures, indent=2) + "\n")
+    save(settings.out, figures)
     return figures
 
 

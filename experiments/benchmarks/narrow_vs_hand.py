@@ -21,7 +21,6 @@ never slower than full.
 
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import random
@@ -41,6 +40,7 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.hand_written import GROUPS, NarrowResNet, NarrowVGG11
+from experiments.benchmarks.result import save
 from mslice_jax.models import CifarResNet, CifarVGG
 
 Call = Callable[[], Any]
@@ -91,9 +91,7 @@ def main(config: Config) -> dict[str, Any]:
         "cores": os.cpu_count(),
     }
     show(rows)
-    if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.out, result)
     return result
 
 

@@ -19,7 +19,6 @@ a few kB are in blocks that are longer than what is kept (98 kB, compressed, for
 """
 
 import dataclasses
-import json
 import pathlib
 import tempfile
 import time
@@ -36,6 +35,7 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.analysis import Decoder
+from experiments.benchmarks.result import save
 from mslice_jax.models import CifarResNet, CifarVGG
 from mslice_jax.train import Checkpoints, Progress, TrainState, restore_narrow, sgd
 
@@ -77,9 +77,7 @@ def main(config: Config) -> dict[str, Any]:
         "jax": jax.__version__,
     }
     show(rows)
-    if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.out, result)
     return result
 
 

@@ -33,6 +33,7 @@ import rich.console
 import tyro
 
 import mslice_jax as ms
+from experiments.benchmarks.result import save
 from mslice_jax.models import CifarResNet
 from mslice_jax.train import TrainState, make_train_step, sgd
 
@@ -77,9 +78,7 @@ def main(config: Config) -> dict[str, Any]:
         "cores": os.cpu_count(),
     }
     show(config, result)
-    if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.out, result)
     return result
 
 

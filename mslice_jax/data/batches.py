@@ -45,6 +45,29 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+def train_numbers(
+    num_examples: int,
+    batch_size: int,
+    *,
+    seed: int,
+    step: int,
+    host: tuple[int, int] = (0, 1),
+) -> np.ndarray:
+    """Which examples this host has in a step, by number; as `train_batch`."""
+    number, hosts = host
+    if batch_size % hosts:
+        raise DataError(
+            f"expected a batch size (--batch-size) that {hosts} hosts divide; got "
+            f"{batch_size}."
+        )
+    steps = steps_per_epoch(num_examples, batch_size)
+    epoch, batch = divmod(operator.index(step), steps)
+    order = epoch_order(num_examples, seed=seed, epoch=epoch)
+    part = batch_size // hosts
+    first = batch * batch_size + number * part
+    return order[first : first + part]
+
+
 def train_batch(
     x: np.ndarray,
     y: np.ndarray,
@@ -70,17 +93,7 @@ def train_batch(
     Raises:
       DataError: if the examples do not fill a batch, or the hosts do not divide it.
     """
-    number, hosts = host
-    if batch_size % hosts:
-        raise DataError(
-            f"expected a batch size (--batch-size) that {hosts} hosts divide; got "
-            f"{batch_size}."
-        )
-    epoch, batch = divmod(operator.index(step), steps_per_epoch(len(x), batch_size))
-    order = epoch_order(len(x), seed=seed, epoch=epoch)
-    part = batch_size // hosts
-    first = batch * batch_size + number * part
-    chosen = order[first : first + part]
+    chosen = train_numbers(len(x), batch_size, seed=seed, step=step, host=host)
     return x[chosen], y[chosen]
 
 
@@ -94,7 +107,8 @@ def train_batches(
     host: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`train_batch` of the steps start, start + 1, ... without end."""
-    steps_per_epoch(len(x), batch_size)  # an error before the first batch is asked for
+    # An error comes at once, not when the first batch is asked for.
+    train_numbers(len(x), batch_size, seed=seed, step=start, host=host)
 
     def batches():
         step = start

@@ -189,12 +189,11 @@ def read_imagenet(
             f"features image and label; there are {', '.join(sizes) or 'no splits'} "
             f"with {', '.join(sorted(features))}."
         )
-    if file_format != "array_record":
-        raise DataError(
-            f"expected the data set in {folder} as array_record, which is read without "
-            f"tensorflow; it is {file_format}. Prepare it again: tfds.builder(NAME, "
-            "file_format='array_record').download_and_prepare()"
-        )
+    tfds.check_format(
+        file_format,
+        f"the data set in {folder}",
+        "tfds.builder(NAME, file_format='array_record').download_and_prepare()",
+    )
     chosen = None
     if train_examples is not None:
         chosen = choose(sizes["train"], train_examples, seed=seed)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .batches import steps_per_epoch, train_batch
+from .batches import steps_per_epoch, train_numbers
 from .crops import eval_pixels, train_pixels, uniform
 from .dataset import DataError
 from .workers import each_step
@@ -80,7 +80,7 @@ def train_images(
         host=host,
     )
     _check(image_size, workers)
-    _chosen(len(source), batch_size, seed=seed, step=start, host=host)
+    train_numbers(len(source), batch_size, seed=seed, step=start, host=host)
     return each_step(make, range(operator.index(start), sys.maxsize), workers)
 
 
@@ -123,14 +123,6 @@ def _check(image_size: int, workers: int) -> None:
         ) from error
 
 
-def _chosen(
-    count: int, batch_size: int, *, seed: int, step: int, host: tuple[int, int]
-) -> np.ndarray:
-    """The numbers of the examples that this host reads in a step."""
-    numbers = np.arange(count)
-    return train_batch(numbers, numbers, batch_size, seed=seed, step=step, host=host)[0]
-
-
 def _train_batch(
     step: int,
     *,
@@ -141,7 +133,7 @@ def _train_batch(
     host: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
     epoch = step // steps_per_epoch(len(source), batch_size)
-    numbers = _chosen(len(source), batch_size, seed=seed, step=step, host=host)
+    numbers = train_numbers(len(source), batch_size, seed=seed, step=step, host=host)
     images = np.empty((len(numbers), image_size, image_size, 3), np.uint8)
     labels = np.empty(len(numbers), np.int32)
     for place, (number, record) in enumerate(_records(source, numbers)):

@@ -89,13 +89,21 @@ def prepared(name: str, data_dir: str | pathlib.Path | None) -> Any:
             f"{name} is not prepared in {builder.data_path}. Prepare it once (this "
             f"downloads it): {_how_to_prepare(name, data_dir)}"
         )
-    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-        raise DataError(
-            f"expected {name} in {builder.data_path} as array_record, which is read "
-            f"without tensorflow; it is {builder.info.file_format.value}. Remove that "
-            f"folder and prepare it again: {_how_to_prepare(name, data_dir)}"
-        )
+    check_format(
+        builder.info.file_format.value,
+        f"{name} in {builder.data_path}",
+        _how_to_prepare(name, data_dir),
+    )
     return builder
+
+
+def check_format(found: str, where: str, how_to_prepare: str) -> None:
+    """Raise DataError for files in a format that `data_source` does not read."""
+    if found != "array_record":
+        raise DataError(
+            f"expected {where} as array_record, which is read without tensorflow; it "
+            f"is {found}. Remove that folder and prepare it again: {how_to_prepare}"
+        )
 
 
 def _damaged(

@@ -153,12 +153,15 @@ class Checkpoints:
 
         Raises:
           CheckpointError: if it, or the one before, cannot be written (full disk, no
-            permission). Earlier checkpoints are untouched.
+            permission), or if there is one of this step. Earlier checkpoints are
+            untouched.
         """
         step = int(state.step)
         if step in self.steps():
-            # Stopped between epochs: the same weights, so only the rest is news.
-            return
+            raise CheckpointError(
+                f"step {step} is saved already in {self._directory}. Restore the last "
+                "checkpoint before you train on, or choose another directory."
+            )
         weights, rest = _tree(state)
         blocks = {name: choose_blocks(state.net.plan, w) for name, w in weights.items()}
         meta = {

@@ -70,6 +70,8 @@ class Placement:
     def state(self, state: Any) -> Any:
         """A state (or any tree of arrays) where it belongs; values stay the same.
 
+        An array that lies there already is returned as it is.
+
         Every host has to hold the same values, as it does where all start from one
         seed or one checkpoint.
         """
@@ -84,7 +86,7 @@ class Placement:
         Raises:
           ValueError: if the devices do not divide the global batch.
         """
-        sharding = self.batch_sharding
+        sharding = NamedSharding(self.mesh, P((DATA, FSDP)))
         hosts = jax.process_count()
 
         def place(x: Any) -> jax.Array:
@@ -110,11 +112,6 @@ class Placement:
         gathered = jax.jit(lambda tree: tree, out_shardings=whole)(tree)
         return jax.tree.map(lambda x: x.addressable_data(0), gathered)
 
-    @property
-    def batch_sharding(self) -> NamedSharding:
-        """Of arrays whose first axis counts the examples."""
-        return NamedSharding(self.mesh, P((DATA, FSDP)))
-
     def constrain(self, tree: Any) -> Any:
         """Inside jit: the tree, held where `weights` says."""
         return jax.lax.with_sharding_constraint(tree, self.weights(tree))
@@ -130,6 +127,8 @@ class Placement:
 
 
 def _global(x: Any, sharding: NamedSharding) -> jax.Array:
+    if getattr(x, "sharding", None) == sharding:
+        return x
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mslice_jax.plan import path_name
 from mslice_jax.sliceable import Sliceable
 
 _LEAVES_SHOWN = 8
@@ -38,9 +39,7 @@ def fingerprint(
         # Compared with what was read from a file: JSON knows no tuples.
         "about": json.loads(json.dumps(dict(about))),
         "leaves": {
-            jax.tree_util.keystr(path, simple=True, separator="/"): (
-                f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-            )
+            path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
             for path, leaf in leaves
         },
     }

@@ -51,7 +51,9 @@ def stop_on_interrupt() -> Iterator[Stop]:
     A step gives its buffers away as it goes; to break into the middle of one would
     leave no state to save. After that Ctrl-C raises KeyboardInterrupt at once, and
     another SIGTERM changes nothing: what sends it may send it twice, and has SIGKILL.
-    Outside the main thread, where Python handles no signals, nothing is changed.
+    Nothing is changed outside the main thread, where Python handles no signals, nor
+    with several hosts where JAX's preemption service is off: they could not agree on a
+    step to end behind.
     """
     several = jax.process_count() > 1
     stop = StopTogether() if several and _has_preemption_service() else Stop()

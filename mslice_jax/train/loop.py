@@ -69,7 +69,7 @@ class Outcome:
     Attributes:
       state: the last state.
       progress: where the run stands.
-      accuracy: of each rate in [0, 1], of the weights in `state`; empty if the run was
+      accuracy: of each rate in [0, 1], of `state.eval_net`; empty if the run was
         interrupted.
       interrupted: what ended it before its last epoch: SIGINT (Ctrl-C), SIGTERM (the
         machine will be taken away), or None.
@@ -132,6 +132,10 @@ def train(
     if placement is not None:
         state = placement.state(state)
     restored = checkpoints.restore(state)
+    if restored:
+        # Whoever called still holds it, and would hold its memory through the run.
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()
     state, progress = restored or (state, Progress())
     metrics.rewind(int(state.step))
     if restored:

@@ -22,7 +22,12 @@ def cross_entropy(
       labels: (b,), integers.
       smoothing: share of each label that is spread evenly over all classes, in [0, 1)
         (Szegedy et al., CVPR 2016); use `functools.partial` to set it.
+
+    Raises:
+      ValueError: for a smoothing out of its range.
     """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"expected a label smoothing in [0, 1), got {smoothing}.")
     if smoothing == 0.0:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean()

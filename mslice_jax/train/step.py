@@ -100,9 +100,10 @@ def make_train_step(
 
     Returns:
       A function. Its metrics are arrays on the device: reading one waits for the step.
-      It raises ValueError for a step without rates, and what `slice_apply` raises for
-      a rate that the network does not have. ``step.compile(state, batch, rates)``
-      compiles the programs of these rates beforehand, side by side.
+      It raises ValueError for a step without rates and for `loss_weights` of a rate
+      that the network does not have, and what `slice_apply` raises for such a rate.
+      ``step.compile(state, batch, rates)`` compiles the programs of these rates
+      beforehand, side by side.
 
     Raises:
       ValueError: for settings out of their range.
@@ -178,7 +179,7 @@ class _Step:
     ) -> tuple[TrainState, Metrics]:
         if not rates:
             raise ValueError("expected at least one rate for a training step, got ().")
-        self._check_parts(len(batch[1]))
+        self._check(state, batch)
         metrics, grads = {}, self._zeros(params_of(state.net))
         taught = self._ask_teacher(state, batch) if self._has_teacher else None
         for rate in self._in_turn(rates):
@@ -191,7 +192,7 @@ class _Step:
 
     def compile(self, state: TrainState, batch: Batch, rates: Sequence[float]) -> float:
         began = time.perf_counter()
-        self._check_parts(len(batch[1]))
+        self._check(state, batch)
         grads = self._zeros(params_of(state.net))
         # Tracing is Python and takes turns; XLA works without the interpreter. More of
         # it at a time than there are cores takes longer.
@@ -226,7 +227,14 @@ class _Step:
             return logits
         return taught
 
-    def _check_parts(self, size: int) -> None:
+    def _check(self, state: TrainState, batch: Batch) -> None:
+        unknown = self._settings.loss_weights.keys() - set(state.net.rates)
+        if unknown:
+            raise ValueError(
+                f"expected loss_weights of the network's rates {state.net.rates}, got "
+                f"one of {', '.join(map(repr, unknown))}."
+            )
+        size = len(batch[1])
         if size % self._settings.accumulate:
             raise ValueError(
                 f"expected a batch that divides into accumulate="

@@ -113,3 +113,5 @@ def test_the_parts_of_the_hosts_are_the_batch():
             np.testing.assert_array_equal(together, whole[index])
     with pytest.raises(DataError, match="4 hosts divide"):
         train_batch(x, y, 6, seed=1, step=0, host=(0, 4))
+    with pytest.raises(DataError, match="4 hosts divide"):
+        train_batches(x, y, 6, seed=1, host=(0, 4))  # before one is asked for

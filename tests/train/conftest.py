@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -69,3 +70,19 @@ def net(small: Small) -> ms.Sliceable:
 @pytest.fixture(scope="session")
 def build_net(small: Small):
     return lambda **settings: build(small, **settings)
+
+
+def narrow_logits(params, x, width):
+    """The perceptron's leading `width` units, without this library."""
+    first, second, last = (params[k] for k in ("hidden1", "hidden2", "logits"))
+    h = x @ first["kernel"][:, :width] + first["bias"][None, :width]
+    h = jnp.where(h > 0, h, 0)  # whose slope at 0 is 0, as that of relu
+    h = h @ second["kernel"][:width, :width] + second["bias"][None, :width]
+    h = jnp.where(h > 0, h, 0)
+    return h @ last["kernel"][:width] + last["bias"][None]
+
+
+def label_loss(params, x, y, width):
+    """Its mean cross entropy to the labels."""
+    log_p = jax.nn.log_softmax(narrow_logits(params, x, width))
+    return -jnp.mean(log_p[jnp.arange(len(y)), y])

@@ -306,6 +306,16 @@ def no_seal(monkeypatch):
     return lambda: monkeypatch.setattr("mslice_jax.train.checkpoints.seal", fail)
 
 
+def test_a_step_is_saved_once(net, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(net, 1), Progress(batch=1))
+        with pytest.raises(CheckpointError, match="step 1 is saved already in"):
+            checkpoints.save(state_at(net, 1), Progress(epoch=1), accuracy=0.5)
+        restored = checkpoints.restore(state_at(net, 0))
+        assert restored is not None
+        assert restored[1] == Progress(batch=1)
+
+
 def test_an_error_in_the_background_is_raised_by_the_next_save(
     net, tmp_path, no_seal, monkeypatch
 ):

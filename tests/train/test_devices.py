@@ -1,5 +1,7 @@
 """Many devices train as one does: same losses, weights where they were put."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 import mslice_jax as ms
 from mslice_jax.train import Placement, TrainState, make_train_step, sgd
 from mslice_jax.train.devices import DATA, FSDP
+from mslice_jax.train.state import params_of
 from tests.train.conftest import RATES, build
 
 
@@ -49,7 +52,7 @@ def test_four_devices_have_the_losses_of_one(small, fsdp, norm):
     )
 
 
-def test_weights_stay_where_they_were_put(small, compilations):
+def test_weights_stay_where_they_were_put(small):
     placement = placed(4)
     net = build(small, shards=4)
     _, state = run(net, small, placement, steps=1)
@@ -64,6 +67,14 @@ def test_weights_stay_where_they_were_put(small, compilations):
         P(),
         P(None),
     )
+
+
+def test_gradients_are_added_up_where_the_weights_are(small):
+    placement = placed(4)
+    state = TrainState.create(build(small, shards=4), sgd(0.1), key=jax.random.key(0))
+    step: Any = make_train_step(sgd(0.1), placement=placement)
+    zeros = step._zeros(params_of(placement.state(state).net))
+    assert zeros["hidden2"]["kernel"].sharding.spec == P(None, FSDP)
 
 
 def test_arrays_of_fewer_numbers_are_whole():

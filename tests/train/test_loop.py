@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,22 +36,25 @@ class Interrupter(Watcher):
     def __init__(self, at: int | None = None, sent: signal.Signals = signal.SIGINT):
         self.at, self.sent = at, sent
         self.steps, self.epochs, self.restored_at = [], [], None
+        self.losses, self.mean_losses = [], []
 
     def restored(self, step, progress):
         self.restored_at = step
 
     def stepped(self, step, losses, images_per_second):
         self.steps.append(step)
+        self.losses.append(losses[max(losses)])
         if step == self.at:
             signal.raise_signal(self.sent)
 
     def evaluated(self, epoch, accuracy, loss):
         self.epochs.append(epoch)
+        self.mean_losses.append(loss)
 
 
 @pytest.fixture(scope="module")
 def run(build_net, small):
-    """run(directory, epochs=..., at=...) -> (outcome, watcher)."""
+    """run(directory, epochs=..., at=..., ...) -> (outcome, watcher)."""
     net = build_net(norm="switchable")
     rate = multi_step(0.1, epochs=EPOCHS, steps_per_epoch=small.steps_per_epoch)
     optimizer = sgd(rate)
@@ -59,24 +63,31 @@ def run(build_net, small):
         return images + 0.1 * jax.random.normal(key, images.shape)
 
     step = make_train_step(optimizer, transform=transform)
-    evaluate = make_evaluate(small.x, small.y)
+    defaults = {
+        "train_step": step,
+        "batches": small.batches,
+        "evaluate": make_evaluate(small.x, small.y),
+        "epochs": EPOCHS,
+    }
 
-    def run(directory, *, epochs=EPOCHS, at=None, sent=signal.SIGINT, batches=None):
+    def run(directory, *, at=None, sent=signal.SIGINT, average=None, **settings):
         watcher = Interrupter(at, sent)
+        watcher.given = TrainState.create(
+            net, optimizer, key=jax.random.key(3), average=average is not None
+        )
+        if average is not None:
+            settings["train_step"] = make_train_step(optimizer, average=average)
         with Checkpoints(directory / "checkpoints") as checkpoints:
             outcome = train(
-                TrainState.create(net, optimizer, key=jax.random.key(3)),
-                train_step=step,
-                batches=batches or small.batches,
+                watcher.given,
                 schedule=make_schedule("random", net.rates, seed=5),
-                evaluate=evaluate,
-                epochs=epochs,
                 steps_per_epoch=small.steps_per_epoch,
                 checkpoints=checkpoints,
                 metrics=MetricsFile(directory / "metrics.jsonl"),
                 learning_rate=rate,
                 log_every=1,
                 watcher=watcher,
+                **{**defaults, **settings},
             )
         return outcome, watcher
 
@@ -170,6 +181,45 @@ def test_a_killed_run_is_the_same_when_it_is_resumed(tmp_path, seed, count):
         assert killed["again"] == 0, killed["at"]
         for what in ("weights", "accuracy", "steps"):
             assert killed[what] == result["whole"][what], killed["at"]
+
+
+def test_a_checkpoint_takes_the_place_of_the_state(run, tmp_path):
+    run(tmp_path, epochs=1)
+    outcome, watcher = run(tmp_path, epochs=1)  # nothing is trained, nothing donated
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(watcher.given))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(outcome.state))
+
+
+def test_lines_have_the_learning_rate_of_their_step(whole):
+    rates = [x["learning_rate"] for x in lines(whole[1]) if "learning_rate" in x]
+    # Of three epochs of four steps: drops behind int(3 / 2) and int(3 * 3 / 4).
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 4 + [0.001] * 4)
+
+
+def test_the_best_epoch_is_that_of_the_widest_rate(run, tmp_path):
+    found = iter([{0.5: 0.1, 1.0: 0.3}, {0.5: 0.2, 1.0: 0.6}, {0.5: 0.9, 1.0: 0.5}])
+    outcome, _ = run(tmp_path, evaluate=lambda net: next(found))
+    assert outcome.progress.best_accuracy == 0.6
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        best, _ = checkpoints.restore_best(outcome.state)
+    assert int(best.step) == 8
+
+
+def test_averaged_weights_are_those_evaluated(run, tmp_path):
+    def evaluate(net):  # no two networks have the same
+        kernel = net.variables["params"]["logits"]["kernel"]
+        return dict.fromkeys(net.rates, float(jnp.abs(kernel).mean()))
+
+    outcome, _ = run(tmp_path, average=0.9, evaluate=evaluate)
+    assert outcome.accuracy == evaluate(outcome.state.eval_net)
+    assert outcome.accuracy != evaluate(outcome.state.net)
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(run, tmp_path):
+    _, watcher = run(tmp_path, epochs=2)
+    expected = np.reshape(watcher.losses, (2, 4)).mean(axis=1)
+    np.testing.assert_allclose(watcher.mean_losses, expected, rtol=1e-6)
+    assert min(watcher.losses) > 0
 
 
 def test_a_finished_run_is_only_evaluated(run, whole):

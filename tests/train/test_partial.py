@@ -208,12 +208,6 @@ def wide(rates=(0.25, 0.5, 1.0), **settings) -> ms.Sliceable:
     return ms.upgrade(Wide(), variables, x, rates=rates, **settings)
 
 
-def bytes_read() -> int:
-    """By this process so far, whoever read them, and from which file."""
-    lines = pathlib.Path("/proc/self/io").read_text().splitlines()
-    return int(dict(line.split(": ") for line in lines)["rchar"])
-
-
 @counted
 @pytest.mark.parametrize("shards", [1, 4])  # with 4, of each part its lead is kept
 def test_it_reads_little_more_than_the_narrow_network_has(tmp_path, shards):
@@ -222,9 +216,9 @@ def test_it_reads_little_more_than_the_narrow_network_has(tmp_path, shards):
     restore_narrow(tmp_path, net, 0.25)  # what is imported is read as well
     for rate, width in ((0.25, 256), (0.5, 512), (1.0, 1024)):
         numbers = 64 * width + width + width * width + width + width * 10 + 10
-        before = bytes_read()
+        before = benchmark.bytes_read()
         small = restore_narrow(tmp_path, net, rate)
-        read = bytes_read() - before
+        read = benchmark.bytes_read() - before
         # Less would be no reading at all: random mantissas hardly compress.
         assert 0.85 * 4 * numbers < read < 1.15 * 4 * numbers
         assert_same_trees(small.variables, ms.extract(net, rate).variables)

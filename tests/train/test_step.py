@@ -7,18 +7,7 @@ import optax
 import pytest
 
 from mslice_jax.train import TrainState, cross_entropy, make_train_step, sgd
-
-
-def narrow_loss(params, x, y, width):
-    """The loss of the perceptron's leading `width` units, without this library."""
-    first, second, last = (params[k] for k in ("hidden1", "hidden2", "logits"))
-    h = x @ first["kernel"][:, :width] + first["bias"][None, :width]
-    h = jnp.where(h > 0, h, 0)
-    h = h @ second["kernel"][:width, :width] + second["bias"][None, :width]
-    h = jnp.where(h > 0, h, 0)
-    logits = h @ last["kernel"][:width] + last["bias"][None]
-    chosen = jnp.take_along_axis(logits, y[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+from tests.train.conftest import label_loss
 
 
 def fresh(net, optimizer):
@@ -30,8 +19,8 @@ def test_gradients_are_summed_over_the_rates_of_a_step(net, small):
     params = net.variables["params"]
     expected = jax.tree.map(
         jnp.add,
-        jax.grad(narrow_loss)(params, x, y, 8),
-        jax.grad(narrow_loss)(params, x, y, 4),
+        jax.grad(label_loss)(params, x, y, 8),
+        jax.grad(label_loss)(params, x, y, 4),
     )
     plain = optax.sgd(1.0)  # the update is the gradient, with its sign turned
     state, metrics = make_train_step(plain)(fresh(net, plain), (x, y), (1.0, 0.5))
@@ -42,7 +31,7 @@ def test_gradients_are_summed_over_the_rates_of_a_step(net, small):
     )
     for rate, width in ((1.0, 8), (0.5, 4)):
         np.testing.assert_allclose(
-            metrics[rate]["loss"], narrow_loss(params, x, y, width), rtol=1e-6
+            metrics[rate]["loss"], label_loss(params, x, y, width), rtol=1e-6
         )
     assert int(state.step) == 1
 
@@ -55,7 +44,7 @@ def test_two_steps_are_pytorch_nesterov_sgd(net, small):
     step, state = make_train_step(optimizer), fresh(net, optimizer)
     for number in range(2):
         x, y = small.batch(number)
-        grads = jax.grad(narrow_loss)(weights, x, y, 8)
+        grads = jax.grad(label_loss)(weights, x, y, 8)
         grads = jax.tree.map(lambda g, w: g + decay * w, grads, weights)
         buffers = jax.tree.map(lambda b, g: momentum * b + g, buffers, grads)
         weights = jax.tree.map(

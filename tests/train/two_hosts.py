@@ -1,6 +1,6 @@
 """One of several processes of `test_hosts`: trains, and prints its losses as JSON.
 
-python tests/train/two_hosts.py PORT NUMBER COUNT FSDP
+python tests/train/two_hosts.py PORT NUMBER COUNT FSDP FOLDER
 """
 
 import json
@@ -57,6 +57,9 @@ def main(port: str, number: int, count: int, fsdp: int, folder: str) -> None:
     placement = Placement(Placement.over(fsdp=fsdp).mesh, smallest=16)
     state = TrainState.create(net, optimizer, key=jax.random.key(0))
     state = placement.state(state)
+    again = placement.state(state)  # what lies on other hosts cannot be placed twice
+    pairs = zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True)
+    stays = all(a is b for a, b in pairs)
     step = make_train_step(optimizer, placement=placement)
     draw = schedules.random(RATES, seed=5)
     batches = data.train_batches(x, y, 8, seed=0, host=(number, count))
@@ -82,6 +85,7 @@ def main(port: str, number: int, count: int, fsdp: int, folder: str) -> None:
                 "rates": rates,
                 "accuracy": list(accuracy.values()),
                 "restores": restores,
+                "stays": stays,
                 "weights": float(squares(state.net.variables)),
             }
         )
