@@ -101,9 +101,11 @@ class Report:
             units = f"{group['size'] / group['unit']:g} x {group['unit']}"
             widths = [str(width) for width in group["widths"].values()]
             rows.append([name, units, *widths, str(len(group["leaves"]))])
-        elastic = data["elastic"]
+        elastic, count = data["elastic"], len(data["groups"])
         lines = [
-            f"{len(data['groups'])} groups of axes narrow, each to a prefix. They run",
+            "1 group of axes narrows, to a prefix. It runs"
+            if count == 1
+            else f"{count} groups of axes narrow, each to a prefix. They run",
             f"through {elastic['parameters']:.1%} of the parameters and "
             f"{elastic['flops']:.1%} of the FLOPs.",
         ]

@@ -143,7 +143,7 @@ class Theirs:
         self._autocast = torch.autocast(
             self._device, dtype=torch.bfloat16, enabled=on_gpu
         )
-        self._model = torch.compile(model) if on_gpu else model
+        self._model = torch.compile(model, dynamic=False) if on_gpu else model
         self._optimizer = torch.optim.SGD(
             model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
         )
