@@ -10,6 +10,14 @@ from mslice_jax.train.interrupts import stop_on_interrupt
 BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """A shell starts what runs in its background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("sent", BOTH)
 def test_the_first_signal_only_asks(sent):
     before = [signal.getsignal(number) for number in BOTH]
