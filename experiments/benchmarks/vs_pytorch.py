@@ -13,7 +13,8 @@ On CPU both compute in float32, PyTorch eagerly, images channels last, which is 
 faster layout here. On a GPU both compute in bfloat16 with float32 weights: PyTorch with
 autocast, channels_last and torch.compile.
 
-Expected on two CPU cores: at least 0.9 for VGG-11 and 0.6 for ResNet-29; on a GPU 1.2.
+Expected on two CPU cores: 0.6 or more for ResNet-29 and about 0.7 for VGG-11 in
+training, 0.75 to 0.85 in inference (`experiments/LOG.md` tells why); on a GPU 1.2.
 `--profile` says where our time goes: for each kind of operation of the step its share.
 """
 
