@@ -121,14 +121,20 @@ def test_pooling_gives_equal_entries_the_gradient_of_the_first(window):
     assert_close(own, plain)
 
 
-def test_overlapping_windows_are_left_to_xla(net_and_images):
+@pytest.mark.parametrize(
+    ("window", "stride"),
+    [(3, 2), (16, 16)],
+    ids=["overlapping", "large"],  # each place of a large one would be a comparison
+)
+def test_windows_that_are_left_to_xla(window, stride):
     class Pool(nn.Module):
         @nn.compact
         def __call__(self, x):
-            x = nn.max_pool(nn.Conv(8, (3, 3))(x), (3, 3), strides=(2, 2))
+            x = nn.Conv(8, (3, 3))(x)
+            x = nn.max_pool(x, (window, window), strides=(stride, stride))
             return nn.Dense(2)(x.mean((1, 2)))
 
-    model, x = Pool(), jnp.ones((2, 9, 9, 3))
+    model, x = Pool(), jnp.ones((2, 32, 32, 3))
     net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=(0.5, 1.0))
     assert operations(jax.grad(loss), net, x)["select_and_scatter"] == 1
 
@@ -214,17 +220,3 @@ def test_it_stands_for_a_jitted_function_everywhere():
     assert identity.eval_shape(jnp.ones(2)).shape == (2,)
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = identity.no_such_thing
-
-
-def test_large_windows_are_left_to_xla():
-    """A comparison for each of their places would take long to compile."""
-
-    class Pool(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.max_pool(nn.Conv(8, (3, 3))(x), (16, 16), strides=(16, 16))
-            return nn.Dense(2)(x.mean((1, 2)))
-
-    model, x = Pool(), jnp.ones((2, 32, 32, 3))
-    net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=(0.5, 1.0))
-    assert operations(jax.grad(loss), net, x)["select_and_scatter"] == 1
