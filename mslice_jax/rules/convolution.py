@@ -48,13 +48,8 @@ def with_cpu_gradient(
             lhs, rhs, cpu=lambda lhs, rhs: _as_products(lhs, rhs, params), default=run
         )
 
-    def of_filters(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        if not own_cpu_program.value or larger(lhs, rhs) or _one_pixel(rhs, params):
-            return products(lhs, rhs)
+    def transposed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _as_its_gradient_likes(lhs, rhs, params)
-
-    def larger(lhs: jax.Array, rhs: jax.Array) -> bool:
-        return _window_is_larger(lhs, rhs, params)
 
     @jax.custom_jvp
     def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -62,13 +57,15 @@ def with_cpu_gradient(
 
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         (lhs, rhs), (lhs_moves, rhs_moves) = primals, tangents
-        forward = products if larger(lhs, rhs) else run
+        larger, one_pixel = _window_is_larger(lhs, rhs, params), _one_pixel(rhs, params)
+        forward = products if larger else run
+        # Spread out by its stride, the cotangent would be mostly zeros.
+        skips = one_pixel and math.prod(params["window_strides"]) > 1
+        of_images = products if skips else forward
+        fast = own_cpu_program.value and not (larger or one_pixel)
+        of_filters = transposed if fast else products
         terms = []
         if not isinstance(lhs_moves, SymbolicZero):
-            strided = (
-                _one_pixel(rhs, params) and math.prod(params["window_strides"]) > 1
-            )
-            of_images = products if strided else forward
             terms.append(of_images(lhs_moves, rhs))
         if not isinstance(rhs_moves, SymbolicZero):
             terms.append(of_filters(lhs, rhs_moves))
