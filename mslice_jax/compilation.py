@@ -19,10 +19,13 @@ import jax
 from jax import lax
 from jax.core import Tracer
 
-own_cpu_program: Any = jax.make_user_context(False)
-"""Whether what is traced will be compiled for CPU by `jit`; JAX's caches know of it."""
+own_cpu_program: Any = jax.make_user_context("")
+"""In what is traced to be compiled for CPU by `jit`: who computes its convolutions,
+"eigen" or "onednn". Empty in other programs. JAX's caches know of it."""
 
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+# Faster still, from jaxlib 0.11 on, but XLA cannot write such programs to a cache.
+_ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _OPTIONS = {
     _YNNPACK: "",  # what to give to it
     # Kernels run in parallel inside; side by side they only get in each other's way.
@@ -56,10 +59,11 @@ def jit(fun: Callable[..., Any], **options: Any) -> Any:
     if _YNNPACK not in known:
         return jax.jit(fun, **options)
     known = known | (options.pop("compiler_options", None) or {})
+    library = "onednn" if known.get(_ONEDNN) else "eigen"
 
     @functools.wraps(fun)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        with own_cpu_program(True):
+        with own_cpu_program(library):
             return fun(*args, **kwargs)
 
     outside = jax.jit(traced, compiler_options=known, **options)

@@ -1,5 +1,7 @@
 """Programs of our own on CPU: other derivatives and options, the same numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,46 @@ def test_second_derivatives_and_forward_mode(net_and_images):
         return jax.jvp(lambda x: ms.slice_apply(net, x, 0.5), (x,), (x + 1,))
 
     assert_close(ms.jit(forward)(x), jax.jit(forward)(x))
+
+
+@pytest.fixture
+def without_cache():
+    """XLA cannot write programs with oneDNN to it."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.mark.parametrize("features", [1, 4], ids=["plain", "grouped"])
+@pytest.mark.usefixtures("without_cache")
+def test_with_onednn(features):
+    x = jax.random.normal(jax.random.key(0), (8, 16, 12, 3))
+    model = nn.Sequential(
+        [
+            nn.Conv(8, (3, 3)),
+            nn.relu,
+            nn.Conv(8, (3, 3), strides=2, padding=2, feature_group_count=features),
+            nn.relu,
+            nn.Conv(6, (2, 3), kernel_dilation=2, padding="VALID"),
+        ]
+    )
+    net = ms.upgrade(model, model.init(jax.random.key(1), x), x, rates=(0.5, 1.0))
+    options = {compilation._ONEDNN: True}
+    with_onednn = functools.partial(ms.jit, compiler_options=options)
+
+    def run(net, x):
+        return ms.slice_apply(net, x, 0.5)
+
+    assert_close(with_onednn(run)(net, x), jax.jit(run)(net, x))
+    own, plain = (gradients(jit, loss, net, x) for jit in (with_onednn, jax.jit))
+    assert_close(own, plain)
+    # Filter gradients, of which those with groups are as JAX has them.
+    compiled = with_onednn(jax.grad(loss)).lower(net, x).compile().as_text()
+    if "__onednn$convolution" in compiled:  # jaxlib 0.11, on x86
+        left = [x for x in compiled.splitlines() if " convolution(" in x and "_-" in x]
+        assert len(left) == (3 if features == 1 else 2)
 
 
 def test_gradients_inside_a_loop(net_and_images):

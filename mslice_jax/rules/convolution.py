@@ -8,7 +8,8 @@ images at a time go into the cache; the sum over them is a scan.
 
 Programs of our own (`compilation.jit`) leave YNNPACK out. There only windows of one
 pixel, or larger than the image, become products; for others XLA's convolution is the
-faster, in the one layout that it has code for.
+faster, in the one layout that it has code for. (oneDNN, where that computes the others,
+has no filter gradients in XLA, and is slow at convolutions with such windows.)
 
 What is written here is the tangent, which is linear: JAX transposes it into those
 products, and forward mode, vmap and second derivatives work as for any function. A
@@ -110,11 +111,14 @@ def _as_its_gradient_likes(
     out, into, *window = numbers.rhs_spec
     last, *places = len(space) + 1, *range(len(space))
     inner = [1 + i for i in places]
+    images, padding = lhs.transpose(channel, *space, batch), params["padding"]
+    if own_cpu_program.value == "onednn":
+        images, padding = _for_eigen(images, padding)
     y = lax.conv_general_dilated(
-        lhs.transpose(channel, *space, batch),
+        images,
         rhs.transpose(into, *window, out),
         params["window_strides"],
-        params["padding"],
+        padding,
         rhs_dilation=params["rhs_dilation"],
         dimension_numbers=lax.ConvDimensionNumbers(
             lhs_spec=(last, 0, *inner),
@@ -125,6 +129,21 @@ def _as_its_gradient_likes(
         preferred_element_type=params["preferred_element_type"],
     )
     return y.transpose(_order_of(numbers.out_spec, (last - 1, last, *places)))
+
+
+def _for_eigen(
+    images: jax.Array, padding: Sequence[tuple[int, int]]
+) -> tuple[jax.Array, list[tuple[int, int]]]:
+    """Images (c, h, w, b) with one row too many, and the padding that takes it away.
+
+    XLA leaves a convolution with negative padding to its own code, and so its gradient.
+    The row is of ones, for padding with zeros would be joined to that of the window.
+    """
+    (low, high), *others = padding
+    for value, rows in ((0, high), (1, 1)):
+        config = [(0, 0, 0), (0, rows, 0)] + [(0, 0, 0)] * (images.ndim - 2)
+        images = lax.pad(images, jnp.asarray(value, images.dtype), config)
+    return images, [(low, -1), *others]
 
 
 def _order_of(target: Sequence[int], source: Sequence[int]) -> list[int]:
