@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..norms import group_count
+from ..norms import group_count, group_norm
 from .base import ModuleFunction, Path, collections_per_rate
 
 
@@ -135,19 +135,16 @@ class _GroupNorms:
                 f"norm='group' expects a batch norm over one axis without a mask at "
                 f"{'/'.join(module.path)}; use norm='switchable' or 'shared'."
             )
-        groups = group_count(x.shape[module.axis], self.groups)
-        norm = nn.GroupNorm(
-            num_groups=groups,
+        params = module.variables.get("params", {})
+        y = group_norm(
+            jnp.moveaxis(x, module.axis, -1),
+            params.get("scale"),
+            params.get("bias"),
+            groups=group_count(x.shape[module.axis], self.groups),
             epsilon=module.epsilon,
+            fast_variance=module.use_fast_variance,
             dtype=module.dtype,
-            param_dtype=module.param_dtype,
-            use_bias=module.use_bias,
-            use_scale=module.use_scale,
-            use_fast_variance=module.use_fast_variance,
-            parent=None,
         )
-        arrays = dict(module.variables.get("params", {}))
-        y: Any = norm.apply({"params": arrays}, jnp.moveaxis(x, module.axis, -1))
         return jnp.moveaxis(y, -1, module.axis)
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..norms import group_count
+from ..norms import group_count, group_norm
 from .base import ModuleFunction, Path, as_array, collections_per_rate
 
 CONSTANTS = "constants"
@@ -210,7 +210,15 @@ class GroupNorm(nnx.GroupNorm):
                 "norm='group' expects batch norms that are called without a mask; use "
                 "norm='switchable' or 'shared'."
             )
-        y = super().__call__(jnp.moveaxis(x, self.axis, -1))
+        y = group_norm(
+            jnp.moveaxis(x, self.axis, -1),
+            None if self.scale is None else self.scale[...],
+            None if self.bias is None else self.bias[...],
+            groups=self.num_groups,
+            epsilon=self.epsilon,
+            fast_variance=self.use_fast_variance,
+            dtype=self.dtype,
+        )
         return jnp.moveaxis(y, -1, self.axis)
 
 

@@ -20,7 +20,7 @@ from jax import lax
 
 from .base import Dim, Narrow, Summed, Tie, Value, rule
 from .elementwise import known_number
-from .spread import spread
+from .rows import spread
 
 _SMALL = 1e-3  # up to here a number added to a sum is there against a division by zero
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from . import pooling
+from . import pooling, rows
 from .base import Dim, Dims, Narrow, Tie, Value, rule, sum_over
 
 
@@ -11,7 +11,11 @@ def _remaining(dims: Sequence[Dim], axes: Sequence[int]) -> tuple[Dim, ...]:
     return tuple(dim for i, dim in enumerate(dims) if i not in axes)
 
 
-@rule("reduce_sum")
+def _narrow_sum(n: Narrow, x: Any) -> Any:
+    return rows.total(n.bind, x, n.params["axes"])
+
+
+@rule("reduce_sum", narrow=_narrow_sum)
 def tie_sum(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a): the sum remembers what it ran over, see `means`."""
     x, axes = t.ins[0], t.params["axes"]
