@@ -238,6 +238,38 @@ def test_what_goes_with_every_row(first):
     assert operations(jax.grad(loss), net, x)["dot_general"] > 4
 
 
+@pytest.mark.parametrize("axes", [(1, 2), (0, 1, 2), (2,)])
+def test_sums_over_rows(axes):
+    def fun(variables, x):
+        y = jnp.square(x @ variables["w"]).sum(axes)
+        return y.reshape(-1, 8) @ variables["out"]
+
+    keys = iter(jax.random.split(jax.random.key(0), 3))
+    variables = {
+        "w": jax.random.normal(next(keys), (3, 8)),
+        "out": jax.random.normal(next(keys), (8, 2)),
+    }
+    x = jax.random.normal(next(keys), (8, 16, 128, 3))
+    net = ms.upgrade(fun, variables, x, rates=(0.5, 1.0))
+
+    def run(net, x):
+        return ms.slice_apply(net, x, 0.5)
+
+    assert_close(ms.jit(run)(net, x), jax.jit(run)(net, x))
+    assert operations(run, net, x) == {
+        "select_and_scatter": 0,
+        "dot_general": 3,
+        "reduce": 0,
+    }
+    own, plain = (gradients(jit, loss, net, x) for jit in (ms.jit, jax.jit))
+    assert_close(own, plain, 1e-4)
+
+    def forward(x):
+        return jax.jvp(lambda x: run(net, x), (x,), (x + 1,))
+
+    assert_close(ms.jit(forward)(x), jax.jit(forward)(x), 1e-4)
+
+
 def test_inside_another_jit_without_traced_arguments(net_and_images):
     net, x = net_and_images
     teacher = ms.jit(lambda net, x: ms.slice_apply(net, x, 1.0))

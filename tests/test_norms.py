@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.norms import group_count
+from mslice_jax.norms import group_count, group_norm
 
 RATES = (0.25, 0.5, 1.0)
 
@@ -66,6 +66,60 @@ def test_group_norm(rate):
     h = h.reshape(8, width) * norm["scale"][:width] + norm["bias"][:width]
     expected = head(tree, h, width)
     np.testing.assert_allclose(ms.slice_apply(net, x, rate), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "two_passes"])
+@pytest.mark.parametrize(
+    ("shape", "scale", "bias", "dtype"),
+    [
+        ((4, 5, 6, 12), True, True, None),
+        ((4, 5, 6, 12), False, True, None),
+        ((4, 12), True, False, None),
+        ((2, 3, 4, 5, 12), False, False, None),
+        ((4, 5, 6, 12), True, True, jnp.bfloat16),
+        ((0, 5, 6, 12), True, True, None),
+    ],
+    ids=["images", "no_scale", "vectors", "volumes", "bfloat16", "empty"],
+)
+def test_group_norm_is_that_of_flax(shape, scale, bias, dtype, fast):
+    rng = np.random.default_rng(0)
+    x = 3 + 2 * rng.normal(size=shape).astype(np.float32)
+    names = ["scale"] * scale + ["bias"] * bias
+    params = {name: rng.normal(size=12).astype(np.float32) for name in names}
+    flax = nn.GroupNorm(
+        4,
+        epsilon=1e-3,
+        dtype=dtype,
+        use_scale=scale,
+        use_bias=bias,
+        use_fast_variance=fast,
+    )
+
+    def ours(params, x):
+        return group_norm(
+            x,
+            params.get("scale"),
+            params.get("bias"),
+            groups=4,
+            epsilon=1e-3,
+            fast_variance=fast,
+            dtype=dtype,
+        )
+
+    def theirs(params, x):
+        return flax.apply({"params": params}, x)
+
+    found, expected = ours(params, x), theirs(params, x)
+    assert found.dtype == expected.dtype
+    tolerance = 2e-5 if dtype is None else 2e-2  # of which bfloat16 has eight bits
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+    weights = rng.normal(size=shape).astype(np.float32)
+    slopes = [
+        jax.grad(lambda p, x, f=f: (f(p, x) * weights).sum(), argnums=(0, 1))(params, x)
+        for f in (ours, theirs)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, slopes), strict=True):
+        np.testing.assert_allclose(a, b, rtol=10 * tolerance, atol=10 * tolerance)
 
 
 def test_group_norm_along_another_axis():
