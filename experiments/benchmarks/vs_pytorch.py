@@ -13,8 +13,9 @@ On CPU both compute in float32, PyTorch eagerly, images channels last, which is 
 faster layout here. On a GPU both compute in bfloat16 with float32 weights: PyTorch with
 autocast, channels_last and torch.compile.
 
-Expected on two CPU cores: 0.6 or more for ResNet-29 and about 0.7 for VGG-11 in
-training, 0.75 to 0.85 in inference (`experiments/LOG.md` tells why); on a GPU 1.2.
+Expected on two CPU cores: 0.7 or more in training; in inference 0.85 or more for
+ResNet-29, 0.7 to 0.9 for VGG-11, and with `--onednn` 0.85 to 1.05 for both
+(`experiments/LOG.md` tells why); on a GPU 1.2.
 `--profile` says where our time goes: the share of each kind of operation in that of a
 step. On CPU convolutions run in threads that XLA's profiler does not see, so theirs is
 what the others leave.
@@ -67,6 +68,9 @@ class Config:
     image_size: int = 32
     """Pixels on a side."""
     rounds: int = 9
+    onednn: bool = False
+    """Whether oneDNN computes the convolutions of inference: jaxlib 0.11 on an x86 CPU.
+    PyTorch's are its own there anyway."""
     profile: bool = False
     """Whether to say where the time of a step goes, instead of comparing."""
     out: pathlib.Path | None = None
@@ -105,7 +109,12 @@ class Ours:
         self._step = make_train_step(
             optimizer, compute_dtype=self.dtype if on_gpu else None
         )
-        self._apply = ms.jit(ms.slice_apply, static_argnums=2)
+        options = {"xla_cpu_experimental_onednn_custom_call": True}
+        self._apply = ms.jit(
+            ms.slice_apply,
+            static_argnums=2,
+            compiler_options=options if config.onednn else None,
+        )
         self._small = {rate: ms.extract(net, rate) for rate in config.rates}
         if on_gpu:
             self._small, self.x = jax.tree.map(self._cast, (self._small, self.x))
