@@ -14,7 +14,7 @@ faster layout here. On a GPU both compute in bfloat16 with float32 weights: PyTo
 autocast, channels_last and torch.compile.
 
 Expected on two CPU cores: 0.7 or more in training; in inference 0.85 or more for
-ResNet-29, 0.7 to 0.9 for VGG-11, and with `--onednn` 0.85 to 1.05 for both
+ResNet-29, 0.7 to 0.9 for VGG-11, and with `--onednn` 1.1 or more and 0.95 or more
 (`experiments/LOG.md` tells why); on a GPU 1.2.
 `--profile` says where our time goes: the share of each kind of operation in that of a
 step. On CPU convolutions run in threads that XLA's profiler does not see, so theirs is
