@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mslice_jax.norms import group_norm
 from tests.citizens.citizen import (
     Citizen,
     Tree,
@@ -27,7 +28,15 @@ def norm(features: int, groups: int | None) -> Any:
     """A batch norm, or (groups given) the group norm that 'group' puts in its place."""
     if groups is None:
         return nnx.BatchNorm(features, momentum=0.9, rngs=nnx.Rngs(0))
-    return nnx.GroupNorm(features, num_groups=groups, epsilon=1e-5, rngs=nnx.Rngs(0))
+    return GroupNorm(features, num_groups=groups, epsilon=1e-5, rngs=nnx.Rngs(0))
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Rounds as `upgrade` does; `tests/test_norms.py` compares with Flax and NumPy."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale, bias = self.scale[...], self.bias[...]
+        return group_norm(x, scale, bias, groups=self.num_groups, epsilon=self.epsilon)
 
 
 def built(model: nnx.Module) -> nnx.Module:
