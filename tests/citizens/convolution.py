@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from mslice_jax.norms import group_norm
+from experiments.benchmarks.hand_written import GroupNorm
 from tests.citizens.citizen import (
     Citizen,
     Tree,
@@ -25,19 +25,6 @@ def norm(name: str, groups: int | None, train: bool) -> nn.Module:
     if groups is None:
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)
     return GroupNorm(groups, name=name)
-
-
-class GroupNorm(nn.Module):
-    """Rounds as `upgrade` does; `tests/test_norms.py` compares with Flax and NumPy."""
-
-    groups: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        size = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, size)
-        bias = self.param("bias", nn.initializers.zeros, size)
-        return group_norm(x, scale, bias, groups=self.groups, epsilon=1e-5)
 
 
 class Vgg(nn.Module):
