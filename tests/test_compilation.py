@@ -99,15 +99,15 @@ def without_cache():
     jax.config.update(name, before)
 
 
-@pytest.mark.parametrize("features", [1, 4], ids=["plain", "grouped"])
+@pytest.mark.parametrize("groups", [1, 4], ids=["plain", "grouped"])
 @pytest.mark.usefixtures("without_cache")
-def test_with_onednn(features):
+def test_with_onednn(groups):
     x = jax.random.normal(jax.random.key(0), (8, 16, 12, 3))
     model = nn.Sequential(
         [
             nn.Conv(8, (3, 3)),
             nn.relu,
-            nn.Conv(8, (3, 3), strides=2, padding=2, feature_group_count=features),
+            nn.Conv(8, (3, 3), strides=2, padding=2, feature_group_count=groups),
             nn.relu,
             nn.Conv(6, (2, 3), kernel_dilation=2, padding="VALID"),
         ]
@@ -126,7 +126,7 @@ def test_with_onednn(features):
     compiled = with_onednn(jax.grad(loss)).lower(net, x).compile().as_text()
     if "__onednn$convolution" in compiled:  # jaxlib 0.11, on x86
         left = [x for x in compiled.splitlines() if " convolution(" in x and "_-" in x]
-        assert len(left) == (3 if features == 1 else 2)
+        assert len(left) == (3 if groups == 1 else 2)
 
 
 def test_gradients_inside_a_loop(net_and_images):
