@@ -30,6 +30,7 @@ _OPTIONS = {
     _YNNPACK: "",  # what to give to it
     # Kernels run in parallel inside; side by side they only get in each other's way.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 
 

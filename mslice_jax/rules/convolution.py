@@ -27,6 +27,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from ..compilation import own_cpu_program
+from . import winograd
 
 COLUMNS = 4 * 2**20
 """How many bytes of columns are made at a time."""
@@ -52,8 +53,25 @@ def with_cpu_gradient(
     def transposed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _as_its_gradient_likes(lhs, rhs, params)
 
+    import os
+    mode = os.environ.get("WINO", "")
+    def plain(l, r, p):
+        p = {k: v for k, v in p.items() if k != "rhs_shape"}
+        return lax.conv_general_dilated_p.bind(l, r, **p)
+    bar = lax.optimization_barrier if "b" in mode else (lambda x: x)
+    def wino(lhs, rhs):
+        return winograd.convolve(lhs, rhs, params, plain)
+    def wino_images(lhs, rhs):
+        return bar(winograd.convolve(lhs, rhs, params, plain, "k" in mode))
+    def transposed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return bar(_as_its_gradient_likes(lhs, rhs, params))
+    def wino_t(lhs, rhs):
+        return winograd.convolve(lhs, rhs, params, _as_its_gradient_likes)
+
     @jax.custom_jvp
     def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        if mode and mode[0]!="0" and own_cpu_program.value and winograd.applies(lhs, rhs, params):
+            return wino(lhs, rhs)
         return run(lhs, rhs)
 
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
@@ -65,11 +83,16 @@ def with_cpu_gradient(
         of_images = products if skips else forward
         fast = own_cpu_program.value and not (larger or one_pixel)
         of_filters = transposed if fast else products
+        if mode and mode[0]!="0" and own_cpu_program.value and winograd.applies(lhs, rhs, params):
+            forward = wino
+            of_images = wino_images
         terms = []
         if not isinstance(lhs_moves, SymbolicZero):
             terms.append(of_images(lhs_moves, rhs))
         if not isinstance(rhs_moves, SymbolicZero):
             terms.append(of_filters(lhs, rhs_moves))
+        if "a" in mode: terms = [bar(t) for t in terms]
+        if "x" in mode: lhs, rhs = bar((lhs, rhs))
         out = forward(lhs, rhs)
         return out, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(out)
 
