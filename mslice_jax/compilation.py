@@ -3,8 +3,8 @@
 XLA's CPU backend gives convolutions and reductions to YNNPACK, whose filter gradients
 take up to four times as long as those of XLA's own code, and whose forward pass of a
 convolutional network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option
-of the compiler leaves it out, and the rules choose the derivatives that are fast then
-(`rules.convolution`, `rules.pooling`, `rules.rows`).
+of the compiler leaves it out, and the rules choose the forms and derivatives that are
+fast then (`rules.convolution`, `rules.winograd`, `rules.pooling`, `rules.rows`).
 
 The numbers are the same up to rounding. So this is not done behind a user's own
 `jax.jit`, where rate 1 is bit for bit the network that was upgraded.
@@ -30,6 +30,7 @@ _OPTIONS = {
     _YNNPACK: "",  # what to give to it
     # Kernels run in parallel inside; side by side they only get in each other's way.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    # Before jaxlib 0.12 this pass took optimization barriers away before fusion.
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 

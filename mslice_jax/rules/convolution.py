@@ -7,13 +7,15 @@ kernel or the cotangent, both run at the speed of a dense layer. The columns of 
 images at a time go into the cache; the sum over them is a scan.
 
 Programs of our own (`compilation.jit`) leave YNNPACK out. There only windows of one
-pixel, or larger than the image, become products; for others XLA's convolution is the
-faster, in the one layout that it has code for. (oneDNN, where that computes the others,
-has no filter gradients in XLA, and is slow at convolutions with such windows.)
+pixel, or larger than the image, become products; for the filter gradients of others
+XLA's convolution is the faster, in the one layout that it has code for. (oneDNN, where
+that computes the others, has no filter gradients in XLA, and is slow at convolutions
+with such windows.) Windows of three on images of many channels are computed as Winograd
+does, see `winograd`, forward too.
 
-What is written here is the tangent, which is linear: JAX transposes it into those
-products, and forward mode, vmap and second derivatives work as for any function. A
-convolution that is not differentiated, and other platforms, keep XLA's.
+What is written here is the tangent, which is linear: JAX transposes it, and forward
+mode, vmap and second derivatives work as for any function. In programs that are not our
+own a convolution that is not differentiated keeps XLA's, and so do other platforms.
 """
 
 import itertools
@@ -50,49 +52,42 @@ def with_cpu_gradient(
             lhs, rhs, cpu=lambda lhs, rhs: _as_products(lhs, rhs, params), default=run
         )
 
-    def transposed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    def for_filters(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _as_its_gradient_likes(lhs, rhs, params)
 
-    import os
-    mode = os.environ.get("WINO", "")
-    def plain(l, r, p):
-        p = {k: v for k, v in p.items() if k != "rhs_shape"}
-        return lax.conv_general_dilated_p.bind(l, r, **p)
-    bar = lax.optimization_barrier if "b" in mode else (lambda x: x)
-    def wino(lhs, rhs):
-        return winograd.convolve(lhs, rhs, params, plain)
-    def wino_images(lhs, rhs):
-        return bar(winograd.convolve(lhs, rhs, params, plain, "k" in mode))
-    def transposed(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return bar(_as_its_gradient_likes(lhs, rhs, params))
-    def wino_t(lhs, rhs):
-        return winograd.convolve(lhs, rhs, params, _as_its_gradient_likes)
+    def by_winograd(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return winograd.convolve(lhs, rhs, params)
+
+    def by_winograd_for_images(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return winograd.convolve(lhs, rhs, params, to_transpose=True)
+
+    def is_winograds(lhs: jax.Array, rhs: jax.Array) -> bool:
+        own = bool(own_cpu_program.value)
+        return own and winograd.applies(lhs, rhs, params)
 
     @jax.custom_jvp
     def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        if mode and mode[0]!="0" and own_cpu_program.value and winograd.applies(lhs, rhs, params):
-            return wino(lhs, rhs)
-        return run(lhs, rhs)
+        return (by_winograd if is_winograds(lhs, rhs) else run)(lhs, rhs)
 
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         (lhs, rhs), (lhs_moves, rhs_moves) = primals, tangents
         larger, one_pixel = _window_is_larger(lhs, rhs, params), _one_pixel(rhs, params)
-        forward = products if larger else run
-        # Spread out by its stride, the cotangent would be mostly zeros.
-        skips = one_pixel and math.prod(params["window_strides"]) > 1
-        of_images = products if skips else forward
         fast = own_cpu_program.value and not (larger or one_pixel)
-        of_filters = transposed if fast else products
-        if mode and mode[0]!="0" and own_cpu_program.value and winograd.applies(lhs, rhs, params):
-            forward = wino
-            of_images = wino_images
+        of_filters = for_filters if fast else products
+        if is_winograds(lhs, rhs):
+            forward, of_images = by_winograd, by_winograd_for_images
+            # Read several times here; XLA would compute it anew for each.
+            lhs = lax.optimization_barrier(lhs)
+        else:
+            forward = products if larger else run
+            # Spread out by its stride, the cotangent would be mostly zeros.
+            skips = one_pixel and math.prod(params["window_strides"]) > 1
+            of_images = products if skips else forward
         terms = []
         if not isinstance(lhs_moves, SymbolicZero):
             terms.append(of_images(lhs_moves, rhs))
         if not isinstance(rhs_moves, SymbolicZero):
             terms.append(of_filters(lhs, rhs_moves))
-        if "a" in mode: terms = [bar(t) for t in terms]
-        if "x" in mode: lhs, rhs = bar((lhs, rhs))
         out = forward(lhs, rhs)
         return out, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(out)
 
@@ -151,7 +146,7 @@ def _as_its_gradient_likes(
         precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
     )
-    return y.transpose(_order_of(numbers.out_spec, (last - 1, last, *places)))
+    return jnp.moveaxis(y, (last - 1, last, *places), numbers.out_spec)
 
 
 def _for_eigen(
@@ -167,14 +162,6 @@ def _for_eigen(
         config = [(0, 0, 0), (0, rows, 0)] + [(0, 0, 0)] * (images.ndim - 2)
         images = lax.pad(images, jnp.asarray(value, images.dtype), config)
     return images, [(low, -1), *others]
-
-
-def _order_of(target: Sequence[int], source: Sequence[int]) -> list[int]:
-    """The transpose that brings axis source[i] to place target[i], for each i."""
-    order = [0] * len(target)
-    for to, at in zip(target, source, strict=True):
-        order[to] = at
-    return order
 
 
 def _as_products(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
@@ -217,7 +204,7 @@ def _as_products(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.
         y = lax.map(lambda part: again(part, matrix), parts)
         y = y.reshape(-1, *shape, filters)
     channels_last = (0, y.ndim - 1, *range(1, y.ndim - 1))
-    y = y.transpose(_order_of(numbers.out_spec, channels_last))
+    y = jnp.moveaxis(y, channels_last, numbers.out_spec)
     return y.astype(params["preferred_element_type"] or lhs.dtype)
 
 
