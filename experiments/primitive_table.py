@@ -23,7 +23,6 @@ ELSEWHERE: dict[str, str] = {
     "box_get": _OBJECT,
     "box_set": _OBJECT,
     "broadcast_to": _REF,
-    "call_hi_primitive": _OBJECT,
     "call_hi_primitive_linearized": _OBJECT,
     "core_map": _KERNEL,
     "create_linear": _LINEAR,

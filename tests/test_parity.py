@@ -147,7 +147,10 @@ def test_deeper_resnets_equal_the_hand_written_narrow(depth, bottleneck):
     params = variables["params"]
     cut = oracle.cut_resnet(params, HALF_OF_RESNET, bottleneck=bottleneck)
     expected = jax.jit(oracle.resnet, static_argnums=2)(cut, x, oracle.group_norm(4))
-    np.testing.assert_allclose(ms.slice_apply(net, x, 0.5), expected, rtol=1e-5)
+    # Logits are sums of terms of about 1, also where they come out near zero.
+    np.testing.assert_allclose(
+        ms.slice_apply(net, x, 0.5), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 # One training step.

@@ -396,6 +396,11 @@ CASES = [
     Case("sort", lambda h, p: jnp.take_along_axis(h, jnp.argsort(h, 0), 0)),
     Case("scatter-add", lambda h, p: jax.ops.segment_sum(h, jnp.array([1, 0, 1, 3]), 4)),  # noqa: E501
     Case("gather", lambda h, p: jnp.interp(h, jnp.linspace(-3, 3, 5), jnp.arange(5.0) ** 2)),  # noqa: E501
+    *(
+        [Case("polynomial", lambda h, p: lax.polynomial(h, [1.0, 0.5, h]))]
+        if hasattr(lax, "polynomial")  # from jax 0.12 on
+        else []
+    ),
     Case("fft", lambda h, p: jnp.fft.fft(h, axis=0).real),
     Case("fft", lambda h, p: jnp.fft.rfft(h.T, n=6).imag.T),
     Case("cumlogsumexp", lambda h, p: lax.cumlogsumexp(h, 0)),
@@ -722,3 +727,31 @@ def test_a_loop_that_every_example_leaves_by_itself():
     np.testing.assert_array_equal(ms.slice_apply(net, x, 1.0), jax.jit(apply)(p, x))
     half = {"first": p["first"][:, :4], "second": p["second"][:4]}
     np.testing.assert_allclose(ms.slice_apply(net, x, 0.5), apply(half, x), rtol=1e-6)
+
+
+def test_a_composed_primitive_that_may_have_its_own_derivative_is_fixed():
+    hijax = pytest.importorskip("jax.experimental.hijax")
+    if not hasattr(hijax, "HiPrim"):
+        pytest.skip("composed primitives are of this kind from jax 0.12 on")
+
+    class Twice(hijax.HiPrim):
+        def __init__(self, aval):
+            self.in_avals, self.out_aval, self.params = (aval,), aval, {}
+            super().__init__()
+
+        def expand(self, x):
+            return 2 * x
+
+    def fn(p, x):
+        h = jnp.tanh(x @ p["a"]) @ p["b"]
+        return Twice(jax.typeof(h))(h) @ p["c"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"a": (5, 8), "b": (8, 8), "c": (8, 3)}
+    p = {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    net = ms.upgrade(fn, p, x, rates=(0.5, 1.0))
+    assert list(net.plan.groups) == ["a:1"]
+    assert "Twice has rules of its own" in str(ms.report(net))
+    by_hand = 2 * np.tanh(x @ p["a"][:, :4]) @ p["b"][:4] @ p["c"]
+    np.testing.assert_allclose(ms.slice_apply(net, x, 0.5), by_hand, rtol=1e-5)

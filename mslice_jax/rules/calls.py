@@ -16,7 +16,7 @@ from jax import dtypes
 from jax.extend import core
 
 from ..dims import Whole
-from .base import Narrow, Tie, Value, rule
+from .base import Dims, Narrow, Tie, Value, fix_everything, rule
 
 
 def _jaxpr(params: dict[str, Any]) -> Any:
@@ -53,6 +53,33 @@ def _narrow_remat(n: Narrow, *operands: Any) -> Any:
 def tie_remat(t: Tie) -> Sequence[Value]:
     """As jit; what is computed again in the backward pass stays so."""
     return _tie_call(t)
+
+
+def _expanded(prim: Any) -> Callable[..., Any]:
+    """What a composed primitive (jax.experimental.hijax) is made of."""
+
+    def run(*leaves: Any) -> Any:
+        return jax.tree.leaves(prim.expand(*jax.tree.unflatten(prim.in_tree, leaves)))
+
+    return run
+
+
+def _narrow_hi_primitive(n: Narrow, *operands: Any) -> Any:
+    return n.bind(*operands) if n.note is None else n.call(0, *operands)
+
+
+@rule("call_hi_primitive", narrow=_narrow_hi_primitive)
+def tie_hi_primitive(t: Tie) -> Sequence[Value | Dims]:
+    """As jit, for those of JAX's own functions; others may have their derivative."""
+    prim = t.params["_prim"]
+    # Of integers nobody takes a derivative, and NumPy's functions have the usual one.
+    integers = not any(jnp.issubdtype(out.dtype, jnp.inexact) for out in t.outs)
+    of_numpy = type(prim).__module__.startswith("jax._src.numpy.")
+    if prim.effects or not (integers or of_numpy):
+        return fix_everything(t, f"{type(prim).__name__} has rules of its own")
+    t.note("expanded")
+    types = _types(t.eqn.invars)
+    return t.call(jax.make_jaxpr(_expanded(prim))(*types), t.ins)
 
 
 def _narrow_jaxpr(n: Narrow, which: int, operands: Sequence[Any]) -> Any:

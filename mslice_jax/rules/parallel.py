@@ -15,10 +15,12 @@ from .base import Dim, Dims, Narrow, Tie, Value, rule
     "layout_constraint",
     "pvary",
     "preduced",
+    "reduced_vary_cast",
     "reduced_vary_cast_p",
     "relayout",
     "reshard",
     "sharding_constraint",
+    "vary_unreduced_cast",
     "vary_unreduced_cast_p",
     "with_memory_space_constraint",
 )
@@ -45,6 +47,12 @@ def tie_shard_alike(t: Tie) -> Sequence[Value]:
 def tie_collective(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a, b): entry by entry over devices, which all narrow alike."""
     return [Value(value.dims) for value in t.ins]
+
+
+@rule("pbroadcast_dynamic")
+def tie_pbroadcast_dynamic(t: Tie) -> Sequence[Value]:
+    """(a, b), source -> (a, b): what the device of that number has, on all devices."""
+    return [Value(t.ins[0].dims)]
 
 
 @rule("psum", "psum_invariant", "unreduced_psum")

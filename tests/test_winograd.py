@@ -1,0 +1,218 @@
+"""Winograd's convolution: the numbers of the plain one, from half the products."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+import mslice_jax as ms
+from mslice_jax import compilation
+from mslice_jax.rules import convolution, winograd
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+C, F = 32, 40  # channels and filters, as few as are computed so
+# lhs, rhs, strides, padding, dilation of the window, layout
+CASES = {
+    "same": ((2, 6, 8, C), (3, 3, C, F), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
+    "odd": ((2, 7, 9, C), (2, 3, C, F), (2, 1), ((1, 0), (0, 2)), (2, 1), NHWC),
+    "no_padding": ((1, 3, 6, C), (3, 3, C, F), (1, 1), ((0, 0), (0, 0)), (1, 1), NHWC),
+    "much_padding": (
+        (2, 3, 4, C), (3, 3, C, F), (1, 1), ((1, 1), (5, 6)), (1, 1), NHWC,
+    ),
+    "channels_first": (
+        (2, C, 5, 7), (F, C, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1),
+        ("NCHW", "OIHW", "NCHW"),
+    ),
+    "one_dimension": (
+        (2, 10, C), (3, C, F), (1,), ((2, 0),), (1,), ("NHC", "HIO", "NHC"),
+    ),
+    "three_dimensions": (
+        (1, 3, 4, 5, C), (1, 2, 3, C, F), (1, 2, 1), ((0, 0), (0, 1), (1, 1)),
+        (1, 1, 1), ("NDHWC", "DHWIO", "NDHWC"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """The plain convolution, its parameters, lhs, rhs, and a cotangent."""
+    lhs, rhs, strides, padding, dilation, layout = CASES[request.param]
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in (lhs, rhs))
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        rhs_dilation=dilation,
+        dimension_numbers=layout,
+    )
+    (eqn,) = jax.make_jaxpr(plain)(x, w).jaxpr.eqns
+    assert convolution.applies(x, eqn.params) and winograd.applies(x, w, eqn.params)
+    cotangent = rng.normal(size=jax.eval_shape(plain, x, w).shape).astype(np.float32)
+    return plain, eqn.params, x, w, cotangent
+
+
+def assert_close(found, expected):
+    """To a few roundings of the largest entry."""
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("to_transpose", [False, True])
+def test_numbers(case, to_transpose):
+    plain, params, x, w, _ = case
+
+    def ours(x, w):
+        return winograd.convolve(x, w, params, to_transpose=to_transpose)
+
+    found = jax.jit(ours)(x, w)
+    assert found.dtype == jnp.float32
+    assert_close(found, plain(x, w))
+
+
+def test_gradients(case):
+    """Those of the rule, which takes another form for each of the two operands."""
+    plain, params, x, w, cotangent = case
+    ours = convolution.with_cpu_gradient(plain, params)
+
+    def gradients(convolve, jit):
+        return jit(lambda x, w: jax.vjp(convolve, x, w)[1](cotangent))(x, w)
+
+    found, expected = gradients(ours, ms.jit), gradients(plain, jax.jit)
+    for mine, other in zip(found, expected, strict=True):
+        assert_close(mine, other)
+
+
+def test_the_matrices_compute_a_product_of_polynomials():
+    a, g, b = (m.astype(np.float64) for m in winograd.matrices())
+    assert (a.shape, g.shape, b.shape) == ((4, 6), (6, 3), (6, 6))
+    assert (b == np.round(b)).all()
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=6), rng.normal(size=3)
+    by_hand = [x[i] * w[0] + x[i + 1] * w[1] + x[i + 2] * w[2] for i in range(4)]
+    np.testing.assert_allclose(a @ ((g @ w) * (b @ x)), by_hand, rtol=1e-5)
+
+
+def test_rounding_is_about_that_of_the_plain_sum():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 8, 8, 128))
+    w = rng.normal(size=(3, 3, 128, 64))
+    same = ((1, 1), (1, 1))
+    plain = functools.partial(
+        lax.conv_general_dilated, window_strides=(1, 1), padding=same,
+        dimension_numbers=NHWC,
+    )  # fmt: skip
+    small = x.astype(np.float32), w.astype(np.float32)
+    (eqn,) = jax.make_jaxpr(plain)(*small).jaxpr.eqns
+    with jax.enable_x64(True):
+        exact = np.asarray(plain(*(s.astype(np.float64) for s in small)))
+    found = jax.jit(lambda x, w: winograd.convolve(x, w, eqn.params))(*small)
+
+    def deviation(y):
+        return np.sqrt(np.mean((np.asarray(y, np.float64) - exact) ** 2))
+
+    assert deviation(found) < 4 * deviation(jax.jit(plain)(*small))
+
+
+def params_of(lhs, rhs, **changed):
+    """Of a convolution that would be Winograd's but for what is changed."""
+    options = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), **changed}
+    options["dimension_numbers"] = NHWC
+    convolve = functools.partial(lax.conv_general_dilated, **options)
+    (eqn,) = jax.make_jaxpr(convolve)(lhs, rhs).jaxpr.eqns
+    return eqn.params
+
+
+@pytest.mark.parametrize(
+    ("shapes", "changed"),
+    [
+        (((2, 8, 8, 31), (3, 3, 31, 64)), {}),
+        (((2, 8, 8, 64), (3, 3, 64, 31)), {}),
+        (((2, 8, 8, 64), (3, 1, 64, 64)), {}),
+        (((2, 8, 8, 64), (5, 5, 64, 64)), {}),
+        (((2, 8, 3, 64), (3, 3, 64, 64)), {}),
+        (((2, 8, 8, 64), (3, 3, 64, 64)), {"window_strides": (1, 2)}),
+        (((2, 8, 8, 64), (3, 3, 64, 64)), {"rhs_dilation": (1, 2)}),
+        (((2, 8, 8, 64), (3, 3, 64, 64)), {"precision": lax.Precision.HIGHEST}),
+    ],
+    ids=[
+        "few_channels", "few_filters", "no_row", "five", "narrow_image", "strided",
+        "dilated", "precise",
+    ],
+)  # fmt: skip
+def test_convolutions_that_are_left_to_xla(shapes, changed):
+    lhs, rhs = (jnp.zeros(shape) for shape in shapes)
+    assert not winograd.applies(lhs, rhs, params_of(lhs, rhs, **changed))
+
+
+def test_half_precision_is_left_to_xla():
+    lhs = jnp.zeros((2, 8, 8, 64), jnp.bfloat16)
+    rhs = jnp.zeros((3, 3, 64, 64), jnp.bfloat16)
+    assert not winograd.applies(lhs, rhs, params_of(lhs, rhs))
+    lhs, rhs = lhs.astype(jnp.float32), rhs.astype(jnp.float32)
+    assert winograd.applies(lhs, rhs, params_of(lhs, rhs))
+
+
+@pytest.fixture(scope="module")
+def net_and_images():
+    model = nn.Sequential(
+        [nn.Conv(64, (3, 3)), nn.relu, nn.Conv(64, (3, 3)), nn.relu, nn.Conv(2, (1, 1))]
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    net = ms.upgrade(model, model.init(jax.random.key(1), x), x, rates=(0.5, 1.0))
+    return net, x
+
+
+def windows(jit, net, x):
+    """Of each convolution in a program the filters' shape."""
+    lowered = jit(lambda net, x: ms.slice_apply(net, x, 0.5)).lower(net, x)
+    lines = [x for x in lowered.as_text().splitlines() if "convolution(" in x]
+    return sorted(line.split("tensor<")[2].split("xf32")[0] for line in lines)
+
+
+@pytest.mark.skipif(
+    not compilation._known_options(), reason="only programs for CPU are made so"
+)
+def test_only_programs_of_our_own_are_made_so(net_and_images):
+    plain = ["1x1x32x2", "3x3x32x32", "3x3x3x32"]
+    assert windows(jax.jit, *net_and_images) == plain
+    six = ["1x1x32x2", *6 * ["3x1x32x32"], "3x3x3x32"]
+    assert windows(ms.jit, *net_and_images) == six
+
+
+def test_second_derivatives_forward_mode_and_vmap(net_and_images):
+    net, x = net_and_images
+
+    def loss(x):
+        return (ms.slice_apply(net, x, 0.5) ** 2).sum()
+
+    def all_of_them(x):
+        slope = jax.grad(lambda x: (jax.grad(loss)(x) ** 2).sum())(x)
+        _, moves = jax.jvp(loss, (x,), (x,))
+        each = jax.vmap(jax.grad(loss))(x[:, None])
+        return slope, moves, each
+
+    found, expected = ms.jit(all_of_them)(x), jax.jit(all_of_them)(x)
+    for mine, other in zip(found, expected, strict=True):
+        assert_close(mine, other)
+
+
+@pytest.mark.skipif(
+    not compilation._known_options(), reason="the option is for programs for CPU"
+)
+def test_a_barrier_holds_in_programs_of_our_own():
+    """Else XLA computes what stands before it once for each who reads it."""
+
+    def read_twice(x, y):
+        z = lax.optimization_barrier(x * y + 1)
+        return jnp.exp(z), z.T + 1
+
+    x = jnp.ones((256, 256))
+    text = ms.jit(read_twice).lower(x, x).compile().as_text()
+    entry = text[text.index("ENTRY") :]
+    readers = [line for line in entry.splitlines() if "fusion(%x.1, %y.1)" in line]
+    assert len(readers) == 1, readers
