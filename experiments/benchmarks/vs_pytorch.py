@@ -141,16 +141,15 @@ class Theirs:
     def __init__(self, name: str, ours: Ours):
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         on_gpu = self._device == "cuda"
-        layout = {"memory_format": torch.channels_last}
         model = (
             in_pytorch.SlicedVGG11()
             if name == "vgg11"
             else in_pytorch.SlicedResNet(int(name.removeprefix("resnet")))
         )
         in_pytorch.load(model, ours.params)
-        model = model.to(self._device, **layout)
+        model = model.to(self._device).to(memory_format=torch.channels_last)
         x = torch.from_numpy(np.array(ours.x, np.float32)).permute(0, 3, 1, 2)
-        self._x = x.to(self._device, **layout)
+        self._x = x.to(self._device, memory_format=torch.channels_last)
         self._labels = torch.from_numpy(np.array(ours.labels)).long().to(self._device)
         self._autocast = torch.autocast(
             self._device, dtype=torch.bfloat16, enabled=on_gpu

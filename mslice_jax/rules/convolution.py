@@ -62,8 +62,8 @@ def with_cpu_gradient(
         return winograd.convolve(lhs, rhs, params, to_transpose=True)
 
     def is_winograds(lhs: jax.Array, rhs: jax.Array) -> bool:
-        own = bool(own_cpu_program.value)
-        return own and winograd.applies(lhs, rhs, params)
+        own = own_cpu_program.value and not _window_is_larger(lhs, rhs, params)
+        return bool(own) and winograd.applies(lhs, rhs, params)
 
     @jax.custom_jvp
     def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
