@@ -30,7 +30,7 @@ _OPTIONS = {
     _YNNPACK: "",  # what to give to it
     # Kernels run in parallel inside; side by side they only get in each other's way.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
-    # Before jaxlib 0.12 this pass took optimization barriers away before fusion.
+    # In jaxlib 0.10 this pass takes optimization barriers away before fusion.
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 

@@ -1,7 +1,11 @@
-"""Is it as fast as the same networks sliced in PyTorch?
+r"""Is it as fast as the same networks sliced in PyTorch?
 
     pip install -e ".[pytorch]"
-    python -m experiments.benchmarks.vs_pytorch --out runs/vs_pytorch.json
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+        python -m experiments.benchmarks.vs_pytorch --out runs/vs_pytorch.json
+
+(Large pages, for both sides, on Linux: without them single rows depend on how the
+system hands out memory in that process, up to a factor of two.)
 
 ResNet-29 and VGG-11 (group norm, 32 x 32 images, batch 64), with the same weights on
 both sides: logits at every rate and the losses of a step must agree before anything is
@@ -13,8 +17,8 @@ On CPU both compute in float32, PyTorch eagerly, images channels last, which is 
 faster layout here. On a GPU both compute in bfloat16 with float32 weights: PyTorch with
 autocast, channels_last and torch.compile.
 
-Expected on two CPU cores: 0.7 or more in training; in inference 0.85 or more for
-ResNet-29, 0.7 to 0.9 for VGG-11, and with `--onednn` 1.1 or more and 0.95 or more
+Expected on two CPU cores: VGG-11 0.9 or more in training and 1.0 or more in inference;
+ResNet-29 0.7 or more in both, and with `--onednn` 1.1 or more in inference
 (`experiments/LOG.md` tells why); on a GPU 1.2.
 `--profile` says where our time goes: the share of each kind of operation in that of a
 step. On CPU convolutions run in threads that XLA's profiler does not see, so theirs is
