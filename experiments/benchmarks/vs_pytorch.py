@@ -145,7 +145,7 @@ class Theirs:
     def __init__(self, name: str, ours: Ours):
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         on_gpu = self._device == "cuda"
-        model = (
+        model: Any = (
             in_pytorch.SlicedVGG11()
             if name == "vgg11"
             else in_pytorch.SlicedResNet(int(name.removeprefix("resnet")))
