@@ -10,6 +10,7 @@ from jax import lax
 
 import mslice_jax as ms
 from mslice_jax.rules import convolution
+from tests.convolutions import prepared
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 # lhs, rhs, strides, padding, dilation of the window, layout
@@ -40,21 +41,9 @@ CASES = {
 @pytest.fixture(params=CASES)
 def case(request):
     """XLA's convolution, ours, lhs, rhs, and a cotangent."""
-    lhs, rhs, strides, padding, dilation, layout = CASES[request.param]
-    rng = np.random.default_rng(0)
-    x, w = (rng.normal(size=shape).astype(np.float32) for shape in (lhs, rhs))
-    xla = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=strides,
-        padding=padding,
-        rhs_dilation=dilation,
-        dimension_numbers=layout,
-    )
-    (eqn,) = jax.make_jaxpr(xla)(x, w).jaxpr.eqns
-    assert convolution.applies(x, eqn.params)
-    ours = convolution.with_cpu_gradient(xla, eqn.params)
-    cotangent = rng.normal(size=jax.eval_shape(xla, x, w).shape).astype(np.float32)
-    return xla, ours, x, w, cotangent
+    xla, params, x, w, cotangent = prepared(*CASES[request.param])
+    assert convolution.applies(x, params)
+    return xla, convolution.with_cpu_gradient(xla, params), x, w, cotangent
 
 
 def assert_close(found, expected, tolerance=1e-5):

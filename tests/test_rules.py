@@ -730,7 +730,9 @@ def test_a_loop_that_every_example_leaves_by_itself():
 
 
 def test_a_composed_primitive_that_may_have_its_own_derivative_is_fixed():
-    hijax = pytest.importorskip("jax.experimental.hijax")
+    hijax = pytest.importorskip(
+        "jax.experimental.hijax", reason="this JAX has no composed primitives"
+    )
     if not hasattr(hijax, "HiPrim"):
         pytest.skip("composed primitives are of this kind from jax 0.12 on")
 

@@ -12,6 +12,7 @@ from jax import lax
 import mslice_jax as ms
 from mslice_jax import compilation
 from mslice_jax.rules import convolution, winograd
+from tests.convolutions import prepared
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 C, F = 32, 40  # channels and filters, as few as are computed so
@@ -40,20 +41,9 @@ CASES = {
 @pytest.fixture(params=CASES)
 def case(request):
     """The plain convolution, its parameters, lhs, rhs, and a cotangent."""
-    lhs, rhs, strides, padding, dilation, layout = CASES[request.param]
-    rng = np.random.default_rng(0)
-    x, w = (rng.normal(size=shape).astype(np.float32) for shape in (lhs, rhs))
-    plain = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=strides,
-        padding=padding,
-        rhs_dilation=dilation,
-        dimension_numbers=layout,
-    )
-    (eqn,) = jax.make_jaxpr(plain)(x, w).jaxpr.eqns
-    assert convolution.applies(x, eqn.params) and winograd.applies(x, w, eqn.params)
-    cotangent = rng.normal(size=jax.eval_shape(plain, x, w).shape).astype(np.float32)
-    return plain, eqn.params, x, w, cotangent
+    plain, params, x, w, cotangent = prepared(*CASES[request.param])
+    assert convolution.applies(x, params) and winograd.applies(x, w, params)
+    return plain, params, x, w, cotangent
 
 
 def assert_close(found, expected):
@@ -147,6 +137,19 @@ def params_of(lhs, rhs, **changed):
 def test_convolutions_that_are_left_to_xla(shapes, changed):
     lhs, rhs = (jnp.zeros(shape) for shape in shapes)
     assert not winograd.applies(lhs, rhs, params_of(lhs, rhs, **changed))
+
+
+@pytest.mark.skipif(
+    not compilation._known_options(), reason="only programs for CPU are made so"
+)
+@pytest.mark.parametrize(("height", "count"), [(2, 1), (3, 6)])
+def test_windows_larger_than_the_image_are_not_taken(height, count):
+    same = ((1, 1), (1, 1))
+    shapes = (2, height, 8, C), (3, 3, C, F)
+    plain, params, x, w, _ = prepared(*shapes, (1, 1), same, (1, 1), NHWC)
+    ours = convolution.with_cpu_gradient(plain, params)
+    text = ms.jit(ours).lower(x, w).as_text()
+    assert text.count("stablehlo.convolution(") == count
 
 
 def test_half_precision_is_left_to_xla():
