@@ -10,14 +10,16 @@ Programs of our own (`compilation.jit`) leave YNNPACK out. There only windows of
 pixel, or larger than the image, become products; for the filter gradients of others
 XLA's convolution is the faster, in the one layout that it has code for. (oneDNN, where
 that computes the others, has no filter gradients in XLA, and is slow at convolutions
-with such windows.) Windows of three on images of many channels are computed as Winograd
-does, see `winograd`, forward too.
+with such windows.) Two kinds of convolutions have forms of their own, forward too: with
+windows of three on images of many channels (`winograd`), and with few filters
+(`few_channels`).
 
 What is written here is the tangent, which is linear: JAX transposes it, and forward
 mode, vmap and second derivatives work as for any function. In programs that are not our
 own a convolution that is not differentiated keeps XLA's, and so do other platforms.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -29,15 +31,17 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from ..compilation import own_cpu_program
-from . import winograd
+from . import few_channels, winograd
 
 COLUMNS = 4 * 2**20
 """How many bytes of columns are made at a time."""
 
 
-def with_cpu_gradient(
-    run: Callable[[jax.Array, jax.Array], jax.Array], params: dict[str, Any]
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+Form = Callable[[jax.Array, jax.Array], jax.Array]
+"""(lhs, rhs) -> the convolution."""
+
+
+def with_cpu_gradient(run: Form, params: dict[str, Any]) -> Form:
     """The convolution with other derivatives on CPU.
 
     Args:
@@ -45,6 +49,41 @@ def with_cpu_gradient(
       params: of `conv_general_dilated`, with one group and an undilated lhs.
     """
 
+    @jax.custom_jvp
+    def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        if not own_cpu_program.value:
+            return run(lhs, rhs)
+        return _forms(run, lhs, rhs, params).forward(lhs, rhs)
+
+    def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+        (lhs, rhs), (lhs_moves, rhs_moves) = primals, tangents
+        forms = _forms(run, lhs, rhs, params)
+        if forms.reads_often:
+            lhs = lax.optimization_barrier(lhs)
+        terms = []
+        if not isinstance(lhs_moves, SymbolicZero):
+            terms.append(forms.of_images(lhs_moves, rhs))
+        if not isinstance(rhs_moves, SymbolicZero):
+            terms.append(forms.of_filters(lhs, rhs_moves))
+        out = forms.forward(lhs, rhs)
+        return out, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(out)
+
+    convolve.defjvp(tangent, symbolic_zeros=True)
+    return convolve
+
+
+@dataclasses.dataclass(slots=True)
+class _Forms:
+    """What computes a convolution, and its tangents for moves of either operand."""
+
+    forward: Form
+    of_images: Form
+    of_filters: Form
+    reads_often: bool = False
+    """Whether lhs is read several times. XLA would compute it anew for each."""
+
+
+def _forms(run: Form, lhs: Any, rhs: Any, params: dict[str, Any]) -> _Forms:
     def products(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         if own_cpu_program.value:
             return _as_products(lhs, rhs, params)
@@ -52,47 +91,26 @@ def with_cpu_gradient(
             lhs, rhs, cpu=lambda lhs, rhs: _as_products(lhs, rhs, params), default=run
         )
 
-    def for_filters(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return _as_its_gradient_likes(lhs, rhs, params)
+    def of(form: Callable[..., jax.Array]) -> Form:
+        return lambda lhs, rhs: form(lhs, rhs, params)
 
-    def by_winograd(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return winograd.convolve(lhs, rhs, params)
-
-    def by_winograd_for_images(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return winograd.convolve(lhs, rhs, params, to_transpose=True)
-
-    def is_winograds(lhs: jax.Array, rhs: jax.Array) -> bool:
-        own = own_cpu_program.value and not _window_is_larger(lhs, rhs, params)
-        return bool(own) and winograd.applies(lhs, rhs, params)
-
-    @jax.custom_jvp
-    def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return (by_winograd if is_winograds(lhs, rhs) else run)(lhs, rhs)
-
-    def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        (lhs, rhs), (lhs_moves, rhs_moves) = primals, tangents
-        larger, one_pixel = _window_is_larger(lhs, rhs, params), _one_pixel(rhs, params)
-        fast = own_cpu_program.value and not (larger or one_pixel)
-        of_filters = for_filters if fast else products
-        if is_winograds(lhs, rhs):
-            forward, of_images = by_winograd, by_winograd_for_images
-            # Read several times here; XLA would compute it anew for each.
-            lhs = lax.optimization_barrier(lhs)
-        else:
-            forward = products if larger else run
-            # Spread out by its stride, the cotangent would be mostly zeros.
-            skips = one_pixel and math.prod(params["window_strides"]) > 1
-            of_images = products if skips else forward
-        terms = []
-        if not isinstance(lhs_moves, SymbolicZero):
-            terms.append(of_images(lhs_moves, rhs))
-        if not isinstance(rhs_moves, SymbolicZero):
-            terms.append(of_filters(lhs, rhs_moves))
-        out = forward(lhs, rhs)
-        return out, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(out)
-
-    convolve.defjvp(tangent, symbolic_zeros=True)
-    return convolve
+    if _window_is_larger(lhs, rhs, params):
+        return _Forms(products, products, products)
+    one_pixel = _one_pixel(rhs, params)
+    if one_pixel or not own_cpu_program.value:
+        # Spread out by its stride, the cotangent would be mostly zeros.
+        skips = one_pixel and math.prod(params["window_strides"]) > 1
+        return _Forms(run, products if skips else run, products)
+    forms = _Forms(run, run, of(_as_its_gradient_likes))
+    if winograd.applies(lhs, rhs, params):
+        forms.forward, forms.of_images = of(winograd.convolve), of(winograd.for_images)
+        forms.reads_often = True
+    if own_cpu_program.value == "eigen":  # oneDNN is as fast with few channels
+        if few_channels.applies(lhs, rhs, params):
+            forms.forward = forms.of_filters = of(few_channels.convolve)
+        if few_channels.applies_to_images(lhs, rhs, params):
+            forms.of_images = of(few_channels.for_images)
+    return forms
 
 
 def applies(lhs: Any, params: dict[str, Any]) -> bool:

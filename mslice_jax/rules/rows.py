@@ -21,6 +21,8 @@ from ..compilation import own_cpu_program
 # Smaller sums are not worth a product.
 _ROWS = 64
 _ENTRIES = 2**15
+# A product of fewer columns is slow: then several rows lie side by side in one.
+_COLUMNS = 16
 
 
 def total(run: Callable[[Any], Any], x: Any, axes: Sequence[int]) -> Any:
@@ -28,14 +30,14 @@ def total(run: Callable[[Any], Any], x: Any, axes: Sequence[int]) -> Any:
     axes = sorted(axes)
     if not own_cpu_program.value or not _are_rows(axes, x.shape, x.dtype):
         return run(x)
-    matrices, rows, columns = _matrices(axes, x.shape)
+    matrices, rows, abreast, columns = _matrices(axes, x.shape)
     kept = [n for i, n in enumerate(x.shape) if i not in axes]
 
     @jax.custom_jvp
     def add_up(x: jax.Array) -> jax.Array:
         ones = jnp.ones((matrices, 1, rows), x.dtype)
-        sums = lax.batch_matmul(ones, x.reshape(matrices, rows, columns))
-        return sums.reshape(kept)
+        sums = lax.batch_matmul(ones, x.reshape(matrices, rows, abreast * columns))
+        return sums.reshape(matrices, abreast, columns).sum(1).reshape(kept)
 
     @add_up.defjvp
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
@@ -72,11 +74,15 @@ def _are_rows(axes: Sequence[int], shape: Sequence[Any], dtype: Any) -> bool:
     )
 
 
-def _matrices(axes: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int]:
-    """How many matrices, of how many rows and columns."""
+def _matrices(axes: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """How many matrices, of how many rows, with how many of x abreast, and columns."""
     first, last = axes[0], axes[-1] + 1
     before, inside, after = shape[:first], shape[first:last], shape[last:]
-    return math.prod(before), math.prod(inside), math.prod(after)
+    matrices, rows, columns = math.prod(before), math.prod(inside), math.prod(after)
+    abreast = 1
+    while rows % 2 == 0 and 2 * abreast * columns <= _COLUMNS:
+        abreast, rows = 2 * abreast, rows // 2
+    return matrices, rows, abreast, columns
 
 
 def _repeated(x: Any, shape: tuple[int, ...]) -> list[int]:
@@ -85,7 +91,7 @@ def _repeated(x: Any, shape: tuple[int, ...]) -> list[int]:
 
 def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """x (b, 1, 1, c) -> (b, h, w, c), with a tangent that is a product with ones."""
-    matrices, rows, columns = _matrices(_repeated(x, shape), shape)
+    matrices, rows, abreast, columns = _matrices(_repeated(x, shape), shape)
 
     @jax.custom_jvp
     def repeat(x: jax.Array) -> jax.Array:
@@ -94,11 +100,12 @@ def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     @repeat.defjvp
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         (x,), (moves,) = primals, tangents
+        moves = jnp.tile(moves.reshape(matrices, 1, columns), abreast)
         if matrices == 1:
-            moves = jnp.ones((rows, 1), moves.dtype) @ moves.reshape(1, columns)
+            moves = jnp.ones((rows, 1), moves.dtype) @ moves[0]
         else:
             ones = jnp.ones((matrices, rows, 1), moves.dtype)
-            moves = lax.batch_matmul(ones, moves.reshape(matrices, 1, columns))
+            moves = lax.batch_matmul(ones, moves)
         return repeat(x), moves.reshape(shape)
 
     return repeat(x)

@@ -48,22 +48,23 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     )
 
 
-def convolve(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    params: dict[str, Any],
-    *,
-    to_transpose: bool = False,
-) -> jax.Array:
-    """The convolution of images (lhs) with filters (rhs).
+def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
+    """The convolution of images (lhs) with filters (rhs)."""
+    return _convolve(lhs, rhs, params, to_transpose=False)
 
-    Args:
-      lhs, rhs: as `lax.conv_general_dilated` takes them.
-      params: of that primitive.
-      to_transpose: whether the program is there to be transposed with respect to the
-        images. Then it reads filters with inputs and outputs exchanged, and is laid
-        out for that.
+
+def for_images(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
+    """The convolution, to be transposed with respect to the images.
+
+    The transpose reads filters with inputs and outputs exchanged, and this is laid out
+    for that.
     """
+    return _convolve(lhs, rhs, params, to_transpose=True)
+
+
+def _convolve(
+    lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], *, to_transpose: bool
+) -> jax.Array:
     numbers = params["dimension_numbers"]
     last, space = lhs.ndim - 1, range(1, lhs.ndim - 1)
     channels_last = (0, last, *space)

@@ -1,0 +1,120 @@
+"""Convolutions to few channels, in programs of our own on CPU: four pixels at a time.
+
+XLA's CPU backend multiplies a matrix of windows with one of filters, which is slow
+where there are but four or eight of them, as in the narrow networks that this package
+makes. A window that is three pixels longer sees all that four neighbours of a row are
+made of, and computes the four: its filters are the original ones, once for each pixel,
+shifted, with zeros beside them. There are a fourth as many windows; for three taps that
+is twice the multiplications, in a half to a third of the time (`experiments/LOG.md`).
+
+The sums have the same terms, and zeros.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+PIXELS = 4
+_CHANNELS = 8  # with more of them XLA is fast enough
+
+
+def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether this convolution of one group can be computed so, and gains from it."""
+    numbers, (low, high) = params["dimension_numbers"], params["padding"][-1]
+    reach = _reach(rhs, params)[-1]
+    width = lhs.shape[numbers.lhs_spec[-1]] + low + high - reach
+    return _gains(rhs, rhs.shape[numbers.rhs_spec[0]], width, params)
+
+
+def applies_to_images(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether that holds for the gradient of images, which is a convolution, too."""
+    numbers = params["dimension_numbers"]
+    filters, width = rhs.shape[numbers.rhs_spec[1]], lhs.shape[numbers.lhs_spec[-1]]
+    return (
+        _gains(rhs, filters, width, params)
+        and all(step == 1 for step in params["window_strides"])
+        and all(low >= 0 and high >= 0 for low, high in _padding(rhs, params))
+    )
+
+
+def _gains(rhs: Any, filters: int, width: int, params: dict[str, Any]) -> bool:
+    """Whether to compute so many filters, and pixels of a row."""
+    return (
+        filters <= _CHANNELS
+        and width > 0
+        and width % PIXELS == 0
+        and rhs.shape[params["dimension_numbers"].rhs_spec[-1]] > 1
+        and params["window_strides"][-1] == params["rhs_dilation"][-1] == 1
+        and rhs.dtype == jnp.float32
+    )
+
+
+def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
+    """The convolution of images (lhs) with filters (rhs)."""
+    numbers = params["dimension_numbers"]
+    last = lhs.ndim - 1
+    channels_last = (0, last, *range(1, last))
+    out_in_last = (last, last - 1, *range(last - 1))
+    kernel = jnp.moveaxis(rhs, numbers.rhs_spec, out_in_last)  # (kh, kw, in, out)
+    shifted = []
+    for pixel in range(PIXELS):
+        beside = [(0, 0, 0)] * lhs.ndim
+        beside[-3] = (pixel, PIXELS - 1 - pixel, 0)
+        shifted.append(lax.pad(kernel, jnp.zeros((), rhs.dtype), beside))
+    y = lax.conv_general_dilated(
+        lhs,
+        jnp.concatenate(shifted, axis=-1),
+        (*params["window_strides"][:-1], PIXELS),
+        params["padding"],
+        rhs_dilation=params["rhs_dilation"],
+        dimension_numbers=lax.ConvDimensionNumbers(
+            numbers.lhs_spec, out_in_last, channels_last
+        ),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    y = y.reshape(*y.shape[:-2], y.shape[-2] * PIXELS, kernel.shape[-1])
+    return jnp.moveaxis(y, channels_last, numbers.out_spec)
+
+
+def for_images(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
+    """The convolution; its transpose with respect to the images is `convolve`."""
+    numbers = params["dimension_numbers"]
+    out, into, *window = numbers.rhs_spec
+    flipped, back = lax.rev(rhs, window), dict(params)
+    back["padding"] = _padding(rhs, params)
+    back["dimension_numbers"] = lax.ConvDimensionNumbers(
+        numbers.out_spec, (into, out, *window), numbers.lhs_spec
+    )
+    shape = [0] * lhs.ndim
+    shape[numbers.out_spec[0]] = lhs.shape[numbers.lhs_spec[0]]
+    shape[numbers.out_spec[1]] = rhs.shape[out]
+    for i, o, reach, (low, high) in zip(
+        numbers.lhs_spec[2:],
+        numbers.out_spec[2:],
+        _reach(rhs, params),
+        params["padding"],
+        strict=True,
+    ):
+        shape[o] = lhs.shape[i] + low + high - reach
+    cotangent = jax.ShapeDtypeStruct(tuple(shape), lhs.dtype)
+    transpose = jax.linear_transpose(lambda y: convolve(y, flipped, back), cotangent)
+    return transpose(lhs)[0]
+
+
+def _reach(rhs: Any, params: dict[str, Any]) -> list[int]:
+    """How many pixels a window's last is from its first."""
+    windows = (rhs.shape[i] for i in params["dimension_numbers"].rhs_spec[2:])
+    return [(n - 1) * d for n, d in zip(windows, params["rhs_dilation"], strict=True)]
+
+
+def _padding(rhs: Any, params: dict[str, Any]) -> list[tuple[int, int]]:
+    """What the cotangent is padded with for the gradient of images."""
+    return [
+        (reach - low, reach - high)
+        for reach, (low, high) in zip(
+            _reach(rhs, params), params["padding"], strict=True
+        )
+    ]

@@ -1,0 +1,165 @@
+"""Convolutions to few channels, four pixels at a time: the numbers of the plain one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import mslice_jax as ms
+from mslice_jax import compilation
+from mslice_jax.rules import convolution, few_channels
+from tests.convolutions import prepared
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+# lhs, rhs, strides, padding, dilation of the window, layout
+CASES = {
+    "same": ((2, 5, 8, 4), (3, 3, 4, 6), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
+    "rows_of_two": ((2, 6, 7, 8), (4, 2, 8, 3), (1, 1), ((3, 0), (0, 2)), (1, 1), NHWC),
+    "dilated": ((1, 9, 8, 3), (3, 3, 3, 4), (1, 1), ((2, 1), (2, 0)), (2, 1), NHWC),
+    "much_padding": (
+        (2, 3, 4, 4), (3, 3, 4, 2), (1, 1), ((1, 1), (4, 6)), (1, 1), NHWC,
+    ),
+    "channels_first": (
+        (2, 4, 5, 8), (3, 4, 3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1),
+        ("NCHW", "OIHW", "NCHW"),
+    ),
+    "one_dimension": (
+        (2, 8, 4), (3, 4, 4), (1,), ((0, 2),), (1,), ("NHC", "HIO", "NCH"),
+    ),
+    "three_dimensions": (
+        (1, 3, 4, 8, 2), (1, 2, 3, 2, 4), (1, 1, 1), ((0, 0), (0, 1), (1, 1)),
+        (1, 1, 1), ("NDHWC", "DHWIO", "NDHWC"),
+    ),
+    "strided": ((2, 7, 8, 4), (3, 3, 4, 4), (2, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
+    "inputs": ((2, 5, 8, 20), (3, 3, 20, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
+    "filters": ((2, 5, 8, 4), (3, 3, 4, 20), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
+}  # fmt: skip
+NOT_FORWARD = ("filters",)
+NOT_FOR_IMAGES = ("inputs", "much_padding", "rows_of_two", "strided")
+
+needs_cpu = pytest.mark.skipif(
+    not compilation._known_options(), reason="only programs for CPU are made so"
+)
+
+
+def of_case(name):
+    """The plain convolution, its parameters, lhs, rhs, and a cotangent."""
+    return prepared(*CASES[name])
+
+
+def assert_close(found, expected):
+    for mine, other in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        largest = np.abs(other).max()
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_where_it_applies(name):
+    _, params, x, w, _ = of_case(name)
+    assert few_channels.applies(x, w, params) == (name not in NOT_FORWARD)
+    for_images = few_channels.applies_to_images(x, w, params)
+    assert for_images == (name not in NOT_FOR_IMAGES)
+
+
+@pytest.mark.parametrize("name", CASES.keys() - set(NOT_FORWARD))
+def test_numbers(name):
+    plain, params, x, w, _ = of_case(name)
+    found = jax.jit(lambda x, w: few_channels.convolve(x, w, params))(x, w)
+    assert found.dtype == jnp.float32
+    assert_close(found, plain(x, w))
+
+
+@pytest.mark.parametrize("name", CASES.keys() - set(NOT_FOR_IMAGES))
+def test_numbers_for_images(name):
+    plain, params, x, w, cotangent = of_case(name)
+
+    def both_ways(convolve):
+        y, pull = jax.vjp(lambda x: convolve(x, w), x)
+        return y, pull(cotangent)
+
+    def ours(x, w):
+        return few_channels.for_images(x, w, params)
+
+    assert_close(jax.jit(both_ways, static_argnums=0)(ours), both_ways(plain))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name):
+    """Those of the rule, which takes another form for each of the two operands."""
+    plain, params, x, w, cotangent = of_case(name)
+    ours = convolution.with_cpu_gradient(plain, params)
+
+    def derivatives(convolve, jit):
+        def curved(x, w):
+            return jnp.sum(jnp.tanh(convolve(x, w)) * cotangent)
+
+        def all_of_them(x, w):
+            y, pull = jax.vjp(convolve, x, w)
+            _, moves = jax.jvp(convolve, (x, w), (2 * x, w**2))
+            slope = jax.grad(curved, (0, 1))
+            return y, pull(cotangent), moves, jax.jvp(slope, (x, w), (w.sum() * x, w))
+
+        return jit(all_of_them)(x, w)
+
+    assert_close(derivatives(ours, ms.jit), derivatives(plain, jax.jit))
+
+
+def test_vmap():
+    plain, params, x, w, cotangent = of_case("same")
+    ours = convolution.with_cpu_gradient(plain, params)
+
+    def each(convolve):
+        slope = jax.grad(lambda x, w: jnp.sum(jnp.sin(convolve(x, w))), (0, 1))
+        return jax.vmap(slope, (0, None))(x[:, None], w)
+
+    assert_close(ms.jit(each, static_argnums=0)(ours), each(plain))
+
+
+def windows(jit, fun, *args):
+    """Of each convolution in a program the filters' shape."""
+    lines = jit(fun).lower(*args).as_text().splitlines()
+    return [
+        x.split("tensor<")[2].split("xf32")[0] for x in lines if "convolution(" in x
+    ]
+
+
+@needs_cpu
+def test_only_programs_of_our_own_are_made_so():
+    plain, params, x, w, cotangent = of_case("same")
+    ours = convolution.with_cpu_gradient(plain, params)
+    assert windows(jax.jit, ours, x, w) == ["3x3x4x6"]
+    assert windows(ms.jit, ours, x, w) == ["3x6x4x24"]
+
+    def images(w, cotangent):
+        return jax.vjp(lambda x: ours(x, w), x)[1](cotangent)[0]
+
+    assert windows(ms.jit, images, w, cotangent) == ["3x6x6x16"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "changed"),
+    [
+        (((2, 8, 8, 4), (3, 3, 4, 9)), {}),
+        (((2, 8, 8, 4), (3, 1, 4, 4)), {}),
+        (((2, 8, 10, 4), (3, 3, 4, 4)), {}),
+        (((2, 8, 0, 4), (3, 3, 4, 4)), {}),
+        (((2, 8, 8, 4), (3, 3, 4, 4)), {"window_strides": (1, 2)}),
+        (((2, 8, 10, 4), (3, 3, 4, 4)), {"rhs_dilation": (1, 2)}),
+    ],
+    ids=["filters", "one_pixel", "width", "no_width", "strided", "dilated"],
+)  # fmt: skip
+def test_convolutions_that_are_left_to_xla(shapes, changed):
+    lhs, rhs = (jnp.zeros(shape) for shape in shapes)
+    options = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), **changed}
+    convolve = functools.partial(
+        lax.conv_general_dilated, dimension_numbers=NHWC, **options
+    )
+    (eqn,) = jax.make_jaxpr(convolve)(lhs, rhs).jaxpr.eqns
+    assert not few_channels.applies(lhs, rhs, eqn.params)
+    half = lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16)
+    assert not few_channels.applies(*half, eqn.params)
