@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ..compilation import own_cpu_program
 
@@ -44,6 +45,9 @@ def with_cpu_gradient(run: Any, x: jax.Array, window: tuple[int, ...]) -> jax.Ar
     @pool.defjvp
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         (x,), (moves,) = primals, tangents
+        # Transposed, this is where the gradient comes out. It is read several times, by
+        # a norm, say, and XLA would find the maxima anew for each.
+        moves = lax.optimization_barrier(moves)
         out = run(x)
         windows = x.reshape(split)
         places = list(itertools.product(*map(range, window)))
