@@ -66,7 +66,7 @@ def test_where_it_applies(name):
     assert for_images == (name not in NOT_FOR_IMAGES)
 
 
-@pytest.mark.parametrize("name", CASES.keys() - set(NOT_FORWARD))
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_FORWARD])
 def test_numbers(name):
     plain, params, x, w, _ = of_case(name)
     found = jax.jit(lambda x, w: few_channels.convolve(x, w, params))(x, w)
@@ -74,7 +74,7 @@ def test_numbers(name):
     assert_close(found, plain(x, w))
 
 
-@pytest.mark.parametrize("name", CASES.keys() - set(NOT_FOR_IMAGES))
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_FOR_IMAGES])
 def test_numbers_for_images(name):
     plain, params, x, w, cotangent = of_case(name)
 
