@@ -15,9 +15,9 @@ workdir::
     tensorboard/             with --tensorboard: the numbers of metrics.jsonl
 """
 
+import contextlib
 import json
 import math
-import os
 import shlex
 import signal
 import sys
@@ -48,6 +48,7 @@ from mslice_jax.train import (
 from . import inputs
 from .prepare import Recipe as Recipe
 from .prepare import Run, prepare
+from .process import keep_compiled_programs, keep_freed_memory
 from .screen import Bar, TensorBoard, show_settings, show_table
 from .settings import as_json, parse
 
@@ -63,6 +64,7 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
         jax.distributed.initialize()  # finds its hosts in the environment
     console = Console(quiet=settings.distributed and not _speaks())
     keep_compiled_programs()
+    keep_freed_memory()
     try:
         run = prepare(recipe, settings, console)
     except (ValueError, OSError, CheckpointError) as error:
@@ -85,19 +87,6 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
         return 0
     _say_saved(run, again)
     return 128 + stopped
-
-
-def keep_compiled_programs() -> None:
-    """Let a later run load what this one compiles, unless JAX was told another place.
-
-    They are kept where programs keep such things (XDG_CACHE_HOME, or ~/.cache).
-    """
-    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
-        return
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(caches) / "mslice_jax" / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def fit(run: Run, console: Console) -> Outcome:
@@ -127,10 +116,11 @@ def fit(run: Run, console: Console) -> Outcome:
             highlight=False,
         )
     bar = Bar(console, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
-    watcher: Watcher = bar
-    if settings.tensorboard and _speaks():
-        watcher = Watchers(bar, TensorBoard(workdir / "tensorboard"))
-    with bar:
+    with contextlib.ExitStack() as shown:
+        watchers: list[Watcher] = [shown.enter_context(bar)]
+        if settings.tensorboard and _speaks():
+            board = TensorBoard(workdir / "tensorboard")
+            watchers.append(shown.enter_context(board))
         return train(
             run.state,
             train_step=run.train_step,
@@ -143,7 +133,7 @@ def fit(run: Run, console: Console) -> Outcome:
             metrics=MetricsFile(workdir / "metrics.jsonl"),
             placement=run.placement,
             learning_rate=run.learning_rate,
-            watcher=watcher,
+            watcher=Watchers(*watchers),
         )
 
 

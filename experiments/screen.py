@@ -105,12 +105,20 @@ class TensorBoard(Watcher):
 
     Raises:
       ImportError: without tensorboardX, of the extra "tensorboard".
+
+    Use it as a context: behind it everything is written.
     """
 
     def __init__(self, folder: Path):
         from tensorboardX import SummaryWriter
 
         self._writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> "TensorBoard":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._writer.close()
 
     def stepped(
         self, step: int, losses: dict[float, float], images_per_second: float

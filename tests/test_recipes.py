@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments import cifar_resnet, cifar_vgg, inputs, prepare
 from experiments.recipe import Recipe, main
-from experiments.screen import Bar
+from experiments.screen import Bar, TensorBoard
 from experiments.settings import Defaults, Settings, as_json, changed, parse, resolve
 from mslice_jax import data
 
@@ -339,6 +339,14 @@ def test_all_that_training_can_do(capsys, tmp_path):
     out, same = table()
     assert "Compiled" not in out
     assert same == rows
+
+
+def test_tensorboard_is_written_to_the_end(tmp_path):
+    pytest.importorskip("tensorboardX", reason="needs the extra tensorboard")
+    with TensorBoard(tmp_path) as board:
+        board.stepped(10, {0.5: 1.0}, images_per_second=100.0)
+    (file,) = tmp_path.iterdir()
+    assert b"loss/r0.5" in file.read_bytes()
 
 
 def test_a_batch_that_the_devices_do_not_divide_ends_with_one_line(capsys, tmp_path):

@@ -1,11 +1,7 @@
 r"""Is it as fast as the same networks sliced in PyTorch?
 
     pip install -e ".[pytorch]"
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
-        python -m experiments.benchmarks.vs_pytorch --out runs/vs_pytorch.json
-
-(Large pages, for both sides, on Linux: without them single rows depend on how the
-system hands out memory in that process, up to a factor of two.)
+    python -m experiments.benchmarks.vs_pytorch --out runs/vs_pytorch.json
 
 ResNet-29 and VGG-11 (group norm, 32 x 32 images, batch 64), with the same weights on
 both sides: logits at every rate and the losses of a step must agree before anything is
@@ -14,7 +10,8 @@ and inference at each rate run in turn, round after round; printed are medians o
 rounds of PyTorch's time over ours, so 1 is as fast, and more is faster.
 
 On CPU both compute in float32, PyTorch eagerly, images channels last, which is its
-faster layout here. On a GPU both compute in bfloat16 with float32 weights: PyTorch with
+faster layout here; the process keeps the memory that either frees, as the recipes do,
+for single rows depended on how the system handed it out. On a GPU both compute in bfloat16 with float32 weights: PyTorch with
 autocast, channels_last and torch.compile.
 
 Expected on two CPU cores: VGG-11 0.9 or more in training and 1.0 or more in inference;
@@ -52,6 +49,7 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks import in_pytorch
+from experiments.process import keep_freed_memory
 from mslice_jax.models import CifarResNet, CifarVGG
 from mslice_jax.train import TrainState, make_train_step, sgd
 
@@ -201,6 +199,7 @@ def network(name: str) -> CifarVGG | CifarResNet:
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, and returns what it wrote to `config.out`."""
     console = rich.console.Console(highlight=False)
+    keep_freed_memory()
     result: dict[str, Any] = {
         "jax": jax.__version__,
         "torch": torch.__version__,

@@ -1,0 +1,42 @@
+"""What experiments ask of the process that they run in."""
+
+import ctypes
+import os
+from pathlib import Path
+
+import jax
+
+# Of `mallopt`, see its manual page.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_compiled_programs() -> None:
+    """Let a later run load what this one compiles, unless JAX was told another place.
+
+    They are kept where programs keep such things (XDG_CACHE_HOME, or ~/.cache).
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(caches) / "mslice_jax" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def keep_freed_memory() -> None:
+    """Let a step on CPU use the memory of the one before.
+
+    XLA frees its buffers behind every step, and the C library of Linux (glibc) gives
+    blocks of their size back to the system, which hands them out page by page when the
+    next step writes to them: up to a quarter of a step (`experiments/LOG.md`). After
+    this call the process keeps what it had at its peak. Other C libraries are left
+    alone, and so are processes whose JAX computes elsewhere.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    mallopt = (
+        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    )
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)

@@ -1,0 +1,49 @@
+"""What experiments ask of their process: that memory is kept, that programs are."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Touches 64 MB twice, and prints how often the system had to hand out a page for the
+# second time.
+TOUCH = """
+import resource, sys
+from experiments.process import keep_freed_memory
+
+if "keep" in sys.argv:
+    keep_freed_memory()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(b"1") * 2**26
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+def faults(*args):
+    command = [sys.executable, "-c", TOUCH, *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def test_freed_memory_is_kept():
+    if faults() < 1000:
+        pytest.skip("the system does not hand out memory in pages of 4 kB here")
+    assert faults("keep") < 1000
+
+
+@pytest.mark.parametrize("told", [None, "elsewhere"])
+def test_compiled_programs_are_kept_where_programs_keep_things(told, tmp_path):
+    ask = (
+        "import jax; from experiments.process import keep_compiled_programs as keep;"
+        "keep(); print(jax.config.jax_compilation_cache_dir)"
+    )
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    if told:
+        environment["JAX_COMPILATION_CACHE_DIR"] = told
+    done = subprocess.run(
+        [sys.executable, "-c", ask], env=environment, capture_output=True, text=True
+    )
+    expected = told or str(tmp_path / "mslice_jax" / "compiled")
+    assert done.stdout.strip() == expected, done.stderr
