@@ -12,9 +12,9 @@ of its own, without the cache of earlier compilations. Last, the start of the ma
 (`python -m experiments.cifar_resnet`) up to its first step, with that cache warm.
 
 Asked for on two CPU cores: step ratio <= 1.15; compiling four rates <= 2 times as long
-as one; start to first step <= 10 s. Reached is the last; expect 1.3 and 3 for the
-others, as norms and narrow convolutions cost more than their FLOPs, and one compilation
-keeps both cores busy (`experiments/LOG.md`).
+as one; start to first step <= 10 s. Reached is the last; expect 1.2 and 3 for the
+others, as half of the widest step is memory traffic, which falls with r and not with
+its square, and one compilation keeps both cores busy (`experiments/LOG.md`).
 """
 
 import dataclasses

@@ -14,9 +14,8 @@ faster layout here; the process keeps the memory that either frees, as the recip
 for single rows depended on how the system handed it out. On a GPU both compute in bfloat16 with float32 weights: PyTorch with
 autocast, channels_last and torch.compile.
 
-Expected on two CPU cores: VGG-11 0.9 or more in training and 1.0 or more in inference;
-ResNet-29 0.7 or more in both, and with `--onednn` 1.1 or more in inference
-(`experiments/LOG.md` tells why); on a GPU 1.2.
+Expected on two CPU cores: 1.0 or more in inference; in training 0.9 or more for VGG-11
+and 0.75 or more for ResNet-29 (`experiments/LOG.md` tells why); on a GPU 1.2.
 `--profile` says where our time goes: the share of each kind of operation in that of a
 step. On CPU convolutions run in threads that XLA's profiler does not see, so theirs is
 what the others leave.
