@@ -10,9 +10,9 @@ and inference at each rate run in turn, round after round; printed are medians o
 rounds of PyTorch's time over ours, so 1 is as fast, and more is faster.
 
 On CPU both compute in float32, PyTorch eagerly, images channels last, which is its
-faster layout here; the process keeps the memory that either frees, as the recipes do,
-for single rows depended on how the system handed it out. On a GPU both compute in bfloat16 with float32 weights: PyTorch with
-autocast, channels_last and torch.compile.
+faster layout here. The process keeps the memory that either frees, as the recipes do:
+single rows depended on how the system handed it out. On a GPU both compute in bfloat16
+with float32 weights: PyTorch with autocast, channels_last and torch.compile.
 
 Expected on two CPU cores: 1.0 or more in inference; in training 0.9 or more for VGG-11
 and 0.75 or more for ResNet-29 (`experiments/LOG.md` tells why); on a GPU 1.2.
