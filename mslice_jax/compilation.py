@@ -4,7 +4,7 @@ XLA's CPU backend gives convolutions and reductions to YNNPACK, whose filter gra
 take up to four times as long as those of XLA's own code, and whose forward pass of a
 convolutional network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option
 of the compiler leaves it out, and the rules choose the forms and derivatives that are
-fast then (`rules.convolution`, `rules.winograd`, `rules.pooling`, `rules.rows`).
+fast then (`convolution`, `few_channels`, `pooling`, `rows` and `winograd` in `rules`).
 
 The numbers are the same up to rounding. So this is not done behind a user's own
 `jax.jit`, where rate 1 is bit for bit the network that was upgraded.
