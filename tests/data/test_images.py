@@ -359,15 +359,19 @@ def run(program):
 
 
 # One program for all that takes processes: each starts for seconds. Pressed on the
-# way: Ctrl-C, which reaches the whole group, as from a terminal.
+# way: Ctrl-C, which reaches the whole group, as from a terminal. Shared memory is given
+# back slowly, so that the program would end meanwhile if it did not wait.
 PROGRAM = """
-import itertools, os, signal, sys
+import itertools, os, signal, sys, time
+from multiprocessing import shared_memory
 import numpy as np
 sys.path.insert(0, {tests!r})
 from test_images import PICTURES, SMALL, broken
 from mslice_jax.data import DataError, eval_images, train_images
 
 if __name__ == "__main__":
+    unlink = shared_memory._posixshmem.shm_unlink
+    shared_memory._posixshmem.shm_unlink = lambda name: (unlink(name), time.sleep(0.1))
     pressed = []
     signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
     stream = train_images(PICTURES, seed=3, start=2, workers=2, **SMALL)
