@@ -38,21 +38,22 @@ def plot_accuracy_vs_flops(
 
     figure, axes = _empty()
     axes.plot(x, y, color=_BLUE, linewidth=1.5, marker="o", markersize=7, zorder=3)
-    for rate, across, up in zip(rates, x, y, strict=True):
+    for rate, across, up, after in zip(rates, x, y, [*y[1:], y[-1]], strict=True):
+        falls = after < up
         axes.annotate(
             f"r = {rate_key(rate)}\n{up:.1f} %",
             (across, up),
-            xytext=(5, -6),
+            xytext=(5, 6 if falls else -6),
             textcoords="offset points",
             ha="left",
-            va="top",
+            va="bottom" if falls else "top",
             fontsize=9,
             color="#333333",
         )
-    # Labels hang to the right and below, where a curve that rises does not pass; the
-    # axes leave room for them.
+    # Labels are to the right, below the curve where it rises and above where it falls;
+    # the axes leave room for them.
     spread = max(max(y) - min(y), 1.0)
-    axes.set_ylim(min(y) - 0.45 * spread, max(y) + 0.15 * spread)
+    axes.set_ylim(min(y) - 0.45 * spread, max(y) + 0.3 * spread)
     axes.set_xlim(0, 1.18 * max(x))
     axes.set_xlabel(f"{name} for one image")
     axes.set_ylabel("accuracy on held-out images, %")
