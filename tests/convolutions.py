@@ -4,7 +4,16 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from jax import lax
+
+from mslice_jax import compilation
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+own_programs = pytest.mark.skipif(
+    not compilation._known_options(), reason="only programs for CPU are made so"
+)
 
 
 def prepared(lhs, rhs, strides, padding, dilation, layout):
@@ -21,3 +30,21 @@ def prepared(lhs, rhs, strides, padding, dilation, layout):
     (eqn,) = jax.make_jaxpr(xla)(x, w).jaxpr.eqns
     cotangent = rng.normal(size=jax.eval_shape(xla, x, w).shape).astype(np.float32)
     return xla, eqn.params, x, w, cotangent
+
+
+def params_of(lhs, rhs, **changed):
+    """Of a convolution with strides of 1 and borders of one pixel, but for changes."""
+    options = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), **changed}
+    convolve = functools.partial(
+        lax.conv_general_dilated, dimension_numbers=NHWC, **options
+    )
+    (eqn,) = jax.make_jaxpr(convolve)(lhs, rhs).jaxpr.eqns
+    return eqn.params
+
+
+def windows(jit, fun, *args):
+    """Of each convolution in a program the filters' shape."""
+    lines = jit(fun).lower(*args).as_text().splitlines()
+    return [
+        x.split("tensor<")[2].split("xf32")[0] for x in lines if "convolution(" in x
+    ]

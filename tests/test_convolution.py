@@ -10,9 +10,8 @@ from jax import lax
 
 import mslice_jax as ms
 from mslice_jax.rules import convolution
-from tests.convolutions import prepared
+from tests.convolutions import NHWC, prepared
 
-NHWC = ("NHWC", "HWIO", "NHWC")
 # lhs, rhs, strides, padding, dilation of the window, layout
 CASES = {
     "same": ((2, 8, 8, 3), (3, 3, 3, 5), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),

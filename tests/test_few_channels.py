@@ -1,19 +1,14 @@
 """Convolutions to few channels, four pixels at a time: the numbers of the plain one."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import mslice_jax as ms
-from mslice_jax import compilation
 from mslice_jax.rules import convolution, few_channels
-from tests.convolutions import prepared
+from tests.convolutions import NHWC, own_programs, params_of, prepared, windows
 
-NHWC = ("NHWC", "HWIO", "NHWC")
 # lhs, rhs, strides, padding, dilation of the window, layout
 CASES = {
     "same": ((2, 5, 8, 4), (3, 3, 4, 6), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
@@ -39,10 +34,6 @@ CASES = {
 }  # fmt: skip
 NOT_FORWARD = ("filters",)
 NOT_FOR_IMAGES = ("inputs", "much_padding", "rows_of_two", "strided")
-
-needs_cpu = pytest.mark.skipif(
-    not compilation._known_options(), reason="only programs for CPU are made so"
-)
 
 
 def of_case(name):
@@ -120,15 +111,7 @@ def test_vmap():
     assert_close(ms.jit(each, static_argnums=0)(ours), each(plain))
 
 
-def windows(jit, fun, *args):
-    """Of each convolution in a program the filters' shape."""
-    lines = jit(fun).lower(*args).as_text().splitlines()
-    return [
-        x.split("tensor<")[2].split("xf32")[0] for x in lines if "convolution(" in x
-    ]
-
-
-@needs_cpu
+@own_programs
 def test_only_programs_of_our_own_are_made_so():
     plain, params, x, w, cotangent = of_case("same")
     ours = convolution.with_cpu_gradient(plain, params)
@@ -155,11 +138,7 @@ def test_only_programs_of_our_own_are_made_so():
 )  # fmt: skip
 def test_convolutions_that_are_left_to_xla(shapes, changed):
     lhs, rhs = (jnp.zeros(shape) for shape in shapes)
-    options = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), **changed}
-    convolve = functools.partial(
-        lax.conv_general_dilated, dimension_numbers=NHWC, **options
-    )
-    (eqn,) = jax.make_jaxpr(convolve)(lhs, rhs).jaxpr.eqns
-    assert not few_channels.applies(lhs, rhs, eqn.params)
+    params = params_of(lhs, rhs, **changed)
+    assert not few_channels.applies(lhs, rhs, params)
     half = lhs.astype(jnp.bfloat16), rhs.astype(jnp.bfloat16)
-    assert not few_channels.applies(*half, eqn.params)
+    assert not few_channels.applies(*half, params)

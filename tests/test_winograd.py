@@ -10,11 +10,9 @@ from flax import linen as nn
 from jax import lax
 
 import mslice_jax as ms
-from mslice_jax import compilation
 from mslice_jax.rules import convolution, winograd
-from tests.convolutions import prepared
+from tests.convolutions import NHWC, own_programs, params_of, prepared, windows
 
-NHWC = ("NHWC", "HWIO", "NHWC")
 C, F = 32, 40  # channels and filters, as few as are computed so
 # lhs, rhs, strides, padding, dilation of the window, layout
 CASES = {
@@ -104,15 +102,6 @@ def test_rounding_is_about_that_of_the_plain_sum():
     assert deviation(found) < 4 * deviation(jax.jit(plain)(*small))
 
 
-def params_of(lhs, rhs, **changed):
-    """Of a convolution that would be Winograd's but for what is changed."""
-    options = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), **changed}
-    options["dimension_numbers"] = NHWC
-    convolve = functools.partial(lax.conv_general_dilated, **options)
-    (eqn,) = jax.make_jaxpr(convolve)(lhs, rhs).jaxpr.eqns
-    return eqn.params
-
-
 @pytest.mark.parametrize(
     ("shapes", "changed"),
     [
@@ -135,9 +124,7 @@ def test_convolutions_that_are_left_to_xla(shapes, changed):
     assert not winograd.applies(lhs, rhs, params_of(lhs, rhs, **changed))
 
 
-@pytest.mark.skipif(
-    not compilation._known_options(), reason="only programs for CPU are made so"
-)
+@own_programs
 @pytest.mark.parametrize(("height", "count"), [(2, 0), (3, 6)])  # 0: a product
 def test_windows_larger_than_the_image_are_not_taken(height, count):
     same = ((1, 1), (1, 1))
@@ -166,21 +153,15 @@ def net_and_images():
     return net, x
 
 
-def windows(jit, net, x):
-    """Of each convolution in a program the filters' shape."""
-    lowered = jit(lambda net, x: ms.slice_apply(net, x, 0.5)).lower(net, x)
-    lines = [x for x in lowered.as_text().splitlines() if "convolution(" in x]
-    return sorted(line.split("tensor<")[2].split("xf32")[0] for line in lines)
-
-
-@pytest.mark.skipif(
-    not compilation._known_options(), reason="only programs for CPU are made so"
-)
+@own_programs
 def test_only_programs_of_our_own_are_made_so(net_and_images):
+    def half(net, x):
+        return ms.slice_apply(net, x, 0.5)
+
     plain = ["1x1x32x2", "3x3x32x32", "3x3x3x32"]
-    assert windows(jax.jit, *net_and_images) == plain
+    assert sorted(windows(jax.jit, half, *net_and_images)) == plain
     six = ["1x1x32x2", *6 * ["3x1x32x32"], "3x3x3x32"]
-    assert windows(ms.jit, *net_and_images) == six
+    assert sorted(windows(ms.jit, half, *net_and_images)) == six
 
 
 def test_second_derivatives_forward_mode_and_vmap(net_and_images):
@@ -200,9 +181,7 @@ def test_second_derivatives_forward_mode_and_vmap(net_and_images):
         assert_close(mine, other)
 
 
-@pytest.mark.skipif(
-    not compilation._known_options(), reason="the option is for programs for CPU"
-)
+@own_programs
 def test_a_barrier_holds_in_programs_of_our_own():
     """Else XLA computes what stands before it once for each who reads it."""
 

@@ -1,4 +1,4 @@
-r"""Is it as fast as the same networks sliced in PyTorch?
+"""Is it as fast as the same networks sliced in PyTorch?
 
     pip install -e ".[pytorch]"
     python -m experiments.benchmarks.vs_pytorch --out runs/vs_pytorch.json
