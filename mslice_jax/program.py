@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .analysis import Analysis, Units, follow
+from .counts import Known
 from .dims import Axis, Whole
 from .functions.base import Function
 from .plan import WidthPlan, path_name
@@ -144,7 +145,10 @@ class Definition:
                 outs.append(None)
             else:
                 outs.append([Whole(size) for size in aval.shape])
-        analysis = follow(traced.closed, self.plan.groups, ins, outs, self.orders)
+        known = [Known(parameter=True)] * len(axes) + [Known(data=True)] * len(arrays)
+        analysis = follow(
+            traced.closed, self.plan.groups, ins, outs, known, self.orders
+        )
         return Program(analysis, traced.tree)
 
 
