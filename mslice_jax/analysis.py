@@ -22,7 +22,18 @@ from jax.core import Tracer
 from jax.extend import core
 
 from . import rates as rates_lib
-from .counts import Counts, Different, Incomparable, Known, Own, count, pair
+from .counts import (
+    Asked,
+    Counts,
+    Different,
+    Incomparable,
+    Known,
+    Own,
+    Use,
+    count,
+    decide,
+    pair,
+)
 from .dims import (
     Axis,
     Concat,
@@ -116,7 +127,8 @@ class Analysis:
 
     `orders` has the groups whose indices the variables hold in another order than the
     constants of the program: what stood at `orders[group][i]` stands at i. `known` is
-    what is known of the inputs, and `own` gives the function's own program at given
+    what is known of the inputs, `asked` what the user
+    said of numbers, and `own` gives the function's own program at given
     widths, where it has one, see `counts`.
     """
 
@@ -126,6 +138,7 @@ class Analysis:
     equations: Equations
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
     known: Sequence[Known] = ()
+    asked: Asked = Asked()
     own: Callable[[Widths], Any] | None = None
     _own: dict[Any, Own | None] = field(default_factory=dict)
     _memo: dict[Dim, Axis] = field(default_factory=dict)
@@ -140,6 +153,7 @@ class Analysis:
         """What the numbers of the program stand for."""
         if self._counts is None:
             self._counts = count(self, self.frame, self.known)
+            decide(self._counts, self.asked)
         return self._counts
 
     def own_program(self, widths: Widths) -> Own | None:
@@ -172,7 +186,20 @@ class Analysis:
         """The operands of an equation that are other numbers at these widths."""
         own = self.own_program(widths)
         if own is not None:
-            return own.operands.get((id(frame), index), {})
+            others = own.operands.get((id(frame), index))
+            if not others and not self.asked.follow:
+                return {}
+            asked = self.counts.numbers(frame, index, widths)
+            asked = {
+                at: number
+                for at, number in asked.items()
+                if self.counts.asked.get(Use(id(frame), index, at))
+            }
+            return {
+                at: number
+                for at, number in (others or {}).items()
+                if not self.counts.stays(frame, index, at)
+            } | asked
         return self.counts.numbers(frame, index, widths)
 
     def cut(self, frame: Frame, var: Any, value: Any, widths: Widths) -> Any:
@@ -201,6 +228,7 @@ class Analysis:
         `own` is the function's own form of it at the widths that it will run at.
         """
         read = follow(closed, self.groups, ins, outs, known, self.orders)
+        read.asked = self.asked
         read.own = own and (lambda widths: own)
         return read
 

@@ -4,6 +4,14 @@ from ..growth import Follow as Follow
 from ..growth import Known as Known
 from ..growth import Use as Use
 from ..growth import narrows as narrows
+from .decisions import Asked as Asked
+from .decisions import Number as Number
+from .decisions import NumberWarning as NumberWarning
+from .decisions import decide as decide
+from .decisions import describe as describe
+from .decisions import lines as lines
+from .decisions import unmatched as unmatched
+from .decisions import warning as warning
 from .flow import Counts as Counts
 from .flow import Seen as Seen
 from .flow import count as count
