@@ -384,7 +384,7 @@ def walk(
         jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
     known = dict(zip(jaxpr.invars, values, strict=True))
     frame = Frame(jaxpr, consts, known, {}, {}, sources)
-    for var, const in zip(jaxpr.constvars, consts, strict=True):
+    for var in jaxpr.constvars:
         frame.values[var] = _constant(var.aval)
 
     def call(inner: Any, operands: Sequence[Value]) -> tuple[Frame, list[Value]]:

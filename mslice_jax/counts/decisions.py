@@ -110,19 +110,15 @@ def describe(counts: Counts, owns: Sequence[Own]) -> tuple[Number, ...]:
       counts: what the analysis says.
       owns: the function's own programs at narrow widths, where it has them.
     """
-    own = {
-        Use(frame, index, at)
-        for one in owns
-        for (frame, index), operands in one.operands.items()
-        for at in operands
-    }
     found = {}
     for use, seen in counts.seen.items():
         follows, why = use in counts.follows, ""
         if use in counts.asked:
             why = _ASKED
         elif owns:
-            follows, why = use in own, _OWN
+            frame = counts.frames[use.frame]
+            follows = any(own.follows(frame, use.index, use.operand) for own in owns)
+            why = _OWN
         found[use] = Number(
             value=float(seen.value),
             size=width(seen.axis),

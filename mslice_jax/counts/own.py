@@ -38,13 +38,22 @@ class Own:
       operands: the numbers among the operands that are others, by position.
       results: the same of the results of a frame, by its id.
       consts: captured arrays that are others, by the id of the frame.
-      equations: the own equations of those with a derivative of their own.
+      equations: the own equations of those that call something.
+      changed: variables of the program (by frame id) that are made of such numbers alone.
     """
 
     operands: dict[tuple[int, int], dict[int, Any]] = field(default_factory=dict)
     results: dict[int, dict[int, Any]] = field(default_factory=dict)
     consts: dict[int, dict[int, Any]] = field(default_factory=dict)
     equations: dict[tuple[int, int], Any] = field(default_factory=dict)
+    changed: set[tuple[int, Any]] = field(default_factory=set)
+
+    def follows(self, frame: Frame, index: int, operand: int) -> bool:
+        """Whether an operand is another number here."""
+        if operand in self.operands.get((id(frame), index), ()):
+            return True
+        var = frame.jaxpr.eqns[index].invars[operand]
+        return not isinstance(var, core.Literal) and (id(frame), var) in self.changed
 
 
 def pair(
@@ -121,10 +130,21 @@ class _Pairing:
             self._shapes(frame, eqn, other, alone)
             self._parameters(frame, eqn, other)
             outs = [alone] * len(eqn.outvars)
+            if alone and any(
+                self.own.follows(frame, index, at) for at in range(len(eqn.invars))
+            ):
+                self.own.changed |= {(id(frame), var) for var in eqn.outvars}
             children = frame.children.get(index, ())
             if children:
                 self.own.equations[id(frame), index] = other
                 operands = [reaches_none(var) for var in eqn.invars]
+                for child in children:
+                    if len(child.jaxpr.invars) == len(eqn.invars):
+                        self.own.changed |= {
+                            (id(child), var)
+                            for at, var in enumerate(child.jaxpr.invars)
+                            if self.own.follows(frame, index, at)
+                        }
                 outs = self._called(frame, eqn, other, children, operands) or outs
             for var, out, reaches in zip(eqn.outvars, other.outvars, outs, strict=True):
                 twin[var], constant[var] = out, reaches
