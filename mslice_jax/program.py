@@ -1,10 +1,10 @@
 """Calls and their programs: a function traced at full width and read under the plan.
 
-A `Definition` is all of a network but its arrays. The same program runs at any rate, and
-JAX keeps it: what was compiled for a definition, and what was read for it, is the
-result of jitted functions that belong to it. So JAX's own caches tell one call from
-another, by all that a trace depends on (types, the mesh, settings such as precision),
-and let go of everything when the definition is gone.
+A `Definition` is all of a network but its arrays. It keeps one program for every way in
+which it was called; the same program runs at any rate. JAX tells one call from another,
+by all that a trace depends on (types, the mesh, settings such as precision): what was
+compiled and what was read for a definition is the work of jitted functions that belong
+to it, and go when it goes.
 """
 
 import functools
@@ -153,6 +153,9 @@ class Definition:
         default_factory=dict, init=False, repr=False
     )
     _jitted: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    _programs: weakref.WeakKeyDictionary["_Ticket", Program] = field(
+        default_factory=weakref.WeakKeyDictionary, init=False, repr=False
+    )
     # One object for definitions that were found to be equal: to compare them again,
     # which JAX does in every call, takes no time.
     _kind: object = field(default_factory=object, init=False, repr=False)
@@ -219,21 +222,22 @@ class Definition:
         """The program of a call, from types of full-width variables and of arrays."""
         own = rate if self.function.depends_on_rate else None
         read = self.jitted(_read, 2)
-        return read.eval_shape(own, call, variables, list(arrays)).value
+        return self._programs[read.eval_shape(own, call, variables, list(arrays))]
 
 
 @jax.tree_util.register_static
-@dataclass(frozen=True, eq=False)
-class _Static:
-    """A result of a jitted function that is no array."""
+class _Ticket:
+    """Stands for a program where JAX remembers that it was traced.
 
-    value: Any
+    JAX may keep it for longer than the definition, and for less if its caches are
+    cleared; so the program, which can hold large constants, belongs to both.
+    """
 
 
 def _read(
     definition: Definition, rate: Rate | None, call: Call, variables: Any, arrays: Any
-) -> _Static:
-    """Traces a call and reads it. What it returns holds nothing of the definition."""
+) -> _Ticket:
+    """Traces a call and reads it."""
     rate = definition.settings.rates[-1] if rate is None else rate
     traced = trace(definition.function, rate, call, variables, arrays)
     paths = [path_parts(p) for p, _ in jax.tree_util.tree_leaves_with_path(variables)]
@@ -260,7 +264,9 @@ def _read(
             return own_program(function, plan, rate, call, variables, arrays, widths)
 
         analysis.own = own
-    return _Static(Program(analysis, traced.tree))
+    ticket = _Ticket()
+    definition._programs[ticket] = Program(analysis, traced.tree)
+    return ticket
 
 
 @dataclass(frozen=True, eq=False)
