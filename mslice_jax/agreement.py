@@ -1,8 +1,8 @@
 """The ninth proof, at `upgrade`: the function's own program at every declared rate.
 
-Where the function itself runs on narrow arrays, what it traces to there is held against
-the narrow program, and decides which numbers follow the width (`counts.own`). Nothing is
-compiled. What remains open is told: see `counts.decisions`.
+Where the function itself runs on narrow arrays, what it traces to there is held
+against the narrow program, and decides which numbers follow the width (`counts.own`).
+Nothing is compiled. What remains open is told: see `counts.decisions`.
 """
 
 import warnings

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from .dims import Axis, Widths, groups_in, width
+from .dims import FULL, Axis, Widths, groups_in, width
 
 Growth: TypeAlias = Mapping[Axis, float]
 """By axis the exponent of its size; axes that are not named have exponent 0."""
@@ -113,7 +113,9 @@ class Follow:
             return number
         if self.log:
             (exponent,) = {e for _, e in self.axes}
-            sizes = [math.prod(width(a, w) for a, _ in self.axes) for w in (widths, {})]
+            sizes = [
+                math.prod(width(a, w) for a, _ in self.axes) for w in (widths, FULL)
+            ]
             return number * (math.log(sizes[0]) / math.log(sizes[1])) ** exponent
         if self.less:
             (exponent,) = {e for _, e in self.axes}
@@ -129,13 +131,18 @@ class Follow:
         return any(narrows(axis) for axis, _ in self.axes)
 
 
-def _product(axes: tuple[tuple[Axis, float], ...], widths: Widths = {}) -> float:
+def _product(axes: tuple[tuple[Axis, float], ...], widths: Widths = FULL) -> float:
     return math.prod(float(width(axis, widths)) ** e for axis, e in axes)
 
 
 def narrows(axis: Axis) -> bool:
     """Whether some unit of the axis does."""
     return bool(groups_in(axis))
+
+
+def narrowing(growth: Growth) -> bool:
+    """Whether an axis that narrows is among those of the growth."""
+    return any(narrows(axis) for axis in growth)
 
 
 def times(a: Growth, b: Growth, power: float = 1.0) -> Growth:

@@ -1,4 +1,4 @@
-"""Which numbers follow the width, and who said so: the user, the function, the analysis."""
+"""Which numbers follow the width: as the user, the function or the analysis says."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from ..dims import Axis, groups_in, width
 from ..growth import Follow, Use, equal
 from ..source import user_line
-from .flow import Counts
 from .own import Own
+from .result import Counts
 
 
 class NumberWarning(UserWarning):

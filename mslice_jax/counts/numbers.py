@@ -83,7 +83,7 @@ def scalar(value: Any) -> Any:
     if not 0 < math.prod(np.shape(value)) <= _LOOKED_AT:
         return None
     try:
-        array = np.asarray(value)
+        array: Any = np.asarray(value)
     except TypeError:  # a key, or an array that is itself being traced
         return None
     if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.kind != "f":

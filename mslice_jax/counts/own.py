@@ -39,7 +39,7 @@ class Own:
       results: the same of the results of a frame, by its id.
       consts: captured arrays that are others, by the id of the frame.
       equations: the own equations of those that call something.
-      changed: variables of the program (by frame id) that are made of such numbers alone.
+      changed: variables (by frame id) that are made of such numbers alone.
     """
 
     operands: dict[tuple[int, int], dict[int, Any]] = field(default_factory=dict)

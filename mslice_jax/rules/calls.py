@@ -143,8 +143,10 @@ def _each(n: Narrow, make: Callable[[Any], Any]) -> tuple[Any, Any]:
 
 def _tangent(x: Any) -> Any:
     """An array in place of a tangent that is known to be zero."""
-    zero = isinstance(x, jax.custom_derivatives.SymbolicZero)
-    return jnp.zeros(x.shape, x.dtype) if zero else x
+    if isinstance(x, jax.custom_derivatives.SymbolicZero):
+        aval: Any = x
+        return jnp.zeros(aval.shape, aval.dtype)
+    return x
 
 
 def _narrow_custom_jvp(n: Narrow, *operands: Any) -> Any:
@@ -196,6 +198,7 @@ class _Forward:
     def __init__(self, eqn: Any, moving: Sequence[int]):
         avals = _types(eqn.invars)
         self.outs = len(eqn.outvars)
+        self._tree: Any = None  # of the pullback
 
         def vjp(*primals: Any) -> Any:
             call = _of_moving(eqn, primals, moving)
