@@ -77,13 +77,13 @@ class Sliceable:
 
         As `slice_apply(net, x, r, ...)`, but the inputs may be keywords, too.
         """
-        rate = _resolved(self, r)
+        rate, source, definition = _resolved(self, r), self.rate, self.definition
         split, arrays = Call.split(inputs, call)
-        definition, source = self.definition, self.rate
         if rate != source and not definition.function.updates(call):
-            narrow = _kept_variables(self, rate)
-            if narrow is not None:
-                return run(definition, rate, rate, split, narrow, arrays)
+            kept = _kept(self, rate)
+            if kept is not None:
+                narrow, tree = kept.leaves, kept.tree
+                return run(definition, rate, rate, split, narrow, arrays, tree=tree)
         return run(definition, rate, source, split, self.variables, arrays)
 
     @property
@@ -432,7 +432,8 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
 class _Cut:
     """Narrow variables, and the very arrays that they were cut from."""
 
-    narrow: Any
+    leaves: Sequence[Any]
+    tree: Any
     sources: tuple[weakref.ref[jax.Array], ...]
 
     def is_of(self, leaves: Sequence[Any]) -> bool:
@@ -441,14 +442,16 @@ class _Cut:
         return len(sources) == len(leaves) and all(map(operator.is_, sources, leaves))
 
 
-def _kept_variables(net: Sliceable, rate: Rate) -> Any:
+def _kept(net: Sliceable, rate: Rate) -> _Cut | None:
     """The narrow variables, cut once and kept with the network; None under a trace."""
     leaves = jax.tree.leaves(net.variables)
     kept = net._narrow.get(rate)
     if kept is None or not kept.is_of(leaves):
         if not _is_concrete(leaves):
             return None
-        kept = _Cut(_cut(net, rate), tuple(map(weakref.ref, leaves)))
+        kept = _Cut(
+            *jax.tree.flatten(_cut(net, rate)), tuple(map(weakref.ref, leaves))
+        )
         net._narrow[rate] = kept
     if any(map(_is_deleted, leaves)):
         raise RuntimeError(
@@ -456,7 +459,7 @@ def _kept_variables(net: Sliceable, rate: Rate) -> Any:
             "function that donates them. Use the network that it returned, or copy the "
             "weights beforehand: jax.tree.map(jnp.copy, net)."
         )
-    return kept.narrow
+    return kept
 
 
 _is_deleted = operator.methodcaller("is_deleted")
