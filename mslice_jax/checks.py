@@ -78,7 +78,11 @@ def check_fit(
 def _misfits(
     model: Any, variables: Any, call: Call, arrays: Sequence[Any]
 ) -> list[str]:
-    """Leaves that are missing, too many, or of another shape."""
+    """Leaves that are missing, too many, or of another shape.
+
+    A method that reads a part of the variables initialises that part alone, so what it
+    does not know is not too many.
+    """
     if not isinstance(model, nn.Module) or not isinstance(variables, Mapping):
         return []
     args, kwargs = call.join([type_of(x) for x in arrays])
@@ -86,6 +90,7 @@ def _misfits(
     streams = given if isinstance(given, Mapping) else ()  # one key serves them all
     rngs = {name: jax.random.key(0) for name in ("params", *streams)}
     kwargs = {k: v for k, v in kwargs.items() if k not in ("mutable", "rngs")}
+    partial = kwargs.get("method") not in (None, "__call__")
     statics, types = Call.split(args, kwargs)
 
     def init(given: Any) -> Any:
@@ -108,7 +113,7 @@ def _misfits(
     return [
         f"  {name}: expected {want.get(name, 'nothing')}, got "
         f"{have.get(name, 'nothing')}"
-        for name in sorted({*want, *have})
+        for name in sorted(want if partial else {*want, *have})
         if want.get(name) != have.get(name)
     ]
 

@@ -1,10 +1,12 @@
 """What narrows with what; what is fixed, and why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .analysis import Analysis
 from .flops import elastic_share, flops
+from .functions.base import ModuleFunction
 from .plan import WidthPlan
 from .run import full_types
 from .sliceable import Sliceable
@@ -38,6 +40,9 @@ class Report:
             primitive that asks for it (empty where the user or the call does), and the
             user's line.
           * ``rounded``: where a group cannot keep exactly its rate.
+          * ``norms``: None without batch norms. Else how many there are (``count``),
+            their ``strategy`` and ``why`` it was chosen, and in ``left`` the paths of
+            other modules that keep a mean and a variance, which no strategy changes.
         """
         plan, analysis = self.plan, _analysis(self.net)
         return {
@@ -74,6 +79,21 @@ class Report:
                 {"group": name, "rate": rate, "width": width}
                 for name, rate, width in plan.inexact()
             ],
+            "norms": self._norms(),
+        }
+
+    def _norms(self) -> dict[str, Any] | None:
+        function = self.net.definition.function
+        if not isinstance(function, ModuleFunction):
+            return None
+        if not function.sites and not function.left:
+            return None
+        measured = function.norm == "shared" and function.per_rate
+        return {
+            "count": len(function.sites),
+            "strategy": function.norm if function.sites else None,
+            "why": "with statistics of each rate" if measured else function.why,
+            "left": ["/".join(path) for path in function.left],
         }
 
     def details(self) -> str:
@@ -112,6 +132,7 @@ class Report:
         lines += _table(
             [["group", "units", *(f"r={r}" for r in rates), "arrays"], *rows]
         )
+        lines += _about_norms(data["norms"])
         reasons: dict[str, list[str]] = {}
         for fixed in data["fixed"]:
             why = ", ".join(filter(None, (fixed["reason"], fixed["where"])))
@@ -150,6 +171,36 @@ def report(net: Sliceable) -> Report:
     ['w1:1', '8', 'x', '2', '8', '16', '2']
     """
     return Report(net)
+
+
+def _about_norms(norms: Mapping[str, Any] | None) -> list[str]:
+    """What became of the batch norms, and why; nothing where there are none."""
+    if norms is None:
+        return []
+    lines = [""]
+    if norms["count"]:
+        many = norms["count"] > 1
+        became = {
+            "group": "are group norms" if many else "is a group norm",
+            "shared": f"{'are' if many else 'is'} shared by all rates",
+            "switchable": f"{'have' if many else 'has'} one set of arrays for each rate",
+        }[norms["strategy"]]
+        lines.append(
+            f"{norms['count']} batch norm{'s' * many} {became}: {norms['why']}."
+        )
+        if norms["strategy"] == "shared" and "each rate" not in norms["why"]:
+            lines.append(
+                "Their statistics fit the full width: calibrate(net, batches) measures "
+                "them for each rate."
+            )
+    if norms["left"]:
+        shown = ", ".join(norms["left"][:3])
+        more = f", and {len(norms['left']) - 3} more" if len(norms["left"]) > 3 else ""
+        lines.append(
+            f"{shown}{more}: statistics left as they are; no batch norm of Flax that "
+            "this call reaches has them."
+        )
+    return lines
 
 
 def _analysis(net: Sliceable) -> Analysis:

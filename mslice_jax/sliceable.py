@@ -161,7 +161,7 @@ def upgrade(
     *inputs: Any,
     rates: Iterable[float],
     groups: int = 8,
-    norm: str = "group",
+    norm: str | None = None,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     inner: Patterns | None = None,
@@ -183,7 +183,9 @@ def upgrade(
       groups: how many units an axis has where the network itself sets none, and how
         many groups a group norm has that replaces a batch norm.
       norm: what becomes of the batch norms of a Flax model: 'group', 'switchable' or
-        'shared', see `mslice_jax.norms`.
+        'shared', see `mslice_jax.norms`. By default 'shared' where their running
+        statistics are trained, to be measured for each rate by `calibrate`, and 'group'
+        where they are fresh, or no values are given; the report says which, and why.
       include: path patterns (see `mslice_jax.patterns`) of the parameters, or their
         axes, that may narrow; whatever is tied to another parameter stays whole.
       exclude: path patterns of parameters, or their axes, that keep their size.
@@ -414,7 +416,7 @@ def _as_function(
     if isinstance(model, nn.Module):
         return adapt_linen(model, variables, call.join, arrays, **settings)
     if isinstance(model, nnx.Module):
-        return adapt_nnx(model, **settings)
+        return adapt_nnx(model, call.join, arrays, **settings)
     return PlainFunction(function=model), variables
 
 

@@ -12,7 +12,7 @@ random streams, for keys and counts have no gradient and are an argument of the 
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..norms import group_count, group_norm
-from .base import ModuleFunction, Path, as_array, collections_per_rate
+from ..norms import GroupNormError, choose, group_count, group_norm
+from .base import (
+    ModuleFunction,
+    Path,
+    as_array,
+    collections_per_rate,
+    statistics,
+)
 
 CONSTANTS = "constants"
 
@@ -55,8 +61,12 @@ class NnxFunction(ModuleFunction):
     * ``mutable``: the collections to return anew, as for Linen: ``["batch_stats"]``.
     * ``rngs``: a key, or keys by stream: ``{"dropout": key}``. They reseed the streams
       of that name (`nnx.reseed`); a stream named 'default' takes the first key that is
-      given. Without it every call draws the same numbers, those that the model itself
-      would draw next: training passes new keys at each step.
+      given. One key, or that of 'default', is for all streams that have no other; to
+      draw from a stream without a key is an error. Without ``rngs`` every call draws
+      the same numbers, those that the model itself would draw next: training passes new
+      keys at each step. A model whose call has an argument ``rngs`` gets what was
+      passed; keys by stream as an `nnx.Rngs`, and so a key where the argument is
+      annotated as one.
     * ``train``: as `model.train()` or `model.eval()` before the call, unless the model
       itself takes the argument. Without it the model runs in the mode it was in.
     * ``method``: another method than ``__call__``, by name or as a function.
@@ -83,8 +93,10 @@ class NnxFunction(ModuleFunction):
             model.train() if kwargs.pop("train") else model.eval()
         if rngs is not None:
             keys = _reseed(model, rngs)
-            if "rngs" in inspect.signature(call).parameters:
-                kwargs["rngs"] = nnx.Rngs(**keys)
+            takes = inspect.signature(call).parameters.get("rngs")
+            if takes is not None:
+                by_stream = isinstance(rngs, Mapping) or "Rngs" in str(takes.annotation)
+                kwargs["rngs"] = nnx.Rngs(**keys) if by_stream else rngs
         y = call(*args, **kwargs)
         if mutable in (False, None):
             return y
@@ -95,6 +107,11 @@ class NnxFunction(ModuleFunction):
             if flax.core.scope.in_filter(mutable, name)
         }
         return y, self.restore(wanted, rate)
+
+    def streams(self) -> tuple[str, ...]:
+        """The names of the random streams of the model."""
+        kinds = (leaf.kind for leaf in self.leaves)
+        return tuple(sorted({k.tag for k in kinds if isinstance(k, nnx.RngKey)}))
 
     def model(self, variables: Any) -> Any:
         """The NNX model with these variables, those of one rate (see `select`)."""
@@ -110,38 +127,82 @@ class NnxFunction(ModuleFunction):
 
 
 def adapt(
-    model: nnx.Module, *, norm: str, groups: int, rates: tuple[float, ...]
+    model: nnx.Module,
+    join: Callable[..., tuple[Sequence[Any], Mapping[str, Any]]],
+    arrays: Sequence[Any],
+    *,
+    norm: str | None,
+    groups: int,
+    rates: tuple[float, ...],
 ) -> tuple[NnxFunction, Any]:
     """An NNX model as a function, and its variables in sliceable form.
 
     Args:
       model: any NNX model; it is not changed.
-      norm: one of `mslice_jax.norms.STRATEGIES`.
+      join: arrays -> positional and keyword arguments of a call.
+      arrays: the arrays of that call, or their types.
+      norm: one of `mslice_jax.norms.STRATEGIES`, or None, see `mslice_jax.norms.choose`.
       groups: how many groups a group norm has.
       rates: the declared rates, ascending.
 
     Raises:
       ValueError: for an unknown strategy, or a batch norm that cannot be a group norm.
     """
-    per_rate = collections_per_rate(norm)
     sites = tuple(
         tuple(map(str, path))
         for path, module in nnx.iter_modules(model)
-        if isinstance(module, nnx.BatchNorm)
+        if _is_batch_norm(module)
     )
-    if norm == "group" and sites:
-        model = with_norms(model, lambda batch_norm: GroupNorm(batch_norm, groups))
     tree, leaves = read(model)
-    function = NnxFunction(
-        norm=norm,
-        groups=groups,
-        sites=sites,
-        rates=rates,
-        per_rate=per_rate,
-        graphdef=nnx.graphdef(model),
-        leaves=leaves,
+    kept = statistics(tree)
+    known = [kept.get(site, {}) for site in sites]
+    strategy, why = choose(norm, known)
+
+    def function(model: nnx.Module, leaves: tuple[Leaf, ...]) -> NnxFunction:
+        return NnxFunction(
+            norm=strategy,
+            why=why,
+            groups=groups,
+            sites=sites,
+            left=tuple(path for path in kept if path not in sites),
+            rates=rates,
+            per_rate=collections_per_rate(strategy),
+            graphdef=nnx.graphdef(model),
+            leaves=leaves,
+        )
+
+    if strategy == "group" and sites:
+        try:
+            swapped = with_norms(model, lambda one: GroupNorm(one, groups))
+            ours, its_leaves = read(swapped)
+            found = function(swapped, its_leaves)
+            if norm is None:  # whether they take masks shows when they are called
+                _run_abstractly(found, ours, join, arrays)
+            return found, ours
+        except GroupNormError as error:
+            if norm is not None:
+                raise
+            strategy, why = choose(None, known, error.why)
+    found = function(model, leaves)
+    return found, found.spread(tree)
+
+
+def _run_abstractly(
+    function: NnxFunction, variables: Any, join: Any, arrays: Sequence[Any]
+) -> None:
+    def call(variables: Any, arrays: Any) -> Any:
+        args, kwargs = join(arrays)
+        return function(variables, *args, rate=None, **kwargs)
+
+    jax.eval_shape(call, variables, list(arrays))
+
+
+def _is_batch_norm(module: Any) -> bool:
+    """Whether it is a batch norm of Flax, or inherits the call of one."""
+    return (
+        isinstance(module, nnx.BatchNorm)
+        and type(module).__call__ is nnx.BatchNorm.__call__
     )
-    return function, function.spread(tree)
 
 
 def read(model: nnx.Module) -> tuple[dict[str, Any], tuple[Leaf, ...]]:
@@ -196,6 +257,7 @@ class GroupNorm(nnx.GroupNorm):
             rngs=nnx.Rngs(0),
         )
         self.axis = norm.axis
+        self.use_running_average = norm.use_running_average  # `train` and `eval` set it
         if norm.scale is not None:
             self.scale = norm.scale
         if norm.bias is not None:
@@ -206,10 +268,7 @@ class GroupNorm(nnx.GroupNorm):
     ) -> jax.Array:
         """Normalises x over groups of features and all axes but the first."""
         if mask is not None:
-            raise ValueError(
-                "norm='group' expects batch norms that are called without a mask; use "
-                "norm='switchable' or 'shared'."
-            )
+            raise GroupNormError(f"one of {self.num_features} features takes a mask")
         y = group_norm(
             jnp.moveaxis(x, self.axis, -1),
             None if self.scale is None else self.scale[...],
@@ -235,9 +294,7 @@ class Measuring(nnx.BatchNorm):
             param_dtype=norm.param_dtype,
             use_bias=norm.use_bias,
             use_scale=norm.use_scale,
-            axis_name=norm.axis_name,
-            axis_index_groups=norm.axis_index_groups,
-            use_fast_variance=False,
+            use_fast_variance=False,  # and without axis_name: batches come whole
             rngs=nnx.Rngs(0),
         )
         self.mean, self.var = norm.mean, norm.var
@@ -261,16 +318,15 @@ def with_norms(
     The copy has the same variables; a norm used at two places is one norm still.
     """
     return nnx.recursive_map(
-        lambda _, node: swapped(node) if isinstance(node, nnx.BatchNorm) else node,
+        lambda _, node: swapped(node) if _is_batch_norm(node) else node,
         model,
     )
 
 
 def _check_axis(norm: nnx.BatchNorm) -> None:
     if not isinstance(norm.axis, int):
-        raise ValueError(
-            "norm='group' expects batch norms over one axis; got axis="
-            f"{norm.axis!r}. Use norm='switchable' or 'shared'."
+        raise GroupNormError(
+            f"one of {norm.num_features} features is over the axes {norm.axis!r}"
         )
 
 
@@ -316,11 +372,31 @@ def _reseed(model: nnx.Module, rngs: Any) -> dict[str, Any]:
     if not keys:
         return {}
     keys.setdefault("default", next(iter(keys.values())))
-    nodes = (node for _, node in nnx.iter_graph(model))
-    names = {node.tag for node in nodes if isinstance(node, nnx.RngStream)}
+    nodes = [n for _, n in nnx.iter_graph(model) if isinstance(n, nnx.RngStream)]
+    names = {node.tag for node in nodes}
     known = {name: keys[name] for name in names if name in keys}
     # A key for all streams was given as such: those without their own take it.
     if not isinstance(rngs, Mapping) or "default" in rngs:
         known |= dict.fromkeys(names - known.keys(), keys["default"])
     nnx.reseed(model, policy="match_shape", **known)
+    for node in nodes:
+        if node.tag not in known:
+            object.__setattr__(node, "__class__", _Keyless)
+            node.missing = tuple(sorted(names - known.keys()))
+            node.given = tuple(sorted(rngs))
     return keys
+
+
+class _Keyless(nnx.RngStream):
+    """A stream to which a call gave no key though it gave some to others."""
+
+    missing: tuple[str, ...]
+    given: tuple[str, ...]
+
+    def __call__(self) -> jax.Array:
+        raise ValueError(
+            f"the model draws from the random stream {self.tag!r}; expected a key for "
+            f"it, got keys for {', '.join(self.given)} alone. Streams without a key: "
+            f"{', '.join(self.missing)}. Pass rngs={{{self.tag!r}: key, ...}}, or one "
+            "key for all: rngs=key."
+        )
