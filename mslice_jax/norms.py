@@ -71,15 +71,15 @@ def choose(
     """
     if norm is not None and norm not in STRATEGIES:
         raise ValueError(
-            f"norm is one of {', '.join(STRATEGIES)}, or None, with which trained batch "
-            f"norms are shared and fresh ones become group norms; got {norm!r}."
+            f"norm is one of {', '.join(STRATEGIES)}, or None, which makes group norms "
+            f"of fresh batch norms and shares trained ones; got {norm!r}."
         )
     known = [_are_trained(each) for each in statistics]
     if norm == "group" and any(known):
         warnings.warn(
-            "norm='group' makes group norms of batch norms whose running statistics are "
-            "trained: at rate 1 the network computes something else than before. "
-            "norm='shared' keeps what it computes; norm='group' is for training anew.",
+            "norm='group' makes group norms of batch norms that are trained: at rate 1 "
+            "the network computes something else than before. norm='shared' keeps what "
+            "it computes; with norm='group' train it again.",
             NormWarning,
             stacklevel=5,  # the caller of `upgrade`
         )

@@ -11,6 +11,8 @@ from .plan import WidthPlan
 from .run import full_types
 from .sliceable import Sliceable
 
+_MEASURED = "with statistics that were measured for each"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -92,7 +94,7 @@ class Report:
         return {
             "count": len(function.sites),
             "strategy": function.norm if function.sites else None,
-            "why": "with statistics of each rate" if measured else function.why,
+            "why": _MEASURED if measured else function.why,
             "left": ["/".join(path) for path in function.left],
         }
 
@@ -179,26 +181,22 @@ def _about_norms(norms: Mapping[str, Any] | None) -> list[str]:
         return []
     lines = [""]
     if norms["count"]:
-        many = norms["count"] > 1
         became = {
-            "group": "are group norms" if many else "is a group norm",
-            "shared": f"{'are' if many else 'is'} shared by all rates",
-            "switchable": f"{'have' if many else 'has'} one set of arrays for each rate",
+            "group": "group norms",
+            "shared": "shared by all rates",
+            "switchable": "one for each rate",
         }[norms["strategy"]]
-        lines.append(
-            f"{norms['count']} batch norm{'s' * many} {became}: {norms['why']}."
-        )
-        if norms["strategy"] == "shared" and "each rate" not in norms["why"]:
+        lines.append(f"batch norms ({norms['count']}) are {became}: {norms['why']}.")
+        if norms["strategy"] == "shared" and norms["why"] != _MEASURED:
             lines.append(
-                "Their statistics fit the full width: calibrate(net, batches) measures "
-                "them for each rate."
+                "  They fit full width; calibrate(net, batches) measures the others."
             )
     if norms["left"]:
-        shown = ", ".join(norms["left"][:3])
-        more = f", and {len(norms['left']) - 3} more" if len(norms["left"]) > 3 else ""
+        more = len(norms["left"]) - 3
         lines.append(
-            f"{shown}{more}: statistics left as they are; no batch norm of Flax that "
-            "this call reaches has them."
+            "statistics left as they are, for no batch norm of Flax that this call "
+            f"reaches has them: {', '.join(norms['left'][:3])}"
+            + (f", and {more} more" if more > 0 else "")
         )
     return lines
 

@@ -239,10 +239,10 @@ def upgrade(
     variables = flax.core.unfreeze(variables) if _is_frozen(variables) else variables
     variables = jax.tree.map(as_array, variables)
     with explained(model, variables, call, arrays):
-        function, variables = _as_function(
+        function, sliceable = _as_function(
             model, variables, call, arrays, norm=norm, groups=groups, rates=checked
         )
-        net = define(function, variables, call, arrays, settings)
+        net = define(function, sliceable, call, arrays, settings)
     if any(fixed.reason.text == UNREAD for fixed in net.plan.fixed):
         check_fit(model, variables, call, arrays)
     return net

@@ -76,7 +76,7 @@ def adapt(
       join: arrays -> positional and keyword arguments of a call; an abstract call tells
         where the batch norms are.
       arrays: the arrays of that call, or their types.
-      norm: one of `mslice_jax.norms.STRATEGIES`, or None, see `mslice_jax.norms.choose`.
+      norm: a strategy, or None, see `mslice_jax.norms.choose`.
       groups: how many groups a group norm has.
       rates: the declared rates, ascending.
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..norms import GroupNormError, choose, group_count, group_norm
+from ..norms import GroupNormError, choose
 from .base import (
     ModuleFunction,
     Path,
@@ -29,6 +29,8 @@ from .base import (
     collections_per_rate,
     statistics,
 )
+from .nnx_norms import GroupNorm, Measuring, is_batch_norm, with_norms
+from .streams import reseed
 
 CONSTANTS = "constants"
 
@@ -92,7 +94,7 @@ class NnxFunction(ModuleFunction):
         if "train" in kwargs and not taken("train"):
             model.train() if kwargs.pop("train") else model.eval()
         if rngs is not None:
-            keys = _reseed(model, rngs)
+            keys = reseed(model, rngs)
             takes = inspect.signature(call).parameters.get("rngs")
             if takes is not None:
                 by_stream = isinstance(rngs, Mapping) or "Rngs" in str(takes.annotation)
@@ -141,7 +143,7 @@ def adapt(
       model: any NNX model; it is not changed.
       join: arrays -> positional and keyword arguments of a call.
       arrays: the arrays of that call, or their types.
-      norm: one of `mslice_jax.norms.STRATEGIES`, or None, see `mslice_jax.norms.choose`.
+      norm: a strategy, or None, see `mslice_jax.norms.choose`.
       groups: how many groups a group norm has.
       rates: the declared rates, ascending.
 
@@ -151,7 +153,7 @@ def adapt(
     sites = tuple(
         tuple(map(str, path))
         for path, module in nnx.iter_modules(model)
-        if _is_batch_norm(module)
+        if is_batch_norm(module)
     )
     tree, leaves = read(model)
     kept = statistics(tree)
@@ -197,14 +199,6 @@ def _run_abstractly(
     jax.eval_shape(call, variables, list(arrays))
 
 
-def _is_batch_norm(module: Any) -> bool:
-    """Whether it is a batch norm of Flax, or inherits the call of one."""
-    return (
-        isinstance(module, nnx.BatchNorm)
-        and type(module).__call__ is nnx.BatchNorm.__call__
-    )
-
-
 def read(model: nnx.Module) -> tuple[dict[str, Any], tuple[Leaf, ...]]:
     """The variables of a model by collection and path, and the leaves of its state."""
     tree: dict[str, Any] = {}
@@ -224,110 +218,6 @@ def read(model: nnx.Module) -> tuple[dict[str, Any], tuple[Leaf, ...]]:
         branch[name[-1]] = jax.tree.map(as_array, array)
         leaves.append(Leaf(path, name, kind))
     return tree, tuple(leaves)
-
-
-def streams(model: nnx.Module) -> dict[str, nnx.RngStream]:
-    """A new random stream for each name of the streams of the model."""
-    found: dict[str, nnx.RngStream] = {}
-    for _, node in nnx.iter_graph(model):
-        if isinstance(node, nnx.RngStream) and node.tag not in found:
-            key = jnp.ravel(node.key[...])[0]  # stacked layers have stacked keys
-            found[node.tag] = nnx.RngStream(key, tag=node.tag)
-    return found
-
-
-class GroupNorm(nnx.GroupNorm):
-    """A batch norm with group statistics in place of those of the batch.
-
-    Its scale and bias are those of the batch norm. The feature axis may be any, and a
-    call takes what the call of a batch norm takes.
-    """
-
-    def __init__(self, norm: nnx.BatchNorm, groups: int):
-        _check_axis(norm)
-        super().__init__(
-            norm.num_features,
-            group_count(norm.num_features, groups),
-            epsilon=norm.epsilon,
-            dtype=norm.dtype,
-            param_dtype=norm.param_dtype,
-            use_bias=norm.use_bias,
-            use_scale=norm.use_scale,
-            use_fast_variance=norm.use_fast_variance,
-            rngs=nnx.Rngs(0),
-        )
-        self.axis = norm.axis
-        self.use_running_average = norm.use_running_average  # `train` and `eval` set it
-        if norm.scale is not None:
-            self.scale = norm.scale
-        if norm.bias is not None:
-            self.bias = norm.bias
-
-    def __call__(
-        self, x: jax.Array, use_running_average: Any = None, *, mask: Any = None
-    ) -> jax.Array:
-        """Normalises x over groups of features and all axes but the first."""
-        if mask is not None:
-            raise GroupNormError(f"one of {self.num_features} features takes a mask")
-        y = group_norm(
-            jnp.moveaxis(x, self.axis, -1),
-            None if self.scale is None else self.scale[...],
-            None if self.bias is None else self.bias[...],
-            groups=self.num_groups,
-            epsilon=self.epsilon,
-            fast_variance=self.use_fast_variance,
-            dtype=self.dtype,
-        )
-        return jnp.moveaxis(y, -1, self.axis)
-
-
-class Measuring(nnx.BatchNorm):
-    """A batch norm that uses the statistics of the batch and writes them down."""
-
-    def __init__(self, norm: nnx.BatchNorm):
-        super().__init__(
-            norm.num_features,
-            axis=norm.axis,
-            momentum=0.0,
-            epsilon=norm.epsilon,
-            dtype=norm.dtype,
-            param_dtype=norm.param_dtype,
-            use_bias=norm.use_bias,
-            use_scale=norm.use_scale,
-            use_fast_variance=False,  # and without axis_name: batches come whole
-            rngs=nnx.Rngs(0),
-        )
-        self.mean, self.var = norm.mean, norm.var
-        if norm.scale is not None:
-            self.scale = norm.scale
-        if norm.bias is not None:
-            self.bias = norm.bias
-
-    def __call__(
-        self, x: jax.Array, use_running_average: Any = None, *, mask: Any = None
-    ) -> jax.Array:
-        """Normalises x by its own mean and variance, whatever it is asked for."""
-        return super().__call__(x, use_running_average=False, mask=mask)
-
-
-def with_norms(
-    model: nnx.Module, swapped: Callable[[nnx.BatchNorm], nnx.Module]
-) -> nnx.Module:
-    """A copy of the model with other modules in place of its batch norms.
-
-    The copy has the same variables; a norm used at two places is one norm still.
-    """
-    return nnx.recursive_map(
-        lambda _, node: swapped(node) if _is_batch_norm(node) else node,
-        model,
-    )
-
-
-def _check_axis(norm: nnx.BatchNorm) -> None:
-    if not isinstance(norm.axis, int):
-        raise GroupNormError(
-            f"one of {norm.num_features} features is over the axes {norm.axis!r}"
-        )
 
 
 def _collection(value: Any) -> str | None:
@@ -358,45 +248,3 @@ def _method(model: Any, method: Any) -> tuple[Callable[..., Any], Callable[..., 
         p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
     )
     return call, lambda name: anything or name in parameters
-
-
-def _reseed(model: nnx.Module, rngs: Any) -> dict[str, Any]:
-    """Sets the streams of the model from these keys; returns the keys by stream."""
-    if isinstance(rngs, (nnx.Rngs, nnx.RngStream)):
-        raise TypeError(
-            "rngs is a key, or a dict from stream to key, so that a call is a function "
-            f"of its arguments; got nnx.{type(rngs).__name__}. Pass "
-            "rngs={'dropout': rngs.dropout()}."
-        )
-    keys = dict(rngs) if isinstance(rngs, Mapping) else {"default": rngs}
-    if not keys:
-        return {}
-    keys.setdefault("default", next(iter(keys.values())))
-    nodes = [n for _, n in nnx.iter_graph(model) if isinstance(n, nnx.RngStream)]
-    names = {node.tag for node in nodes}
-    known = {name: keys[name] for name in names if name in keys}
-    # A key for all streams was given as such: those without their own take it.
-    if not isinstance(rngs, Mapping) or "default" in rngs:
-        known |= dict.fromkeys(names - known.keys(), keys["default"])
-    nnx.reseed(model, policy="match_shape", **known)
-    for node in nodes:
-        if node.tag not in known:
-            object.__setattr__(node, "__class__", _Keyless)
-            node.missing = tuple(sorted(names - known.keys()))
-            node.given = tuple(sorted(rngs))
-    return keys
-
-
-class _Keyless(nnx.RngStream):
-    """A stream to which a call gave no key though it gave some to others."""
-
-    missing: tuple[str, ...]
-    given: tuple[str, ...]
-
-    def __call__(self) -> jax.Array:
-        raise ValueError(
-            f"the model draws from the random stream {self.tag!r}; expected a key for "
-            f"it, got keys for {', '.join(self.given)} alone. Streams without a key: "
-            f"{', '.join(self.missing)}. Pass rngs={{{self.tag!r}: key, ...}}, or one "
-            "key for all: rngs=key."
-        )

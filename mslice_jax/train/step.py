@@ -73,9 +73,10 @@ def make_train_step(
 
     The gradients of all `rates` are summed, not averaged, before the one update, as
     in the original (section 3.1 of the paper). All rates of a step see the same
-    augmented images and the same keys, of dropout and of every other random stream of
-    an NNX model (of other models: that `upgrade` was given a key for). Batch statistics go through the rates
-    in their order. Only the collection "params" is differentiated.
+    augmented images and the same keys: of the random stream "dropout", of every other
+    stream of an NNX model, and of those that `upgrade` was given a key for. Batch
+    statistics go through the rates in their order. Only the collection "params" is
+    differentiated.
 
     The `state` that is passed is used up: its buffers become the new state's. Take
     what is needed of it before the call.
@@ -388,7 +389,8 @@ def _keys_by_stream(net: Any, key: jax.Array) -> dict[str, jax.Array]:
     definition = net.definition
     _, kwargs = definition.call.join(definition.arrays)
     given = kwargs.get("rngs")
-    names = {*definition.function.streams(), *(given if isinstance(given, Mapping) else ())}
+    names = {*definition.function.streams()}
+    names |= set(given) if isinstance(given, Mapping) else set()
     if "dropout" not in names:  # then "default" stands for it
         names.discard("default")
     return {"dropout": key} | {
