@@ -130,6 +130,41 @@ def test_what_a_subclass_adds_to_a_batch_norm_runs():
         np.testing.assert_allclose(ms.slice_apply(net, X, rate), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("lifted", (nn.remat, nn.jit), ids=("remat", "jit"))
+def test_batch_norms_within_lifted_modules_become_group_norms(lifted):
+    class Block(nn.Module):
+        kind: Any = None
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(24, name="first")(x)
+            if self.kind is None:
+                return nn.GroupNorm(8, epsilon=1e-5, name="norm")(x)
+            return self.kind(use_running_average=True, name="norm")(x)
+
+    class Lifted(nn.Module):
+        inside: bool
+
+        @nn.compact
+        def __call__(self, x):
+            kind, block = nn.BatchNorm, lifted(Block)
+            if self.inside:
+                kind, block = lifted(nn.BatchNorm), Block
+            return nn.Dense(3, name="head")(block(kind, name="block")(x))
+
+    class Expected(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="head")(Block(name="block")(x))
+
+    for inside in (False, True):
+        variables = fresh(Lifted(inside))
+        Lifted(inside).apply(variables, X)  # which Flax may remember
+        net = ms.upgrade(Lifted(inside), variables, X, rates=RATES)
+        expected = Expected().apply({"params": variables["params"]}, X)
+        np.testing.assert_allclose(ms.slice_apply(net, X, 1.0), expected, atol=1e-5)
+
+
 def test_a_subclass_that_computes_something_else_is_left():
     class Left(nn.Module):
         @nn.compact
