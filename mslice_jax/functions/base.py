@@ -6,7 +6,7 @@ which know their batch norms; everything else is a `PlainFunction` already.
 
 import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -82,7 +82,7 @@ class ModuleFunction(Function):
     """
 
     norm: str
-    why: str = ""
+    why: str = field(default="", compare=False)
     groups: int
     sites: tuple[Path, ...]
     left: tuple[Path, ...] = ()
