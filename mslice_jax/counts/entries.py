@@ -156,7 +156,7 @@ _POWERS = {"cbrt": 1 / 3, "rsqrt": -0.5, "sqrt": 0.5, "square": 2.0}
 def _power(e: Eqn) -> Known:
     """Exponents multiply; the n-th root of a product over n entries is a mean."""
     x = e.ins[0]
-    exponent = _POWERS.get(e.name, e.params.get("y"))
+    exponent: Any = _POWERS.get(e.name, e.params.get("y"))
     if e.name == "pow":
         exponent = e.ins[1].number
         if exponent is None:
