@@ -21,7 +21,9 @@ from jax.extend import core
 from . import rates as rates_lib
 from .dims import Axis, Concat, Product, Unit, Whole
 from .rules import NO_RULE, RULES, Frame, Tie, Value
+from .rules import order
 from .rules.base import scalar
+from .rules.folding import FOLDED
 from .unify import Dim, Equations, Reason, atoms, factors, find
 
 UNREAD = "not read by the traced call"
@@ -285,12 +287,16 @@ def walk(
                 frame.values[id(var)] = _constant(var.aval, var.val)
         name = eqn.primitive.name
         equations.why = Reason(name, (eqn.source_info, *sources), name)
-        rule = RULES.get(name, NO_RULE)
-        results = rule.tie(Tie(frame, index, equations, call))
-        for var, result in zip(eqn.outvars, results, strict=True):
-            if not isinstance(result, Value):
-                result = Value(tuple(result))
-            frame.values[var] = result
+        tie = Tie(frame, index, equations, call)
+        rule = FOLDED if order.folds(tie) else RULES.get(name, NO_RULE)
+        results = [
+            result if isinstance(result, Value) else Value(tuple(result))
+            for result in rule.tie(tie)
+        ]
+        if index not in frame.children:  # else known from what was called
+            for result, found in zip(results, order.read(tie), strict=True):
+                result.order = result.order or found
+        frame.values.update(zip(eqn.outvars, results, strict=True))
     outs = []
     for var in jaxpr.outvars:
         if isinstance(var, core.Literal) and np.ndim(var.val):
@@ -302,7 +308,8 @@ def walk(
 def _constant(aval: Any, value: Any) -> Value:
     """A captured array belongs to the plan like a parameter that is not trained."""
     shape = getattr(aval, "shape", ())
-    return Value(tuple(Dim(size) for size in shape), scalar(value))
+    dims = tuple(Dim(size) for size in shape)
+    return Value(dims, scalar(value), order=order.of_constant(value))
 
 
 # -- deciding

@@ -19,6 +19,7 @@ from jax.extend import core
 
 from ..dims import Axis, Widths, shape
 from ..unify import Dim, Equations, atoms
+from .order import Order, of_constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Value:
     summed: Summed | None = None
     counted: tuple[Dim, ...] = ()  # the axes whose indices its integers are made of
     repeated: tuple[Dim, ...] = ()  # the axes along which all entries are equal
+    order: Order | None = None  # what tells its entries apart; None: data
 
 
 @dataclass(slots=True)
@@ -59,20 +61,26 @@ class Frame:
         """The value of a variable or literal of this frame's jaxpr."""
         if isinstance(var, core.Literal):
             known = self.values.get(id(var))
-            return known if known is not None else Value((), known=scalar(var.val))
+            if known is not None:
+                return known
+            return Value((), known=scalar(var.val), order=of_constant(var.val))
         return self.values[var]
 
 
 class Tie:
     """An equation at full width, as `tie` sees it."""
 
-    __slots__ = ("_frame", "_index", "_walk", "eqn", "equations", "ins", "params")
+    __slots__ = (
+        "_frame", "_index", "_walk", "entries", "eqn", "equations", "ins", "params",
+    )  # fmt: skip
 
     def __init__(self, frame: Frame, index: int, equations: Equations, walk: Any):
         self.eqn = frame.jaxpr.eqns[index]
         self.params = self.eqn.params
         self.ins = [frame.value(var) for var in self.eqn.invars]
         self.equations = equations
+        # The axes of a result, where it is made entry by entry.
+        self.entries: tuple[Dim, ...] | None = None
         self._frame, self._index, self._walk = frame, index, walk
 
     @property
@@ -95,7 +103,8 @@ class Tie:
             for other in same[1:]:
                 self.equations.equate(same[0], other)
             outs.append(same[0])
-        return tuple(outs)
+        self.entries = tuple(outs)
+        return self.entries
 
     def counted(self) -> tuple[Dim, ...]:
         """The axes whose indices the operands are made of, if the result is integer."""
@@ -148,6 +157,12 @@ class Narrow:
     def width(self, dim: Dim) -> Any:
         """The narrow size of a dim."""
         return shape(self.analysis.axes((dim,)), self.widths)[0]
+
+    @property
+    def sources(self) -> list[Any]:
+        """How the results are made, where they are constants; see `order`."""
+        orders = [self._frame.value(var).order for var in self.eqn.outvars]
+        return [order and order.source for order in orders]
 
     @property
     def note(self) -> Any:
