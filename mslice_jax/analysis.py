@@ -46,6 +46,7 @@ from .dims import (
     slice_array,
     take,
 )
+from .growth import INPUT, PARAMETER
 from .rules import NO_RULE, RULES, Frame, Tie, Value, order
 from .rules.folding import FOLDED
 from .unify import Dim, Equations, Reason, atoms, factors, find
@@ -281,10 +282,7 @@ def discover(
     ]
     _fix_unread(closed, kinds, values, returns, equations)
     found = _decide(parameters, equations, units)
-    known = [
-        Known(parameter=isinstance(k, Parameter), data=isinstance(k, str))
-        for k in kinds
-    ]
+    known = [PARAMETER if isinstance(kind, Parameter) else INPUT for kind in kinds]
     analysis = Analysis(closed, frame, found, equations, known=known)
     axes = [analysis.axes(value.dims) for value in values]
     return analysis, axes, _fixed_axes(parameters)
