@@ -32,6 +32,7 @@ from .counts import (
     Use,
     count,
     decide,
+    line_of,
     pair,
 )
 from .dims import (
@@ -188,21 +189,22 @@ class Analysis:
         """The operands of an equation that are other numbers at these widths."""
         own = self.own_program(widths)
         if own is not None:
-            others = own.operands.get((id(frame), index))
-            if not others and not self.asked.follow:
-                return {}
-            asked = self.counts.numbers(frame, index, widths)
-            asked = {
-                at: number
-                for at, number in asked.items()
-                if self.counts.asked.get(Use(id(frame), index, at))
-            }
-            return {
-                at: number
-                for at, number in (others or {}).items()
-                if not self.counts.stays(frame, index, at)
-            } | asked
+            return self._asked_of(
+                own.operands.get((id(frame), index), {}), frame, index, widths
+            )
         return self.counts.numbers(frame, index, widths)
+
+    def _asked_of(
+        self, own: Mapping[int, Any], frame: Frame, index: int, widths: Widths
+    ) -> Mapping[int, Any]:
+        """The numbers of the own program, but for what the user said."""
+        if self.asked == Asked():
+            return own
+        if own and self.asked.of(line_of(frame, index)) is False:
+            own = {}
+        counted = self.counts.numbers(frame, index, widths)
+        asked = (at for at in counted if Use(id(frame), index, at) in self.counts.asked)
+        return {**own, **{at: counted[at] for at in asked}}
 
     def cut(self, frame: Frame, var: Any, value: Any, widths: Widths) -> Any:
         """The part of a captured array that is kept at these widths."""
