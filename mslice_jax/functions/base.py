@@ -169,9 +169,7 @@ class ModuleFunction(Function):
         read = self.set_of(rate)
         keys = [rate_key(other) for other in self.rates]
         norms = [(collection, *site) for site in self.sites]
-        return {
-            (*n, key): (*n, read) for n in norms for key in keys if key != read
-        }
+        return {(*n, key): (*n, read) for n in norms for key in keys if key != read}
 
     def _at_sites(self, variables: Any, change: Callable[[Any], Any]) -> Any:
         changed = dict(variables)
