@@ -3,6 +3,7 @@
 from .analysis import PlanError as PlanError
 from .calibration import calibrate as calibrate
 from .compilation import jit as jit
+from .counts import NumberWarning as NumberWarning
 from .importance import reorder as reorder
 from .rates import RateError as RateError
 from .report import Report as Report

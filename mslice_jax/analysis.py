@@ -11,17 +11,42 @@ group norms narrow by groups and attention by heads (Model Slicing, section 3.2)
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 from . import rates as rates_lib
-from .dims import Axis, Concat, Product, Unit, Whole
+from .counts import (
+    Asked,
+    Counts,
+    Different,
+    Incomparable,
+    Known,
+    Own,
+    Use,
+    count,
+    decide,
+    pair,
+)
+from .dims import (
+    Axis,
+    Concat,
+    Product,
+    Unit,
+    Whole,
+    Widths,
+    groups_in,
+    shape,
+    slice_array,
+    take,
+)
 from .rules import NO_RULE, RULES, Frame, Tie, Value
-from .rules.base import scalar
 from .unify import Dim, Equations, Reason, atoms, factors, find
 
 UNREAD = "not read by the traced call"
@@ -101,7 +126,10 @@ class Analysis:
     """A jaxpr that has been read: the axes of everything in it.
 
     `orders` has the groups whose indices the variables hold in another order than the
-    constants of the program: what stood at `orders[group][i]` stands at i.
+    constants of the program: what stood at `orders[group][i]` stands at i. `known` is
+    what is known of the inputs, `asked` what the user
+    said of numbers, and `own` gives the function's own program at given
+    widths, where it has one, see `counts`.
     """
 
     closed: core.ClosedJaxpr
@@ -109,20 +137,100 @@ class Analysis:
     groups: dict[str, WidthGroup]
     equations: Equations
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
+    known: Sequence[Known] = ()
+    asked: Asked = Asked()
+    own: Callable[[Widths], Any] | None = None
+    _own: dict[Any, Own | None] = field(default_factory=dict)
     _memo: dict[Dim, Axis] = field(default_factory=dict)
+    _counts: Counts | None = None
 
     def axes(self, dims: Sequence[Dim]) -> tuple[Axis, ...]:
         """The dims as immutable axes."""
         return tuple(self.equations.freeze(dim, self._memo) for dim in dims)
+
+    @property
+    def counts(self) -> Counts:
+        """What the numbers of the program stand for."""
+        if self._counts is None:
+            self._counts = count(self, self.frame, self.known)
+            decide(self._counts, self.asked)
+        return self._counts
+
+    def own_program(self, widths: Widths) -> Own | None:
+        """What is different in the function's own program, if it has one.
+
+        Raises:
+          PlanError: if that is another program.
+        """
+        if self.own is None:
+            return None
+        key = tuple(sorted(widths.items()))
+        if key not in self._own:
+            try:
+                closed = self.own(widths)
+                self._own[key] = closed and self.paired(closed, widths)
+            except Incomparable:
+                self._own[key] = None
+            except Different as error:
+                raise PlanError(
+                    "the function's own program at narrow shapes is not the narrow "
+                    f"program: {error}"
+                ) from None
+        return self._own[key]
+
+    def paired(self, closed: core.ClosedJaxpr, widths: Widths) -> Own:
+        """Holds the function's own program against the narrow one, see `counts.own`."""
+        return pair(self.frame, closed, self.axes, self.cut, widths)
+
+    def numbers(self, frame: Frame, index: int, widths: Widths) -> Mapping[int, Any]:
+        """The operands of an equation that are other numbers at these widths."""
+        own = self.own_program(widths)
+        if own is not None:
+            others = own.operands.get((id(frame), index))
+            if not others and not self.asked.follow:
+                return {}
+            asked = self.counts.numbers(frame, index, widths)
+            asked = {
+                at: number
+                for at, number in asked.items()
+                if self.counts.asked.get(Use(id(frame), index, at))
+            }
+            return {
+                at: number
+                for at, number in (others or {}).items()
+                if not self.counts.stays(frame, index, at)
+            } | asked
+        return self.counts.numbers(frame, index, widths)
+
+    def cut(self, frame: Frame, var: Any, value: Any, widths: Widths) -> Any:
+        """The part of a captured array that is kept at these widths."""
+        axes = self.axes(frame.value(var).dims)
+        groups = [group for axis in axes for group in groups_in(axis)]
+        moved = any(group in self.orders for group in groups)
+        if not moved and shape(axes, widths) == tuple(np.shape(value)):
+            return value
+        if isinstance(value, Tracer):
+            return slice_array(take(value, axes, self.orders), axes, widths)
+        with jax.ensure_compile_time_eval():  # cut once, not in every run
+            value = take(jnp.asarray(value), axes, self.orders)
+            return slice_array(value, axes, widths)
 
     def follow(
         self,
         closed: core.ClosedJaxpr,
         ins: Sequence[Sequence[Axis]],
         outs: Sequence[Sequence[Axis] | None],
+        known: Sequence[Known],
+        own: Any = None,
     ) -> "Analysis":
-        """Reads a program that takes and gives arrays with axes of this one."""
-        return follow(closed, self.groups, ins, outs, self.orders)
+        """Reads a program that takes and gives arrays with axes of this one.
+
+        `own` is the function's own form of it at the widths that it will run at.
+        """
+        read = follow(closed, self.groups, ins, outs, known, self.orders)
+        read.asked = self.asked
+        read.own = own and (lambda widths: own)
+        return read
 
 
 def discover(
@@ -172,7 +280,11 @@ def discover(
     ]
     _fix_unread(closed, kinds, values, returns, equations)
     found = _decide(parameters, equations, units)
-    analysis = Analysis(closed, frame, found, equations)
+    known = [
+        Known(parameter=isinstance(k, Parameter), data=isinstance(k, str))
+        for k in kinds
+    ]
+    analysis = Analysis(closed, frame, found, equations, known=known)
     axes = [analysis.axes(value.dims) for value in values]
     return analysis, axes, _fixed_axes(parameters)
 
@@ -182,6 +294,7 @@ def follow(
     groups: Mapping[str, WidthGroup],
     ins: Sequence[Sequence[Axis]],
     outs: Sequence[Sequence[Axis] | None],
+    known: Sequence[Known],
     orders: Mapping[str, np.ndarray] | None = None,
 ) -> Analysis:
     """Reads another program under a plan that is made.
@@ -191,6 +304,7 @@ def follow(
       groups: the groups of the plan.
       ins: the axes of every input.
       outs: the axes that every output must have; None for whatever comes.
+      known: what is known of every input.
       orders: see `Analysis`.
 
     Raises:
@@ -236,7 +350,7 @@ def follow(
             + "\nUpgrade with the call that asks for the most (for example in training "
             "mode, or with this input shape), or keep these calls alike."
         )
-    return Analysis(closed, frame, dict(groups), equations, orders or {})
+    return Analysis(closed, frame, dict(groups), equations, orders or {}, known)
 
 
 class _Seeded(Equations):
@@ -268,9 +382,10 @@ def walk(
     consts: Sequence[Any] = ()
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
-    frame = Frame(jaxpr, consts, dict(zip(jaxpr.invars, values, strict=True)), {}, {})
-    for var, const in zip(jaxpr.constvars, consts, strict=True):
-        frame.values[var] = _constant(var.aval, const)
+    known = dict(zip(jaxpr.invars, values, strict=True))
+    frame = Frame(jaxpr, consts, known, {}, {}, sources)
+    for var in jaxpr.constvars:
+        frame.values[var] = _constant(var.aval)
 
     def call(inner: Any, operands: Sequence[Value]) -> tuple[Frame, list[Value]]:
         why = equations.why
@@ -282,7 +397,7 @@ def walk(
     for index, eqn in enumerate(jaxpr.eqns):
         for var in eqn.invars:
             if isinstance(var, core.Literal) and np.ndim(var.val):
-                frame.values[id(var)] = _constant(var.aval, var.val)
+                frame.values[id(var)] = _constant(var.aval)
         name = eqn.primitive.name
         equations.why = Reason(name, (eqn.source_info, *sources), name)
         rule = RULES.get(name, NO_RULE)
@@ -294,15 +409,15 @@ def walk(
     outs = []
     for var in jaxpr.outvars:
         if isinstance(var, core.Literal) and np.ndim(var.val):
-            frame.values[id(var)] = _constant(var.aval, var.val)
+            frame.values[id(var)] = _constant(var.aval)
         outs.append(frame.value(var))
     return frame, outs
 
 
-def _constant(aval: Any, value: Any) -> Value:
+def _constant(aval: Any) -> Value:
     """A captured array belongs to the plan like a parameter that is not trained."""
     shape = getattr(aval, "shape", ())
-    return Value(tuple(Dim(size) for size in shape), scalar(value))
+    return Value(tuple(Dim(size) for size in shape))
 
 
 # -- deciding

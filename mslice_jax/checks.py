@@ -5,7 +5,10 @@ Each says what was expected, what came, and what to do. Comparing costs a trace 
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -46,7 +49,11 @@ def check_model(model: Any, inputs: Sequence[Any]) -> None:
 
 @contextlib.contextmanager
 def explained(
-    model: Any, variables: Any, call: Call, arrays: Sequence[Any]
+    model: Any,
+    variables: Any,
+    call: Call,
+    arrays: Sequence[Any],
+    options: Iterable[str],
 ) -> Iterator[None]:
     """Turns an error of the trace into one that lists what does not fit."""
     try:
@@ -54,6 +61,7 @@ def explained(
     except (PlanError, RateError):
         raise
     except Exception as error:
+        check_keywords(model, call, arrays, error, options)
         check_fit(model, variables, call, arrays, error)
         raise
 
@@ -99,7 +107,7 @@ def _misfits(
     want, have = (
         {
             path_name(path): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(nn.unbox(tree))
             # Other collections may be left out, or hold what a call once sowed.
             if path[0].key in ("params", "batch_stats")
         }
@@ -185,14 +193,53 @@ def check_rules(plan: WidthPlan) -> None:
         )
 
 
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def check_keywords(
+    model: Any,
+    call: Call,
+    arrays: Sequence[Any],
+    cause: Exception,
+    options: Iterable[str] = (),
+) -> None:
+    """Raises TypeError if a call failed for a keyword that the model does not take.
+
+    It tells the close matches among the keywords of the model, or of its class, and
+    among `options`, the keywords that are not passed on to it.
+    """
+    found = _UNEXPECTED.search(str(cause)) if isinstance(cause, TypeError) else None
+    _, kwargs = call.join(arrays)
+    if found is None or found[1] not in kwargs:
+        return
+    name, known = found[1], [*options]
+    with contextlib.suppress(TypeError, ValueError, AttributeError):
+        known += inspect.signature(_method(model, kwargs)).parameters
+    close = difflib.get_close_matches(name, [k for k in known if k != "self"], n=4)
+    matches = f" Close matches: {', '.join(map(repr, close))}." if close else ""
+    also = f", nor has upgrade such an option ({', '.join(options)})" if options else ""
+    raise TypeError(f"the model takes no keyword {name!r}{also}.{matches}") from cause
+
+
+def _method(model: Any, kwargs: Mapping[str, Any]) -> Any:
+    """What a call with these keywords runs."""
+    kind = model if isinstance(model, type) else type(model)
+    if not issubclass(kind, (nn.Module, nnx.Module)):
+        return model
+    method = kwargs.get("method")
+    return getattr(kind, method) if isinstance(method, str) else method or kind.__call__
+
+
 def check_ranks(definition: Definition, call: Call, arrays: Sequence[Any]) -> None:
     """Raises ValueError if an input has another rank than the one `upgrade` saw."""
-    seen_args, _ = definition.call.join(definition.arrays)
-    args, _ = call.join(arrays)
-    for number, (seen, given) in enumerate(zip(seen_args, args, strict=False)):
+    seen_args, seen_kwargs = definition.call.join(definition.arrays)
+    args, kwargs = call.join(arrays)
+    pairs: dict[Any, Any] = dict(enumerate(zip(seen_args, args, strict=False)))
+    pairs |= {k: (seen_kwargs[k], x) for k, x in kwargs.items() if k in seen_kwargs}
+    for name, (seen, given) in pairs.items():
         if is_array(seen) and is_array(given) and len(seen.shape) != len(given.shape):
             raise ValueError(
-                f"input {number} has rank {len(given.shape)} (shape "
+                f"input {name} has rank {len(given.shape)} (shape "
                 f"{tuple(given.shape)}); `upgrade` saw rank {len(seen.shape)} (shape "
                 f"{tuple(seen.shape)}). Pass inputs of that rank, or upgrade with the "
                 "new one."
@@ -203,16 +250,20 @@ def check_shapes(
     definition: Definition, call: Call, arrays: Sequence[Any], cause: Exception
 ) -> None:
     """Raises ValueError if a call failed that had other shapes than `upgrade` saw."""
-    shapes = [
-        jax.tree.map(lambda x: x.shape if is_array(x) else x, seen.join(leaves))
-        for seen, leaves in ((call, arrays), (definition.call, definition.arrays))
-    ]
-    given, seen = (args for args, _ in shapes)
+    given = _inputs(call, arrays)
+    seen = _inputs(definition.call, definition.arrays)
     if given != seen:
         raise ValueError(
             f"the call failed with inputs of shape {_listed(given)}, where `upgrade` "
             f"saw {_listed(seen)}. The reason: {cause}"
         ) from cause
+
+
+def _inputs(call: Call, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """The inputs of a call, shapes for arrays; of its keywords those with arrays."""
+    args, kwargs = call.join(arrays)
+    named = [x for x in kwargs.values() if any(map(is_array, jax.tree.leaves(x)))]
+    return jax.tree.map(lambda x: x.shape if is_array(x) else x, (*args, *named))
 
 
 def _listed(shapes: Sequence[Any]) -> str:

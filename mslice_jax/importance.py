@@ -17,7 +17,7 @@ import numpy as np
 
 from .dims import groups_in, owners
 from .patterns import Patterns, as_patterns, names_group, no_match
-from .plan import PlanError, WidthPlan, path_name
+from .plan import PlanError, WidthPlan
 from .sliceable import Sliceable
 
 Scores = dict[str, np.ndarray]
@@ -123,7 +123,7 @@ def _of_groups(plan: WidthPlan, entries: Any, signed: bool = False) -> Scores:
     """Adds up what the entries of every array say of each index of a group."""
     scores = {name: np.zeros(group.size) for name, group in plan.groups.items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(entries):
-        axes = plan.leaf(path_name(path))
+        axes = plan.leaf(path)
         for dim, axis in enumerate(axes.axes if axes is not None else ()):
             along = leaf.sum(tuple(i for i in range(leaf.ndim) if i != dim))
             for group in dict.fromkeys(groups_in(axis)):

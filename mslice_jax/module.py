@@ -1,5 +1,6 @@
 """The Sliceable as a Flax module whose rate is a static argument."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 
 from .functions.linen import LinenFunction
 from .program import Definition
-from .sliceable import Sliceable, extract, slice_apply
+from .sliceable import Sliceable, extract, keywords
 
 
 class SliceableModule(nn.Module):
@@ -25,8 +26,19 @@ class SliceableModule(nn.Module):
     source: Any = 1.0
 
     @nn.compact
-    def __call__(self, *inputs: Any, rate: float | None = None, **kwargs: Any) -> Any:
-        """Runs at the rate, by default the widest; the rest goes to the network."""
+    def __call__(
+        self,
+        *inputs: Any,
+        rate: float | None = None,
+        call: Mapping[str, Any] | None = None,
+        **call_kwargs: Any,
+    ) -> Any:
+        """Runs at the rate, by default the widest; the rest goes to the network.
+
+        A keyword of the network's own that is named `rate` is given as
+        ``call={"rate": ...}``, as in `upgrade`.
+        """
+        kwargs = keywords(call, call_kwargs)
         function = self.definition.function
         if self.is_initializing():
             if not isinstance(function, LinenFunction):
@@ -54,10 +66,8 @@ class SliceableModule(nn.Module):
             if name != "params" and self.is_mutable_collection(name)
         ]
         if not mutable:
-            return slice_apply(net, inputs[0], rate, *inputs[1:], **kwargs)
-        y, updates = slice_apply(
-            net, inputs[0], rate, *inputs[1:], **kwargs, mutable=mutable
-        )
+            return net(rate, *inputs, **kwargs)
+        y, updates = net(rate, *inputs, **kwargs, mutable=mutable)
         if self.is_initializing():  # a first call leaves no trace in what init gives
             return y
         for collection, tree in updates.items():

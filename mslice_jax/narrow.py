@@ -8,14 +8,12 @@ gathers, no full-width arrays but the constants that the program captured.
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.extend import core, source_info_util
 
 from .analysis import Analysis
-from .dims import Widths, groups_in, shape, slice_array, take
+from .dims import Widths
 from .rules import NO_RULE, RULES, Frame, Narrow
 
 
@@ -35,13 +33,17 @@ def evaluate(
     """
     jaxpr = frame.jaxpr
     env: dict[Any, Any] = dict(zip(jaxpr.invars, operands, strict=True))
-    for var, const in zip(jaxpr.constvars, frame.consts, strict=True):
-        env[var] = _cut(analysis, frame, var, const, widths)
+    own = analysis.own_program(widths)
+    consts = own.consts.get(id(frame), {}) if own else {}
+    for at, (var, const) in enumerate(zip(jaxpr.constvars, frame.consts, strict=True)):
+        env[var] = consts.get(at, const)
+        if at not in consts:
+            env[var] = analysis.cut(frame, var, const, widths)
 
     def read(var: Any) -> Any:
         if isinstance(var, core.Literal):
             if np.ndim(var.val):
-                return _cut(analysis, frame, var, var.val, widths)
+                return analysis.cut(frame, var, var.val, widths)
             return var.val
         return env[var]
 
@@ -57,7 +59,10 @@ def evaluate(
             ),
             eqn.ctx.manager,
         ):
-            outs = rule.narrow(narrow, *map(read, eqn.invars))
+            operands = [read(var) for var in eqn.invars]
+            for at, number in analysis.numbers(frame, index, widths).items():
+                operands[at] = jnp.full_like(operands[at], number)
+            outs = rule.narrow(narrow, *operands)
         if not eqn.primitive.multiple_results and not isinstance(outs, (list, tuple)):
             outs = [outs]
         for var, out in zip(eqn.outvars, outs, strict=True):
@@ -68,16 +73,5 @@ def evaluate(
                     f"plan says {expected}; please report this with the equation {eqn}"
                 )
             env[var] = out
-    return [read(var) for var in jaxpr.outvars]
-
-
-def _cut(analysis: Analysis, frame: Frame, var: Any, value: Any, widths: Widths) -> Any:
-    axes = analysis.axes(frame.value(var).dims)
-    moved = any(group in analysis.orders for axis in axes for group in groups_in(axis))
-    if not moved and shape(axes, widths) == tuple(np.shape(value)):
-        return value
-    if isinstance(value, Tracer):
-        return slice_array(take(value, axes, analysis.orders), axes, widths)
-    with jax.ensure_compile_time_eval():  # cut once, not in every run
-        value = take(jnp.asarray(value), axes, analysis.orders)
-        return slice_array(value, axes, widths)
+    results = own.results.get(id(frame), {}) if own else {}
+    return [results.get(at, read(var)) for at, var in enumerate(jaxpr.outvars)]

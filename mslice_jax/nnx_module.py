@@ -1,5 +1,6 @@
 """Sliceable networks as NNX models: at one narrow width, or with a static rate."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 from .functions.nnx import CONSTANTS, NnxFunction, read, streams
 from .functions.sizes import set_sizes
 from .program import is_array
-from .sliceable import Sliceable, extract, slice_apply
+from .sliceable import Sliceable, extract, keywords
 
 
 class SliceableModel(nnx.Module):
@@ -45,8 +46,19 @@ class SliceableModel(nnx.Module):
         model = function.model(function.select(net.variables, net.rates[-1]))
         self.streams = nnx.data(streams(model))
 
-    def __call__(self, *inputs: Any, rate: Any = None, **kwargs: Any) -> Any:
-        """Runs at the rate, by default the widest; the rest goes to the network."""
+    def __call__(
+        self,
+        *inputs: Any,
+        rate: Any = None,
+        call: Mapping[str, Any] | None = None,
+        **call_kwargs: Any,
+    ) -> Any:
+        """Runs at the rate, by default the widest; the rest goes to the network.
+
+        A keyword of the network's own that is named `rate` is given as
+        ``call={"rate": ...}``, as in `upgrade`.
+        """
+        kwargs = keywords(call, call_kwargs)
         net = self.sliceable()
         rate = net.rates[-1] if rate is None else rate
         if self.deterministic is not None:
@@ -55,10 +67,8 @@ class SliceableModel(nnx.Module):
             kwargs["rngs"] = {name: draw() for name, draw in self.streams.items()}
         states = [name for name in self.variables if name not in ("params", CONSTANTS)]
         if not states:
-            return slice_apply(net, inputs[0], rate, *inputs[1:], **kwargs)
-        y, updates = slice_apply(
-            net, inputs[0], rate, *inputs[1:], **kwargs, mutable=states
-        )
+            return net(rate, *inputs, **kwargs)
+        y, updates = net(rate, *inputs, **kwargs, mutable=states)
         for name, tree in updates.items():
             jax.tree.map(
                 lambda variable, x: variable.set_value(x),
@@ -104,7 +114,7 @@ def to_nnx(net: Sliceable, rate: Any) -> Any:
     args, kwargs = call.join([_random(x) for x in net.definition.arrays])
     kwargs.pop("mutable", None)
     at: Any = small.rate
-    expected = slice_apply(shaken, args[0], at, *args[1:], **kwargs)
+    expected = shaken(at, *args, **kwargs)
     try:
         other = _narrow_model(shaken)
         tree, leaves = read(other)
@@ -115,7 +125,7 @@ def to_nnx(net: Sliceable, rate: Any) -> Any:
 
         def run(tree: Any, arrays: Any) -> Any:
             args, kwargs = statics.join(arrays)
-            return alone(tree, *args, rate=small.rate, **kwargs)
+            return alone(tree, small.rate, *args, **kwargs)
 
         got = jax.jit(run)(tree, arrays)
         _check_close(got, expected)
@@ -145,11 +155,10 @@ def _narrow_model(small: Sliceable) -> Any:
     """The model with the arrays of `small`, and sizes that fit them."""
     function, plan = _function(small), small.plan
     model = function.model(function.select(small.variables, small.rate))
-    names = {"/".join(map(str, leaf.path)): leaf.name for leaf in function.leaves}
+    names = {tuple(map(str, leaf.path)): leaf.name for leaf in function.leaves}
 
-    def axes(path: str) -> Any:
-        name = names.get(path, ())
-        leaf = plan.leaf("/".join(name))
+    def axes(path: tuple[str, ...]) -> Any:
+        leaf = plan.leaf(names.get(path, ()))
         return None if leaf is None else leaf.axes
 
     set_sizes(model, axes, plan.widths(small.rate))

@@ -5,10 +5,12 @@ narrow tree back; both are pure functions of trees, so the gradient of a sliced 
 lands in the leading part of the full one.
 """
 
+import collections
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -18,6 +20,9 @@ from .analysis import FixedAxis, PlanError, WidthGroup
 from .dims import Axis
 from .patterns import names_group, no_match
 from .rates import GroupRates, Rate, RateError, check_rate
+
+Path: TypeAlias = tuple[str, ...]
+"""Where a leaf is in a tree: the keys on the way to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class LeafAxes:
 
 @dataclass(frozen=True, eq=False)
 class WidthPlan:
-    """What narrows, and to what.
+    """What narrows, and to what; equal to a plan that says the same.
 
     Attributes:
       axes: a tree like the variables with a `LeafAxes` for each array.
@@ -46,13 +51,48 @@ class WidthPlan:
     rates: tuple[float, ...]
     fixed: tuple[FixedAxis, ...] = ()
 
-    def __post_init__(self) -> None:
+    @functools.cached_property
+    def _by_path(self) -> dict[Path, LeafAxes]:
         leaves = jax.tree_util.tree_leaves_with_path(self.axes)
-        object.__setattr__(self, "_by_path", {path_name(p): a for p, a in leaves})
+        return {path_parts(path): axes for path, axes in leaves}
 
-    def leaf(self, path: str) -> LeafAxes | None:
-        """The axes of the array at a path such as 'params/Dense_0/kernel'."""
-        return self._by_path.get(path)  # type: ignore[attr-defined]
+    @functools.cached_property
+    def _by_name(self) -> dict[str, LeafAxes]:
+        names = path_names(self._by_path)
+        return dict(zip(names, self._by_path.values(), strict=True))
+
+    @functools.cached_property
+    def _key(self) -> Any:
+        """All that slicing depends on."""
+        return (
+            tuple(self._by_path.items()),
+            tuple(self.groups.items()),
+            self.rates,
+            tuple((fixed.path, fixed.axis, fixed.size) for fixed in self.fixed),
+        )
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((tuple(self.groups.items()), self.rates))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, WidthPlan):
+            return False
+        return self is other or (self._hash == other._hash and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def leaf(self, path: str | Sequence[Any]) -> LeafAxes | None:
+        """The axes of an array.
+
+        Args:
+          path: its name, as the report writes it ('params/Dense_0/kernel'), or its path
+            as `jax.tree_util.tree_leaves_with_path` gives it.
+        """
+        if isinstance(path, str):
+            return self._by_name.get(path)
+        return self._by_path.get(path_parts(path))
 
     def widths(self, rate: Rate) -> dict[str, int]:
         """How many indices each group keeps at the rate."""
@@ -214,24 +254,58 @@ class WidthPlan:
 
     def _map(self, f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
         def at(path: Any, x: Any, *others: Any) -> Any:
-            name = path_name(path)
-            leaf = self.leaf(name)
+            leaf = self.leaf(path)
             if leaf is None:
                 raise PlanError(
-                    f"the plan has no leaf {name!r}; it was made for a tree with "
-                    f"{', '.join(list(self._by_path)[:4])}, ..."  # type: ignore[attr-defined]
+                    f"the plan has no leaf {path_name(path)!r}; it was made for a tree "
+                    f"with {', '.join(list(self._by_name)[:4])}, ..."
                 )
             try:
                 return f(leaf.axes, x, *others)
             except ValueError as error:
-                raise PlanError(f"leaf {name!r}: {error}") from error
+                raise PlanError(f"leaf {path_name(path)!r}: {error}") from error
 
         return jax.tree_util.tree_map_with_path(at, tree, *rest)
 
 
 def path_name(path: Any) -> str:
-    """A path of a tree in words: 'params/Dense_0/kernel'."""
+    """A path of a tree in words: 'params/Dense_0/kernel'.
+
+    Keys may have slashes themselves, so two paths can read alike: where leaves are to
+    be told apart use `path_parts`, and `path_names` for people.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def path_parts(path: Sequence[Any]) -> Path:
+    """The keys of a path of a tree as strings: ('params', 'Dense_0', 'kernel')."""
+    return tuple(
+        key if isinstance(key, str) else jax.tree_util.keystr((key,), simple=True)
+        for key in path
+    )
+
+
+def path_names(paths: Iterable[Path]) -> list[str]:
+    r"""A name for each path of one tree, no two alike.
+
+    >>> path_names([("a", "b"), ("c/d",)])
+    ['a/b', 'c/d']
+    >>> print(*path_names([("a", "b"), ("a/b",)]))
+    a/b a\/b
+    """
+    paths = list(paths)
+    names = ["/".join(path) for path in paths]
+    while len(set(names)) < len(names):
+        count = collections.Counter(names)
+        names = [
+            "/".join(map(_escaped, path)) if count[name] > 1 else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+    return names
+
+
+def _escaped(part: str) -> str:
+    return part.replace("\\", "\\\\").replace("/", "\\/")
 
 
 def check_exact(plan: WidthPlan) -> None:

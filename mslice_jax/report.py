@@ -38,6 +38,11 @@ class Report:
             primitive that asks for it (empty where the user or the call does), and the
             user's line.
           * ``rounded``: where a group cannot keep exactly its rate.
+          * ``numbers``: each number of the program that is a power of the size of an
+            axis that narrows, whether it follows the width, why, and the user's line;
+            ``open`` is one that stays though it matters where it stands.
+          * ``own_program``: whether the function itself traces to the same program at
+            narrow shapes, or why that could not be compared.
         """
         plan, analysis = self.plan, _analysis(self.net)
         return {
@@ -74,6 +79,19 @@ class Report:
                 {"group": name, "rate": rate, "width": width}
                 for name, rate, width in plan.inexact()
             ],
+            "numbers": [
+                {
+                    "value": number.value,
+                    "size": number.size,
+                    "groups": list(number.groups),
+                    "follows": number.follows,
+                    "open": number.open,
+                    "why": number.why or number.meets,
+                    "where": number.where,
+                }
+                for number in self.net.definition.agreement.numbers
+            ],
+            "own_program": str(self.net.definition.agreement),
         }
 
     def details(self) -> str:
@@ -129,6 +147,10 @@ class Report:
                 f"  {rounded['group']}: rate {rounded['rate']:g} keeps "
                 f"{rounded['width']} of {group['size']}"
             )
+        numbers = self.net.definition.agreement.numbers
+        if numbers:
+            lines += ["", "numbers that are a power of a size that narrows:"]
+        lines += [f"  {number}" for number in numbers]
         return "\n".join(lines)
 
 

@@ -1,10 +1,9 @@
 """Running a network at a rate: slice its variables, evaluate its program narrow.
 
 Each function here is one compiled program per rate and shape of input: everything but
-the arrays is a static argument.
+the arrays is a static argument. The programs belong to the definition.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,14 +11,13 @@ import jax
 
 from . import dims
 from .analysis import PlanError
-from .checks import check_ranks, check_shapes
+from .checks import check_keywords, check_ranks, check_shapes
 from .narrow import evaluate
-from .plan import WidthPlan, path_name
+from .plan import WidthPlan, path_name, path_parts
 from .program import Call, Definition, type_of
 from .rates import Rate
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def run(
     definition: Definition,
     rate: Rate,
@@ -29,6 +27,30 @@ def run(
     arrays: list[Any],
 ) -> Any:
     """Slices the variables from `source` to `rate`, and runs the narrow program."""
+    return definition.jitted(_run, 3)(rate, source, call, variables, arrays)
+
+
+def slice_variables(
+    definition: Definition, rate: Rate, source: Rate, variables: Any
+) -> Any:
+    """The variables, which are at `source`, at a rate."""
+    return definition.jitted(_slice_variables, 2)(rate, source, variables)
+
+
+def _slice_variables(
+    definition: Definition, rate: Rate, source: Rate, variables: Any
+) -> Any:
+    return definition.plan.slice(variables, rate, source=source)
+
+
+def _run(
+    definition: Definition,
+    rate: Rate,
+    source: Rate,
+    call: Call,
+    variables: Any,
+    arrays: list[Any],
+) -> Any:
     plan = definition.plan
     types = full_types(plan, variables, source)
     check_ranks(definition, call, arrays)
@@ -37,6 +59,7 @@ def run(
     except PlanError:
         raise
     except Exception as error:
+        check_keywords(definition.function.of, call, arrays, error)
         check_shapes(definition, call, arrays, error)
         raise
     kept = plan.widths(rate)
@@ -62,17 +85,17 @@ def _updates_put_back(
     if rate == source:
         return _merge_collections(variables, updates)
     have = {
-        path_name(path): leaf
+        path_parts(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
     kept, origin = plan.widths(rate), plan.widths(source)
 
     def put(path: Any, leaf: Any) -> Any:
-        name = path_name(path)
-        axes = plan.leaf(name)
-        if name not in have or axes is None:
+        parts = path_parts(path)
+        axes = plan.leaf(parts)
+        if parts not in have or axes is None:
             return leaf
-        return dims.put_back(have[name], leaf, axes.axes, kept, origin)
+        return dims.put_back(have[parts], leaf, axes.axes, kept, origin)
 
     put_back = jax.tree_util.tree_map_with_path(put, updates)
     return _merge_collections(variables, put_back)
@@ -97,27 +120,19 @@ def merge(tree: Any, update: Any) -> Any:
     return {**merged, **{key: update[key] for key in update if key not in tree}}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def slice_variables(
-    definition: Definition, rate: Rate, source: Rate, variables: Any
-) -> Any:
-    """The variables, which are at `source`, at a rate."""
-    return definition.plan.slice(variables, rate, source=source)
-
-
 def full_types(plan: WidthPlan, variables: Any, source: Rate) -> Any:
     """The types of the variables at full width; their shapes are checked."""
     at = plan.widths(source)
     wrong = []
 
     def full(path: Any, x: Any) -> Any:
-        name = path_name(path)
-        leaf = plan.leaf(name)
+        leaf = plan.leaf(path)
         expected = dims.shape(leaf.axes, at) if leaf is not None else None
         if leaf is None or expected != tuple(x.shape):
+            name = path_name(path)
             wrong.append(f"  {name}: expected {expected}, got {tuple(x.shape)}")
             return x
-        return jax.ShapeDtypeStruct(dims.shape(leaf.axes), x.dtype)
+        return type_of(x).update(shape=dims.shape(leaf.axes))
 
     types = jax.tree_util.tree_map_with_path(full, variables)
     if wrong:

@@ -10,8 +10,11 @@ program per rate and shape of input.
 """
 
 import functools
+import inspect
+import operator
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.core
@@ -22,6 +25,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
+from .agreement import agree
 from .analysis import UNREAD, Parameter, PlanError, Units, discover
 from .checks import (
     check_fit,
@@ -31,15 +35,18 @@ from .checks import (
     explained,
     nothing_narrows,
 )
+from .counts import Asked
 from .functions.base import Function, PlainFunction, as_array
 from .functions.linen import adapt as adapt_linen
 from .functions.nnx import NnxFunction
 from .functions.nnx import adapt as adapt_nnx
 from .patterns import Patterns, as_patterns
-from .plan import LeafAxes, WidthPlan, check_exact, path_name
-from .program import Call, Definition, Settings, trace, type_of
+from .plan import LeafAxes, WidthPlan, check_exact, path_names, path_parts
+from .program import Call, Definition, Settings, plain_type, trace
 from .rates import GroupRates, Rate, RateError, check_rates
 from .run import run, slice_variables
+
+_NONE: Any = object()  # in place of an argument that was not given
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -63,7 +70,23 @@ class Sliceable:
         self.definition = definition
         self.rate = rate
         # Narrow weights by rate, so that calls outside of jit cut them once.
-        self._narrow: dict[Rate, Any] = {}
+        self._narrow: dict[Rate, _Cut] = {}
+
+    def __call__(
+        self, r: float | Mapping[str, float], /, *inputs: Any, **call: Any
+    ) -> Any:
+        """Runs the network at a slice rate: ``net(0.5, x)``.
+
+        As `slice_apply(net, x, r, ...)`, but the inputs may be keywords, too.
+        """
+        rate = _resolved(self, r)
+        split, arrays = Call.split(inputs, call)
+        definition, source = self.definition, self.rate
+        if rate != source and not definition.function.updates(call):
+            narrow = _kept_variables(self, rate)
+            if narrow is not None:
+                return run(definition, rate, rate, split, narrow, arrays)
+        return run(definition, rate, source, split, self.variables, arrays)
 
     @property
     def plan(self) -> WidthPlan:
@@ -133,8 +156,7 @@ class Sliceable:
             for name, order in orders.items()
         }
         after = {**before, **moved}
-        definition = replace(self.definition, orders=after, derived={}, _programs={})
-        return Sliceable(variables, definition)
+        return Sliceable(variables, replace(self.definition, orders=after))
 
     def tree_flatten_with_keys(self) -> Any:
         """Children with keys, and the static part, as JAX asks of a pytree."""
@@ -145,6 +167,9 @@ class Sliceable:
     def tree_unflatten(cls, static: Any, children: Any) -> "Sliceable":
         """The inverse of flattening."""
         return cls(children[0], *static)
+
+    def __reduce__(self) -> Any:
+        return Sliceable, (self.variables, self.definition, self.rate)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.variables)
@@ -157,7 +182,7 @@ class Sliceable:
 
 def upgrade(
     model: Any,
-    variables: Any,
+    variables: Any = _NONE,
     *inputs: Any,
     rates: Iterable[float],
     groups: int = 8,
@@ -168,7 +193,11 @@ def upgrade(
     min_width: int = 1,
     multiple_of: int = 1,
     shards: int = 1,
+    follow: Patterns | None = None,
+    stay: Patterns | None = None,
+    check: bool = True,
     strict: bool = False,
+    call: Mapping[str, Any] | None = None,
     **call_kwargs: Any,
 ) -> Sliceable:
     """Makes a network sliceable: traces it, finds which axes narrow together.
@@ -189,8 +218,8 @@ def upgrade(
       exclude: path patterns of parameters, or their axes, that keep their size.
       inner: path patterns of parameters of whose split axes the innermost factor
         narrows instead of the outermost: the head size instead of the heads, the
-        channels of every group instead of the groups. Means follow; another number
-        that was made of the size, such as 1 / sqrt(head size), stays what it is.
+        channels of every group instead of the groups. Means follow; of another number
+        that was made of the size, such as 1 / sqrt(head size), see `follow`.
       min_width: how many entries an axis keeps at least.
       multiple_of: widths are rounded to a multiple of this many entries (8, 64 or 128
         suit the hardware); rate 1 keeps everything. Axes of whole heads or groups of
@@ -198,20 +227,34 @@ def upgrade(
       shards: how many devices an axis that narrows may be sharded over. Axes that it
         divides are dealt out into so many equal parts, of which each keeps its leading
         indices, so that slicing and putting back move nothing between devices.
-      strict: whether rates that some axis cannot honour exactly, and primitives without
-        a rule, are errors instead of lines in the report.
-      **call_kwargs: what else the call needs. For a Linen module `rngs`, `mutable` and
-        `method` go to `Module.apply`; an NNX model understands them too, and `train`,
-        see `mslice_jax.functions.nnx`.
+      follow: patterns of lines as the report writes them ("net.py:12", "net.py:*"):
+        numbers there that are a power of the size of an axis that narrows are made of
+        the narrow size, as means are without being asked.
+      stay: the same of numbers that stay what they are.
+      check: whether the function is traced with narrow variables, too, where it can be
+        (functions that take their sizes from their arrays). Its own program has to be
+        the narrow one, and decides which numbers follow.
+      strict: whether rates that some axis cannot honour exactly, primitives without a
+        rule, and numbers of which nobody knows whether they follow, are errors instead
+        of lines in the report, or a `NumberWarning`.
+      call: what else the call needs, by keyword. For a Linen module `rngs`, `mutable`
+        and `method` go to `Module.apply`; an NNX model understands them too, and
+        `train`, see `mslice_jax.functions.nnx`.
+      **call_kwargs: the same, written out: `train=False` is `call={"train": False}`. A
+        keyword of the model that is also one of these arguments (`rates`, `groups`,
+        `norm`, `strict`, ...) is given in `call`.
 
     Returns:
       The network in sliceable form.
 
     Raises:
       RateError: for rates that cannot be used.
-      PlanError: if nothing can narrow, a pattern matches nothing, or under `strict`.
+      PlanError: if nothing can narrow, a pattern matches nothing, the function's own
+        program at a rate is not the narrow one, or under `strict`.
       ValueError: if the variables do not fit the model.
+      TypeError: for a keyword that neither this function nor the model takes.
     """
+    kwargs = keywords(call, call_kwargs)
     checked = check_rates(rates)
     counts = {
         "groups": groups,
@@ -228,22 +271,46 @@ def upgrade(
         as_patterns(include, "include"),
         as_patterns(exclude, "exclude"),
         as_patterns(inner, "inner"),
+        Asked(as_patterns(follow, "follow"), as_patterns(stay, "stay")),
         strict,
+        check,
     )
     if isinstance(model, nnx.Module):  # which holds its own variables
-        variables, inputs = {}, (variables, *inputs)
+        inputs = inputs if variables is _NONE else (variables, *inputs)
+        variables = {}
     check_model(model, inputs)
-    call, arrays = Call.split(inputs, call_kwargs)
-    variables = flax.core.unfreeze(variables) if _is_frozen(variables) else variables
-    variables = jax.tree.map(as_array, variables)
-    with explained(model, variables, call, arrays):
+    if variables is _NONE:
+        raise TypeError("upgrade expects the variables of the model, as 2nd argument.")
+    split, arrays = Call.split(inputs, kwargs)
+    variables = jax.tree.map(as_array, _thawed(variables))
+    with explained(model, variables, split, arrays, _OPTIONS):
         function, variables = _as_function(
-            model, variables, call, arrays, norm=norm, groups=groups, rates=checked
+            model, variables, split, arrays, norm=norm, groups=groups, rates=checked
         )
-        net = define(function, variables, call, arrays, settings)
+        net = define(function, variables, split, arrays, settings)
     if any(fixed.reason.text == UNREAD for fixed in net.plan.fixed):
-        check_fit(model, variables, call, arrays)
+        check_fit(model, variables, split, arrays)
     return net
+
+
+_OPTIONS = tuple(
+    name
+    for name, parameter in inspect.signature(upgrade).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+)
+
+
+def keywords(call: Any, call_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a call is given by keyword, in a mapping and written out."""
+    given = {} if call is None else call
+    if not isinstance(given, Mapping) or not all(isinstance(k, str) for k in given):
+        raise TypeError(
+            'call is a mapping from keywords of the model, such as {"train": False}; '
+            f"got {call!r}."
+        )
+    if twice := sorted(given.keys() & call_kwargs.keys()):
+        raise TypeError(f"{twice[0]!r} is given twice: in call= and by keyword.")
+    return {**given, **call_kwargs}
 
 
 def define(
@@ -257,23 +324,26 @@ def define(
     widest = settings.rates[-1]
     traced = trace(function, widest, call, variables, arrays)
     leaves = jax.tree_util.tree_leaves_with_path(variables)
-    paths = [path_name(path) for path, _ in leaves]
+    paths = [path_parts(path) for path, _ in leaves]
+    names = path_names(paths)
     index = {path: i for i, path in enumerate(paths)}
-    ranks = {path: np.ndim(leaf) for path, (_, leaf) in zip(paths, leaves, strict=True)}
+    ranks = {name: np.ndim(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
     chosen = choices(settings, ranks)
     collections = variables if isinstance(variables, Mapping) else ()
     others = {
-        prefix: read
+        branch: read
         for collection in collections
-        for prefix, read in function.other_sets(str(collection), widest).items()
+        for branch, read in function.other_sets(str(collection), widest).items()
     }
     kinds: list[Parameter | str] = []
-    for path in paths:
-        # '<norm>/<rate>/<leaf>': the prefix ends two parts before the leaf's name.
-        base = path.rpartition("/")[0] + "/"
-        twin = others.get(base)
-        same_as = index[twin + path.rpartition("/")[2]] if twin else None
-        kinds.append(replace(chosen[path], same_as=same_as))
+    for path, name in zip(paths, names, strict=True):
+        twins = [
+            others[path[:end]] + path[end:]
+            for end in range(len(path) if others else 0)
+            if path[:end] in others
+        ]
+        same_as = index[twins[0]] if twins else None
+        kinds.append(replace(chosen[name], same_as=same_as))
     kinds += ["input of the function"] * len(arrays)
     analysis, axes, fixed = discover(
         traced.closed, kinds, traced.returns(paths), settings.units
@@ -291,18 +361,21 @@ def define(
     if settings.strict:
         check_exact(plan)
         check_rules(plan)
-    types = tuple(type_of(x) for x in arrays)
-    return Sliceable(variables, Definition(function, plan, call, types, settings))
+    agreement = agree(function, plan, settings, analysis, call, variables, arrays)
+    types = tuple(plain_type(x) for x in arrays)
+    definition = Definition(function, plan, call, types, settings, agreement=agreement)
+    return Sliceable(variables, definition)
 
 
 def slice_apply(
     params: Sliceable,
     x: Any,
     r: float | Mapping[str, float],
+    /,
     *more_inputs: Any,
-    **call_kwargs: Any,
+    **call: Any,
 ) -> Any:
-    """Runs the network at a slice rate.
+    """Runs the network at a slice rate; also `params(r, x, *more_inputs, **call)`.
 
     The rate is static: XLA compiles one program per rate. Under jit (and grad, vmap)
     the weights are sliced inside of the program and gradients reach the full tree;
@@ -317,8 +390,8 @@ def slice_apply(
         no key names keep what `params` has.
       *more_inputs: further inputs. Arrays are traced; numbers, booleans and strings are
         static.
-      **call_kwargs: what else the call takes. For Linen modules `rngs`, `mutable` and
-        `method` go to `Module.apply`.
+      **call: what else the call takes, under any name. For Linen modules `rngs`,
+        `mutable` and `method` go to `Module.apply`.
 
     Returns:
       What the model returns. With `mutable`, a pair: the output, and the updated
@@ -335,14 +408,7 @@ def slice_apply(
             f"{type(params).__name__}. If it went through a function that rebuilds "
             "trees by hand, use `net.replace(variables)`."
         )
-    rate = _resolved(params, r)
-    call, arrays = Call.split((x, *more_inputs), call_kwargs)
-    definition, source = params.definition, params.rate
-    updates = definition.function.updates(call_kwargs)
-    narrow = None if updates else _kept_variables(params, rate)
-    if narrow is None:
-        return run(definition, rate, source, call, params.variables, arrays)
-    return run(definition, rate, rate, call, narrow, arrays)
+    return params(r, x, *more_inputs, **call)
 
 
 def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
@@ -364,8 +430,14 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
       PlanError: for a pattern that names no group.
     """
     at = _resolved(net, rate)
-    sliced = _kept_variables(net, at)
-    if sliced is None:
+    if at == net.rate:
+        sliced = net.variables
+    elif _is_concrete(net.variables):
+        # The arrays go to the network that is made: kept here, too, they would die with
+        # whichever of the two gives its weights away.
+        net._narrow.pop(at, None)
+        sliced = _cut(net, at)
+    else:
         cut = functools.partial(net.plan.slice, rate=at, source=net.rate)
         # Types have a plan too: what is cut from them are types.
         leaves = jax.tree.leaves(net.variables)
@@ -374,19 +446,46 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
     return Sliceable(_without_wider(net, sliced, at), net.definition, at)
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Narrow variables, and the very arrays that they were cut from."""
+
+    narrow: Any
+    sources: tuple[weakref.ref[jax.Array], ...]
+
+    def is_of(self, leaves: Sequence[Any]) -> bool:
+        """Whether they were cut from these leaves, all still there."""
+        sources = [source() for source in self.sources]
+        return len(sources) == len(leaves) and all(map(operator.is_, sources, leaves))
+
+
 def _kept_variables(net: Sliceable, rate: Rate) -> Any:
     """The narrow variables, cut once and kept with the network; None under a trace."""
-    if rate not in net._narrow:
-        if not _is_concrete(net.variables):
+    leaves = jax.tree.leaves(net.variables)
+    kept = net._narrow.get(rate)
+    if kept is None or not kept.is_of(leaves):
+        if not _is_concrete(leaves):
             return None
-        narrow = net.variables
-        if rate != net.rate:
-            # Also while something else is being traced that holds these weights as
-            # constants: what is kept must be arrays, never tracers.
-            with jax.ensure_compile_time_eval():
-                narrow = slice_variables(net.definition, rate, net.rate, net.variables)
-        net._narrow[rate] = narrow
-    return net._narrow[rate]
+        kept = _Cut(_cut(net, rate), tuple(map(weakref.ref, leaves)))
+        net._narrow[rate] = kept
+    if any(map(_is_deleted, leaves)):
+        raise RuntimeError(
+            "the weights of this network were deleted, or given away to a jitted "
+            "function that donates them. Use the network that it returned, or copy the "
+            "weights beforehand: jax.tree.map(jnp.copy, net)."
+        )
+    return kept.narrow
+
+
+_is_deleted = operator.methodcaller("is_deleted")
+
+
+def _cut(net: Sliceable, rate: Rate) -> Any:
+    """The narrow variables of a network that holds arrays."""
+    # Also while something else is being traced that holds these weights as constants:
+    # what is kept must be arrays, never tracers.
+    with jax.ensure_compile_time_eval():
+        return slice_variables(net.definition, rate, net.rate, net.variables)
 
 
 def _resolved(net: Sliceable, given: object) -> Rate:
@@ -429,6 +528,13 @@ def _without_wider(net: Sliceable, variables: Any, rate: Rate) -> Any:
 
 def _is_frozen(x: Any) -> bool:
     return isinstance(x, flax.core.FrozenDict)
+
+
+def _thawed(tree: Any) -> Any:
+    """The tree with dicts in place of FrozenDicts, at any depth."""
+    return jax.tree.map(
+        lambda x: _thawed(dict(x)) if _is_frozen(x) else x, tree, is_leaf=_is_frozen
+    )
 
 
 def _is_concrete(tree: Any) -> bool:

@@ -24,15 +24,23 @@ class Reason:
 
     __slots__ = ("primitive", "sources", "text")
 
-    def __init__(self, text: str, sources: Sequence[Any] = (), primitive: str = ""):
+    def __init__(
+        self, text: str, sources: Sequence[Any] | str = (), primitive: str = ""
+    ):
         self.text = text
-        self.sources = sources  # of the equation and of the calls that it is in
+        # Of the equation and of the calls that it is in; in a copy the user's line.
+        self.sources = sources
         self.primitive = primitive  # of the equation
 
     @property
     def where(self) -> str:
         """The user's line, such as 'net.py:12 (Net.__call__)'; '' where unknown."""
-        return user_line(self.sources)
+        sources = self.sources
+        return sources if isinstance(sources, str) else user_line(sources)
+
+    def __reduce__(self) -> Any:
+        # Tracebacks cannot be copied; the line that they lead to can.
+        return Reason, (self.text, self.where, self.primitive)
 
     def __str__(self) -> str:
         return f"{self.text}, {self.where}" if self.where else self.text

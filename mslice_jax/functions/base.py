@@ -5,8 +5,9 @@ which know their batch norms; everything else is a `PlainFunction` already.
 """
 
 import abc
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import jax
@@ -20,11 +21,32 @@ Path: TypeAlias = tuple[str, ...]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Function(abc.ABC):
-    """A network as a function of its variables; compared by identity."""
+    """A network as a function of its variables.
+
+    Two are equal that were made of the same model with the same settings: a program
+    that was traced of one is that of the other.
+    """
 
     @abc.abstractmethod
-    def __call__(self, variables: Any, *args: Any, rate: Any, **kwargs: Any) -> Any:
+    def __call__(self, variables: Any, rate: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Runs at full width. The rate only says which of the norms are meant."""
+
+    @property
+    @abc.abstractmethod
+    def of(self) -> Any:
+        """The model, or its class."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            type(self) is type(other)
+            and all(
+                _same(getattr(self, field.name), getattr(other, field.name))
+                for field in fields(self)
+            )
+        )
+
+    def __hash__(self) -> int:
+        return hash(type(self))  # a model need not have a hash
 
     @property
     def depends_on_rate(self) -> bool:
@@ -35,8 +57,8 @@ class Function(abc.ABC):
         """Whether a call with these keywords returns (output, updated collections)."""
         return False
 
-    def other_sets(self, collection: str, rate: Any) -> dict[str, str]:
-        """Prefixes of paths that a rate does not read: {prefix: the one it reads}."""
+    def other_sets(self, collection: str, rate: Any) -> dict[Path, Path]:
+        """Branches that a rate does not read: {path: that of the one it reads}."""
         return {}
 
     def only_rates(self, variables: Any, rates: Iterable[float]) -> Any:
@@ -54,8 +76,25 @@ class PlainFunction(Function):
 
     function: Callable[..., Any]
 
-    def __call__(self, variables: Any, *args: Any, rate: Any, **kwargs: Any) -> Any:
+    def __call__(self, variables: Any, rate: Any, /, *args: Any, **kwargs: Any) -> Any:
         return self.function(variables, *args, **kwargs)
+
+    @property
+    def of(self) -> Any:
+        """The function itself."""
+        return self.function
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PlainFunction):
+            return False
+        mine, others = self.function, other.function
+        # A bound method is made anew each time that somebody asks for it.
+        is_method = isinstance(mine, types.MethodType)
+        return mine == others if is_method else mine is others
+
+    def __hash__(self) -> int:
+        is_method = isinstance(self.function, types.MethodType)
+        return hash(self.function) if is_method else id(self.function)
 
     def updates(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether `mutable` names something."""
@@ -123,16 +162,14 @@ class ModuleFunction(Function):
             variables, lambda sets: {key: sets[key] for key in sets if key in kept}
         )
 
-    def other_sets(self, collection: str, rate: Any) -> dict[str, str]:
-        """Prefixes of paths that a rate does not read: {prefix: the one it reads}."""
+    def other_sets(self, collection: str, rate: Any) -> dict[Path, Path]:
+        """Branches that a rate does not read: {path: that of the one it reads}."""
         if collection not in self.per_rate:
             return {}
         read = self.set_of(rate)
         keys = [rate_key(other) for other in self.rates]
-        bases = ["/".join((collection, *site)) for site in self.sites]
-        return {
-            f"{b}/{key}/": f"{b}/{read}/" for b in bases for key in keys if key != read
-        }
+        norms = [(collection, *site) for site in self.sites]
+        return {(*n, key): (*n, read) for n in norms for key in keys if key != read}
 
     def _at_sites(self, variables: Any, change: Callable[[Any], Any]) -> Any:
         changed = dict(variables)
@@ -151,6 +188,18 @@ def collections_per_rate(norm: str) -> tuple[str, ...]:
     if norm not in STRATEGIES:
         raise ValueError(f"norm is one of {', '.join(STRATEGIES)}; got {norm!r}.")
     return ("params", "batch_stats") if norm == "switchable" else ()
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two parts of a function are the same, as far as can be told.
+
+    Modules compare their attributes by value, for which 1 is True and 0.0 is -0.0; the
+    way they are written tells these apart.
+    """
+    try:
+        return a is b or (a == b and repr(a) == repr(b))
+    except Exception:  # arrays among the attributes cannot be compared
+        return False
 
 
 def _copy(x: Any) -> Any:

@@ -23,7 +23,7 @@ class LinenFunction(ModuleFunction):
 
     module: nn.Module
 
-    def __call__(self, variables: Any, *args: Any, rate: Any, **kwargs: Any) -> Any:
+    def __call__(self, variables: Any, rate: Any, /, *args: Any, **kwargs: Any) -> Any:
         variables = self.select(variables, rate)
         if self.measure:
             kwargs["mutable"] = ["batch_stats"]
@@ -33,6 +33,11 @@ class LinenFunction(ModuleFunction):
             y, updates = out
             return y, self.restore(updates, rate)
         return out
+
+    @property
+    def of(self) -> Any:
+        """The module."""
+        return self.module
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """New variables in sliceable form."""

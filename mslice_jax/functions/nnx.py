@@ -68,8 +68,9 @@ class NnxFunction(ModuleFunction):
     def __call__(
         self,
         variables: Any,
-        *args: Any,
         rate: Any,
+        /,
+        *args: Any,
         mutable: Any = False,
         rngs: Any = None,
         method: Any = None,
@@ -95,6 +96,11 @@ class NnxFunction(ModuleFunction):
             if flax.core.scope.in_filter(mutable, name)
         }
         return y, self.restore(wanted, rate)
+
+    @property
+    def of(self) -> Any:
+        """The class of the model."""
+        return self.graphdef.nodes[0].type
 
     def model(self, variables: Any) -> Any:
         """The NNX model with these variables, those of one rate (see `select`)."""

@@ -20,21 +20,22 @@ Leading: TypeAlias = Callable[[str, int], int]
 
 def set_sizes(
     model: nnx.Module,
-    axes: Callable[[str], tuple[Axis, ...] | None],
+    axes: Callable[[tuple[str, ...]], tuple[Axis, ...] | None],
     widths: Mapping[str, int],
 ) -> None:
     """Sets the sizes of the layers of Flax within a model from its narrow arrays.
 
     Args:
       model: has narrow arrays and full sizes; it is changed.
-      axes: path of an array in the model ('layers/0/kernel') -> its axes in the plan.
+      axes: path of an array in the model ('layers', '0', 'kernel') -> its axes in the
+        plan.
       widths: what each width group keeps.
     """
     for path, layer in nnx.iter_modules(model):
-        base = "".join(f"{part}/" for part in path)
+        base = tuple(map(str, path))
 
-        def leading(name: str, count: int, base: str = base) -> int:
-            known = axes(base + name)
+        def leading(name: str, count: int, base: tuple[str, ...] = base) -> int:
+            known = axes((*base, name))
             return count if known is None else _leading(known[-1], count, widths)
 
         for kind, rule in _RULES.items():

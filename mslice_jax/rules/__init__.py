@@ -7,7 +7,6 @@ from . import fixed as fixed
 from . import indexing as indexing
 from . import linalg as linalg
 from . import loops as loops
-from . import means as means
 from . import parallel as parallel
 from . import random as random
 from . import reduce as reduce

@@ -8,30 +8,15 @@ parameters take them from the plan.
 A primitive that is not in the table is never guessed: its axes are fixed.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 
 from ..dims import Axis, Widths, shape
 from ..unify import Dim, Equations, atoms
-
-
-@dataclass(frozen=True, slots=True)
-class Summed:
-    """That an array grows with a sum over these axes, to some power; see `means`.
-
-    A norm is a sum of squares to the power 1/2, what is divided by it has -1/2.
-    """
-
-    dims: tuple[Dim, ...]
-    power: float = 1.0
-    repeated: tuple[Dim, ...] = ()  # of the dims those along which all terms are equal
-    last: tuple[Dim, ...] = ()  # of the dims those of the last sum
 
 
 @dataclass(slots=True)
@@ -39,10 +24,18 @@ class Value:
     """What is known of one array of the program."""
 
     dims: tuple[Dim, ...]
-    known: Any = None  # the number, where every entry is one known number
-    summed: Summed | None = None
     counted: tuple[Dim, ...] = ()  # the axes whose indices its integers are made of
-    repeated: tuple[Dim, ...] = ()  # the axes along which all entries are equal
+    repeats: tuple["Repeat", ...] = ()  # what was repeated along some of the axes
+    summed: tuple["Repeat", ...] = ()  # what was, along axes that were summed over
+    origin: Any = None  # the value of which this one is another view
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Repeat:
+    """A value that was repeated along an axis: a mask of tokens, for each unit."""
+
+    origin: Any
+    dim: Dim
 
 
 @dataclass(slots=True)
@@ -54,13 +47,16 @@ class Frame:
     values: dict[Any, Value]  # by variable; array literals by id
     children: dict[int, list["Frame"]]  # by equation: the jaxprs that it calls
     notes: dict[int, Any]  # by equation: what `tie` left for `narrow`
+    sources: Sequence[Any] = ()  # of the calls that it is in, innermost first
 
     def value(self, var: Any) -> Value:
         """The value of a variable or literal of this frame's jaxpr."""
         if isinstance(var, core.Literal):
-            known = self.values.get(id(var))
-            return known if known is not None else Value((), known=scalar(var.val))
+            return self.values.get(id(var)) or Value(())
         return self.values[var]
+
+
+_REMEMBERED = 16  # repeated values; of more the last ones
 
 
 class Tie:
@@ -102,6 +98,21 @@ class Tie:
         if not jnp.issubdtype(self.outs[0].dtype, jnp.integer):
             return ()  # a table of sines of positions is cut like any other constant
         return tuple(dim for value in self.ins for dim in value.counted)
+
+    def repeats(self) -> tuple["Repeat", ...]:
+        """What of the operands was repeated along some of the axes."""
+        found = [repeat for value in self.ins for repeat in value.repeats]
+        return tuple(dict.fromkeys(found))[-_REMEMBERED:]
+
+    def summed(self) -> tuple["Repeat", ...]:
+        """What of the operands was repeated along axes that were summed over."""
+        found = [repeat for value in self.ins for repeat in value.summed]
+        return tuple(dict.fromkeys(found))[-_REMEMBERED:]
+
+    def entry_by_entry(self) -> Value:
+        """What is known of a result that is made entry by entry."""
+        dims = self.broadcast(self.ins)
+        return Value(dims, self.counted(), self.repeats(), self.summed())
 
     def fix(self, dims: Sequence[Dim], text: str) -> None:
         """Keeps these dims at their sizes; `text` says why."""
@@ -148,6 +159,17 @@ class Narrow:
     def width(self, dim: Dim) -> Any:
         """The narrow size of a dim."""
         return shape(self.analysis.axes((dim,)), self.widths)[0]
+
+    @property
+    def known(self) -> list[Any]:
+        """What is known of the operands, see `counts`."""
+        return self.analysis.counts.operands[id(self._frame), self._index]
+
+    @property
+    def own(self) -> Any:
+        """The same equation in the function's own program at these widths, or None."""
+        own = self.analysis.own_program(self.widths)
+        return own and own.equations.get((id(self._frame), self._index))
 
     @property
     def note(self) -> Any:
@@ -220,33 +242,6 @@ def fix_everything(t: Tie, text: str = NO_RULE_TEXT) -> Sequence[Dims]:
 NO_RULE = Rule(fix_everything)
 
 
-def sum_over(x: Value, dims: Sequence[Dim]) -> Summed:
-    """What a sum of the array over these axes is a sum of."""
-    inner = x.summed if x.summed is not None and x.summed.power == 1 else Summed(())
-    repeated = (dim for dim in dims if dim in x.repeated)
-    return Summed(
-        (*inner.dims, *dims), repeated=(*inner.repeated, *repeated), last=tuple(dims)
-    )
-
-
 def is_fixed(dim: Dim) -> bool:
     """Whether nothing in the dim can narrow any more."""
     return all(atom.fixed is not None for atom in atoms(dim))
-
-
-_LOOKED_AT = 65536  # entries; larger constants are no ones to take a mean with
-
-
-def scalar(value: Any) -> Any:
-    """The number that every entry of an array is; None if there is no such number."""
-    if not 0 < math.prod(np.shape(value)) <= _LOOKED_AT:
-        return None
-    try:
-        array = np.asarray(value)
-    except TypeError:  # a key, or an array that is itself being traced
-        return None
-    if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.kind != "f":
-        array = array.astype(np.float32)  # bfloat16
-    if array.dtype.kind not in "biuf" or (array != array.flat[0]).any():
-        return None
-    return array.flat[0]

@@ -7,6 +7,7 @@ width, read and narrowed like any program.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from jax import dtypes
 from jax.extend import core
 
 from ..dims import Whole
+from ..growth import Known
 from .base import Dims, Narrow, Tie, Value, fix_everything, rule
 
 
@@ -96,28 +98,55 @@ def tie_annotated(t: Tie) -> Sequence[Value]:
     return _tie_call(t)
 
 
+def _types(variables: Sequence[Any]) -> list[Any]:
+    """The types of variables; inside of shard_map they name mesh axes."""
+    return [var.aval for var in variables]
+
+
+def _bind(eqn: Any) -> Callable[..., Any]:
+    """An equation as a function of its operands."""
+
+    def call(*operands: Any) -> Any:
+        params = eqn.primitive.get_bind_params(eqn.params)
+        return eqn.primitive.bind(*operands, **params)
+
+    return call
+
+
 def _of_moving(
-    n: Narrow, primals: Sequence[Any], moving: Sequence[int]
+    eqn: Any, primals: Sequence[Any], moving: Sequence[int]
 ) -> Callable[..., Any]:
-    """The equation at full width as a function of the operands that have a tangent."""
+    """The equation as a function of the operands that have a tangent."""
 
     def call(*xs: Any) -> Any:
         arguments = list(primals)
         for i, x in zip(moving, xs, strict=True):
             arguments[i] = x
-        return n.bind(*arguments)
+        return _bind(eqn)(*arguments)
 
     return call
 
 
-def _types(variables: Sequence[Any]) -> list[Any]:
-    """The full-width types of variables; inside of shard_map they name mesh axes."""
-    return [var.aval for var in variables]
+def _moving(eqn: Any, perturbed: Sequence[bool]) -> list[int]:
+    """Which operands have a tangent: those perturbed, of a type that can be."""
+    return [
+        i
+        for i, (var, moves) in enumerate(zip(eqn.invars, perturbed, strict=True))
+        if moves and jnp.issubdtype(var.aval.dtype, np.inexact)
+    ]
 
 
-def _inexact(avals: Sequence[Any]) -> list[int]:
-    """Which operands have a tangent."""
-    return [i for i, a in enumerate(avals) if jnp.issubdtype(a.dtype, np.inexact)]
+def _each(n: Narrow, make: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """make(equation), and the same of the function's own equation at these widths."""
+    return make(n.eqn), None if n.own is None else make(n.own)
+
+
+def _tangent(x: Any) -> Any:
+    """An array in place of a tangent that is known to be zero."""
+    if isinstance(x, jax.custom_derivatives.SymbolicZero):
+        aval: Any = x
+        return jnp.zeros(aval.shape, aval.dtype)
+    return x
 
 
 def _narrow_custom_jvp(n: Narrow, *operands: Any) -> Any:
@@ -125,27 +154,35 @@ def _narrow_custom_jvp(n: Narrow, *operands: Any) -> Any:
     def call(*operands: Any) -> Any:
         return n.call(0, *operands)
 
-    @call.defjvp
     def derivative(primals: Any, tangents: Any) -> Any:
-        avals = _types(n.eqn.invars)
-        moving = _inexact(avals)
+        zero = jax.custom_derivatives.SymbolicZero
+        moving = _moving(n.eqn, [not isinstance(t, zero) for t in tangents])
 
-        def jvp(primals: Any, moved: Any) -> Any:
-            call = _of_moving(n, primals, moving)
-            return jax.jvp(call, tuple(primals[i] for i in moving), tuple(moved))
+        def trace(eqn: Any) -> Any:
+            def jvp(primals: Any, moved: Any) -> Any:
+                call = _of_moving(eqn, primals, moving)
+                return jax.jvp(call, tuple(primals[i] for i in moving), tuple(moved))
 
+            avals = _types(eqn.invars)
+            return jax.make_jaxpr(jvp)(avals, [avals[i] for i in moving])
+
+        traced, own = _each(n, trace)
         axes = [n.axes(var) for var in n.eqn.invars]
         outs = [n.axes(var) for var in n.eqn.outvars]
+        known = n.known
         run = n.analysis.follow(
-            jax.make_jaxpr(jvp)(avals, [avals[i] for i in moving]),
+            traced,
             [*axes, *(axes[i] for i in moving)],
             [*outs, *outs],
+            [*known, *(Known(data=True) for _ in moving)],
+            own,
         )
         flat = n.evaluate(
             run, run.frame, n.widths, [*primals, *(tangents[i] for i in moving)]
         )
         return flat[: len(outs)], flat[len(outs) :]
 
+    call.defjvp(derivative, symbolic_zeros=True)
     return call(*operands)
 
 
@@ -155,58 +192,85 @@ def tie_custom_jvp(t: Tie) -> Sequence[Value]:
     return _tie_call(t)
 
 
+class _Forward:
+    """The author's forward pass of an equation, traced; its residuals come last."""
+
+    def __init__(self, eqn: Any, moving: Sequence[int]):
+        avals = _types(eqn.invars)
+        self.outs = len(eqn.outvars)
+        self._tree: Any = None  # of the pullback
+
+        def vjp(*primals: Any) -> Any:
+            call = _of_moving(eqn, primals, moving)
+            out, pullback = jax.vjp(call, *(primals[i] for i in moving))
+            residuals, self._tree = jax.tree.flatten(pullback)
+            return out, residuals
+
+        self.traced = jax.make_jaxpr(vjp)(*avals)
+
+    def backward(self) -> Any:
+        """The pullback, traced: residuals and cotangents to gradients."""
+        types = self.traced.out_avals
+
+        def pull(residuals: Any, cotangents: Any) -> Any:
+            return jax.tree.unflatten(self._tree, residuals)(list(cotangents))
+
+        return jax.make_jaxpr(pull)(types[self.outs :], types[: self.outs])
+
+
 def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
-    avals = _types(n.eqn.invars)
-    moving = _inexact(avals)
     outs = [n.axes(var) for var in n.eqn.outvars]
     axes = [n.axes(var) for var in n.eqn.invars]
-    backward: list[Any] = []  # the pullback's tree, known once forward was traced
 
-    def vjp(*primals: Any) -> Any:
-        call = _of_moving(n, primals, moving)
-        out, pullback = jax.vjp(call, *(primals[i] for i in moving))
-        residuals, tree = jax.tree.flatten(pullback)
-        backward[:] = [tree]
-        return out, residuals
-
-    def forward(*primals: Any) -> Any:
-        traced = jax.make_jaxpr(vjp)(*avals)
+    def forward(*given: Any) -> Any:
+        moving = _moving(n.eqn, [each.perturbed for each in given])
+        full, own = _each(n, lambda eqn: _Forward(eqn, moving))
         run = n.analysis.follow(
-            traced, axes, [*outs, *[None] * (len(traced.out_avals) - len(outs))]
+            full.traced,
+            axes,
+            [*outs, *[None] * (len(full.traced.out_avals) - len(outs))],
+            n.known,
+            own and own.traced,
         )
-        flat = n.evaluate(run, run.frame, n.widths, primals)
+        flat = n.evaluate(run, run.frame, n.widths, [each.value for each in given])
         kept = [run.axes(run.frame.value(v).dims) for v in run.frame.jaxpr.outvars]
-        return flat[: len(outs)], (
-            flat[len(outs) :],
-            _Static(traced, kept[len(outs) :]),
-        )
+        # What was known of residuals reaches the backward pass, numbers that wait for
+        # a sum do not: they have been computed with.
+        known = [replace(each, pending=()) for each in run.counts.results]
+        told = _Told(full, own, moving, kept[len(outs) :], known[len(outs) :])
+        return flat[: len(outs)], (flat[len(outs) :], told)
 
     def pull(saved: Any, cotangents: Any) -> Any:
-        residuals, static = saved
-        shapes = static.traced.out_avals
-        traced = jax.make_jaxpr(
-            lambda res, cts: jax.tree.unflatten(backward[0], res)(list(cts))
-        )(shapes[len(outs) :], shapes[: len(outs)])
+        residuals, told = saved
         run = n.analysis.follow(
-            traced, [*static.kept, *outs], [axes[i] for i in moving]
+            told.full.backward(),
+            [*told.kept, *outs],
+            [axes[i] for i in told.moving],
+            [*told.known, *(Known(data=True) for _ in outs)],
+            told.own and told.own.backward(),
         )
+        cotangents = map(_tangent, cotangents)
         flat = n.evaluate(run, run.frame, n.widths, [*residuals, *cotangents])
-        grads = dict(zip(moving, flat, strict=True))
+        grads = dict(zip(told.moving, flat, strict=True))
         return tuple(
             grads[i] if i in grads else _no_tangent(x) for i, x in enumerate(operands)
         )
 
     call = jax.custom_vjp(lambda *xs: n.call(0, *xs))
-    call.defvjp(forward, pull)
+    call.defvjp(forward, pull, symbolic_zeros=True)
     return call(*operands)
 
 
 @jax.tree_util.register_static
-class _Static:
+@dataclass(frozen=True, eq=False, slots=True)
+class _Told:
     """What forward tells backward besides arrays."""
 
-    def __init__(self, traced: Any, kept: Any):
-        self.traced, self.kept = traced, kept
+    full: _Forward
+    own: _Forward | None
+    moving: Sequence[int]
+    kept: Sequence[Any]  # the axes of the residuals
+    known: Sequence[Known]  # and what is known of them
 
 
 def _narrow_remat_opt(n: Narrow, *operands: Any) -> Any:
@@ -221,7 +285,10 @@ def _narrow_remat_opt(n: Narrow, *operands: Any) -> Any:
         jaxpr, consts = n.params["fun_jaxpr_thunk"]()
         full = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))
         run = n.analysis.follow(
-            jax.make_jaxpr(full)(*_types(n.eqn.invars[primals])), axes, outs
+            jax.make_jaxpr(full)(*_types(n.eqn.invars[primals])),
+            axes,
+            outs,
+            n.known[primals],
         )
         narrow = jax.make_jaxpr(lambda *xs: n.evaluate(run, run.frame, n.widths, xs))(
             *operands[primals]
@@ -255,7 +322,10 @@ def _narrow_custom_vmap(n: Narrow, *operands: Any) -> Any:
         ]
         outs = [(batch, *n.axes(var)) for var in n.eqn.outvars]
         run = n.analysis.follow(
-            jax.make_jaxpr(jax.vmap(n.bind, in_axes, axis_size=size))(*types), ins, outs
+            jax.make_jaxpr(jax.vmap(n.bind, in_axes, axis_size=size))(*types),
+            ins,
+            outs,
+            n.known,
         )
         results = n.evaluate(run, run.frame, n.widths, operands)
         return tuple(results), (True,) * len(results)
@@ -284,6 +354,7 @@ def _narrow_linear_call(n: Narrow, *operands: Any) -> Any:
             ),
             [*axes[consts:held], *outs],
             axes[held:],
+            [*n.known[consts:held], *(Known(data=True) for _ in outs)],
         )
         xs = [*residuals[consts:], *cotangents]
         return tuple(n.evaluate(run, run.frame, n.widths, xs))

@@ -4,20 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import convolution
-from .base import Dim, Dims, Narrow, Summed, Tie, Value, rule, sum_over
-from .means import recount, scale
+from .base import Dim, Dims, Narrow, Tie, rule
 
 
-def _narrow_dot(n: Narrow, *operands: Any) -> Any:
-    return n.bind(*recount(n, n.note, operands))
-
-
-@rule("dot_general", narrow=_narrow_dot)
-def tie_dot(t: Tie) -> Sequence[Value]:
-    """(batch, a, k), (batch, b, k) -> (batch, a, b): contracted axes are equal.
-
-    A product with ones, or with 1 / k, is a sum or a mean: see `means`.
-    """
+@rule("dot_general")
+def tie_dot(t: Tie) -> Sequence[Dims]:
+    """(batch, a, k), (batch, b, k) -> (batch, a, b): contracted axes are equal."""
     lhs, rhs = (value.dims for value in t.ins)
     (lhs_k, rhs_k), (lhs_batch, rhs_batch) = t.params["dimension_numbers"]
     t.equate([lhs[i] for i in lhs_k], [rhs[i] for i in rhs_k])
@@ -27,22 +19,13 @@ def tie_dot(t: Tie) -> Sequence[Value]:
     # of one axis (heads x head size): one of them narrows. The order is the kernel's.
     pairs = sorted(zip(rhs_k, lhs_k, strict=True))
     t.equations.products += [[lhs[i] for _, i in pairs], lhs_free, rhs_free]
-    outs = *(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free
-    return [Value(outs, summed=_sum_of_dot(t, [lhs[i] for i in lhs_k]))]
+    return [[*(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free]]
 
 
 def _free(dims: Sequence[Dim], *taken: Sequence[int]) -> list[Dim]:
     """The axes that are neither contracted nor of the batch."""
     gone = {i for axes in taken for i in axes}
     return [dim for i, dim in enumerate(dims) if i not in gone]
-
-
-def _sum_of_dot(t: Tie, contracted: Sequence[Dim]) -> Summed | None:
-    knowns = [i for i, value in enumerate(t.ins) if value.known is not None]
-    if len(knowns) != 1 or not contracted:
-        return None
-    at = knowns[0]
-    return scale(t, sum_over(t.ins[1 - at], contracted), at, t.ins[at].known)
 
 
 @rule("ragged_dot_general")

@@ -3,48 +3,68 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
+from jax import lax
 
-from .base import Dims, Tie, Value, rule
-
-# Of these the number can be followed when the operands are known numbers: sizes that
-# become divisors (means, unbiased variances) are computed this way.
-NUMBERS: dict[str, Any] = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "div": np.divide,
-    "max": np.maximum,
-    "min": np.minimum,
-    "neg": np.negative,
-    "pow": np.power,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "copy": lambda x: x,
-    "stop_gradient": lambda x: x,
-}
+from .base import Dims, Narrow, Tie, Value, rule
+from .rows import spread
 
 
 # fmt: off
 @rule(
     "abs", "acos", "acosh", "add_any", "and", "asin", "asinh", "atan", "atan2",
-    "atanh", "bessel_i0e", "bessel_i1e", "ceil", "clamp", "clz", "complex",
+    "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "complex",
     "conj", "cos", "cosh", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2",
-    "expm1", "floor", "igamma", "igamma_grad_a", "igammac", "imag", "is_finite",
-    "lgamma", "log", "log1p", "log2", "logistic", "min", "mulhi", "nextafter",
-    "not", "one_minus_square", "or", "polygamma", "polynomial",
-    "population_count",
-    "random_gamma", "real", "regularized_incomplete_beta", "rem", "round",
-    "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign",
-    "sin", "sinh", "tan", "tanh", "threefry2x32", "xor", "zeros_like", "zeta",
+    "expm1", "floor", "igamma", "igamma_grad_a", "igammac", "imag", "integer_pow",
+    "is_finite", "lgamma", "log", "log1p", "log2", "logistic", "max", "min", "mulhi",
+    "nextafter", "not", "one_minus_square", "or", "polygamma", "polynomial",
+    "population_count", "pow", "random_gamma", "real", "regularized_incomplete_beta",
+    "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
+    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh",
+    "threefry2x32", "xor", "zeros_like", "zeta",
 )
 # fmt: on
 def tie_elementwise(t: Tie) -> Sequence[Value]:
     """(a, b), (a, b) -> (a, b); scalars and axes of size 1 go with anything."""
-    dims = t.broadcast(t.ins)
-    return [Value(dims, known_number(t), counted=t.counted()) for _ in t.outs]
+    return [t.entry_by_entry() for _ in t.outs]
+
+
+def _narrow_repeated(n: Narrow, *operands: Any) -> Any:
+    return n.bind(*spread(operands))
+
+
+@rule("add", "mul", narrow=_narrow_repeated)
+def tie_repeated(t: Tie) -> Sequence[Value]:
+    """(a, b), (a, 1) -> (a, b): an axis of size 1 goes with any."""
+    return [t.entry_by_entry()]
+
+
+def _narrow_difference(n: Narrow, x: Any, y: Any) -> Any:
+    spread_x, spread_y = spread((x, y))
+    if spread_y is y:
+        return n.bind(spread_x, y)
+    # The gradient of y is then minus a sum, not the sum of an array of negatives.
+    return lax.add(x, spread((x, -y))[1])
+
+
+@rule("sub", narrow=_narrow_difference)
+def tie_difference(t: Tie) -> Sequence[Value]:
+    """(a, b), (a, 1) -> (a, b): an axis of size 1 goes with any."""
+    return [t.entry_by_entry()]
+
+
+@rule("div", narrow=_narrow_repeated)
+def tie_quotient(t: Tie) -> Sequence[Value]:
+    """(a, b), (a, 1) -> (a, b); the terms of a masked mean are as many as its sum's.
+
+    A mask that was repeated along an axis of what it masks, and once more to be
+    counted, is one mask: both axes are one.
+    """
+    total, terms = t.ins
+    for one in total.summed:
+        for other in terms.summed:
+            if one.origin is other.origin and one.dim.size == other.dim.size:
+                t.equations.equate(one.dim, other.dim)
+    return [t.entry_by_entry()]
 
 
 @rule("eq", "eq_to", "ge", "gt", "le", "le_to", "lt", "lt_to", "ne")
@@ -59,10 +79,10 @@ def tie_compare(t: Tie) -> Sequence[Value]:
 
 
 @rule("convert_element_type", "copy", "neg", "reduce_precision", "stop_gradient")
-def tie_same_sum(t: Tie) -> Sequence[Value]:
-    """(a, b) -> (a, b); a sum stays a sum."""
+def tie_view(t: Tie) -> Sequence[Value]:
+    """(a, b) -> (a, b): the same entries, or their negatives."""
     x = t.ins[0]
-    return [Value(x.dims, known_number(t), x.summed, t.counted(), x.repeated)]
+    return [Value(x.dims, t.counted(), x.repeats, x.summed, x.origin or x)]
 
 
 @rule(
@@ -94,32 +114,6 @@ def tie_second(t: Tie) -> Sequence[Value]:
 def tie_watch(t: Tie) -> Sequence[Value]:
     """(a, b) -> nothing: what is printed or watched is narrow."""
     return [Value(()) for _ in t.outs]
-
-
-def known_number(t: Tie) -> Any:
-    """The number that every entry of the result is, where it can be told."""
-    name = t.eqn.primitive.name
-    numbers = [value.known for value in t.ins]
-    if any(number is None for number in numbers):
-        return None
-    with np.errstate(all="ignore"):
-        if name == "convert_element_type":
-            number = numbers[0]
-        elif name == "integer_pow":
-            number = np.power(np.asarray(numbers[0], float), t.params["y"])
-        elif name in NUMBERS:
-            number = NUMBERS[name](*numbers)
-        else:
-            return None
-        return _cast(number, t.outs[0].dtype)
-
-
-def _cast(number: Any, dtype: Any) -> Any:
-    """The number as an array of that type would hold it; None if it is not real."""
-    real = (jnp.bool_, jnp.integer, jnp.floating)
-    if not any(jnp.issubdtype(dtype, kind) for kind in real):
-        return None  # complex, or an extended type such as a key
-    return np.asarray(number).astype(dtype)[()]
 
 
 @rule("bitcast_convert_type")

@@ -14,7 +14,7 @@ def _plain(values: Sequence[Value]) -> list[Value]:
     return [Value(value.dims) for value in values]
 
 
-def _counts(params: dict[str, Any]) -> tuple[int, int]:
+def counts_of_scan(params: dict[str, Any]) -> tuple[int, int]:
     """How many operands of a scan are constants, and how many are carried."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
@@ -23,7 +23,7 @@ def _counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def _narrow_scan(n: Narrow, *operands: Any) -> Any:
-    consts, carried = _counts(n.params)
+    consts, carried = counts_of_scan(n.params)
     fixed = operands[:consts]
 
     def body(carry: Any, xs: Any) -> Any:
@@ -49,7 +49,7 @@ def tie_scan(t: Tie) -> Sequence[Value]:
     Carried axes are equal before and after one step: a fixed point, which equating
     reaches in a single reading.
     """
-    consts, carried = _counts(t.params)
+    consts, carried = counts_of_scan(t.params)
     fixed, carry = t.ins[:consts], _plain(t.ins[consts : consts + carried])
     xs = t.ins[consts + carried :]
     t.fix([value.dims[0] for value in xs], "the loop runs along the axis")

@@ -1,6 +1,5 @@
 """Programs for many devices: shard_map, collectives, and where arrays are placed."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -41,8 +40,11 @@ def tie_shard_alike(t: Tie) -> Sequence[Value]:
     "pmax",
     "pmin",
     "ppermute",
+    "psum",
+    "psum_invariant",
     "unreduced_pmax",
     "unreduced_pmin",
+    "unreduced_psum",
 )
 def tie_collective(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a, b): entry by entry over devices, which all narrow alike."""
@@ -53,33 +55,6 @@ def tie_collective(t: Tie) -> Sequence[Value]:
 def tie_pbroadcast_dynamic(t: Tie) -> Sequence[Value]:
     """(a, b), source -> (a, b): what the device of that number has, on all devices."""
     return [Value(t.ins[0].dims)]
-
-
-@rule("psum", "psum_invariant", "unreduced_psum")
-def tie_psum(t: Tie) -> Sequence[Value]:
-    """(a, b) -> (a, b): a sum over an axis and the devices has as many times terms."""
-    devices = _devices(t)
-    outs = []
-    for value in t.ins:
-        summed = value.summed
-        if summed is not None and summed.power == 1 and devices is not None:
-            more = t.fixed(devices, "one part for each device")
-            summed = dataclasses.replace(summed, dims=(*summed.dims, more))
-        else:
-            summed = None
-        outs.append(Value(value.dims, summed=summed))
-    return outs
-
-
-def _devices(t: Tie) -> int | None:
-    """Over how many devices a sum goes; None where that is not known."""
-    if t.params.get("axis_index_groups") is not None:
-        return None
-    aval: Any = t.eqn.invars[0].aval
-    sizes = dict(aval.sharding.mesh.shape)
-    if not all(name in sizes for name in t.params["axes"]):
-        return None
-    return math.prod(sizes[name] for name in t.params["axes"])
 
 
 @rule("axis_index", "platform_index")
@@ -164,7 +139,7 @@ def tie_shard_map(t: Tie) -> Sequence[Value]:
                 part = Dim(dim.size // parts)
                 t.equations.equate(dim, product([t.fixed(parts, text), part]))
                 dims.append(part)
-        locals_.append(Value(tuple(dims), value.known, counted=value.counted))
+        locals_.append(Value(tuple(dims), value.counted))
     results = []
     for local, spec in zip(
         t.call(t.params["jaxpr"], locals_), t.params["out_specs"], strict=True

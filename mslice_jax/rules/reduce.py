@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import pooling, rows
-from .base import Dim, Dims, Narrow, Tie, Value, rule, sum_over
+from .base import Dim, Dims, Narrow, Tie, Value, rule
 
 
 def _remaining(dims: Sequence[Dim], axes: Sequence[int]) -> tuple[Dim, ...]:
@@ -17,10 +17,12 @@ def _narrow_sum(n: Narrow, x: Any) -> Any:
 
 @rule("reduce_sum", narrow=_narrow_sum)
 def tie_sum(t: Tie) -> Sequence[Value]:
-    """(a, b) -> (a): the sum remembers what it ran over, see `means`."""
+    """(a, b) -> (a)."""
     x, axes = t.ins[0], t.params["axes"]
-    summed = sum_over(x, [x.dims[i] for i in axes])
-    return [Value(_remaining(x.dims, axes), None, summed)]
+    over = [x.dims[i] for i in axes]
+    summed = tuple(repeat for repeat in x.repeats if repeat.dim in over)
+    kept = tuple(repeat for repeat in x.repeats if repeat.dim not in over)
+    return [Value(_remaining(x.dims, axes), (), kept, (*x.summed, *summed))]
 
 
 @rule(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..dims import Whole, slice_array, take
-from .base import Dim, Dims, Narrow, Tie, Value, is_fixed, rule
+from .base import Dim, Dims, Narrow, Repeat, Tie, Value, is_fixed, rule
 
 
 def _narrow_broadcast(n: Narrow, x: Any) -> Any:
@@ -25,8 +25,8 @@ def tie_broadcast(t: Tie) -> Sequence[Value]:
         if x.dims[source].size == dims[target].size:
             dims[target] = x.dims[source]
             new.remove(target)
-    repeated = (*x.repeated, *(dims[i] for i in sorted(new)))
-    return [Value(tuple(dims), x.known, x.summed, x.counted, repeated)]
+    again = [Repeat(x.origin or x, dims[i]) for i in sorted(new)] if x.dims else []
+    return [Value(tuple(dims), x.counted, (*x.repeats, *again), x.summed)]
 
 
 def _narrow_reshape(n: Narrow, x: Any) -> Any:
@@ -58,7 +58,7 @@ def tie_reshape(t: Tie) -> Sequence[Value]:
             product = t.equations.product
             t.equations.equate(product(merged), product(split))
     merged_or_split = tuple(Dim(1) if dim is None else dim for dim in outs)
-    return [Value(merged_or_split, x.known, x.summed, x.counted)]
+    return [Value(merged_or_split, x.counted, (), x.summed, x.origin or x)]
 
 
 def _last_run(
@@ -102,7 +102,7 @@ def tie_transpose(t: Tie) -> Sequence[Value]:
     """(a, b, c) -> (c, a, b): the same axes in another order."""
     x = t.ins[0]
     dims = tuple(x.dims[i] for i in t.params["permutation"])
-    return [Value(dims, x.known, x.summed, x.counted, x.repeated)]
+    return [Value(dims, x.counted, x.repeats, x.summed, x.origin or x)]
 
 
 @rule("squeeze")
@@ -111,7 +111,7 @@ def tie_squeeze(t: Tie) -> Sequence[Value]:
     x = t.ins[0]
     gone = {i % len(x.dims) for i in t.params["dimensions"]}
     dims = tuple(dim for i, dim in enumerate(x.dims) if i not in gone)
-    return [Value(dims, x.known, x.summed, x.counted)]
+    return [Value(dims, x.counted, x.repeats, x.summed, x.origin or x)]
 
 
 @rule("concatenate")

@@ -43,7 +43,7 @@ def choose_blocks(plan: WidthPlan, tree: Any) -> dict[str, list[int]]:
     chosen = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = path_name(path)
-        known, parts = plan.leaf(name), _parts(leaf)
+        known, parts = plan.leaf(path), _parts(leaf)
         axes = known.axes if known else ()
         groups = {group for axis in axes for group in groups_in(axis)}
         if not groups or parts is None:

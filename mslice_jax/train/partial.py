@@ -143,7 +143,7 @@ def _read(checkpoint: Path, net: Sliceable, small: Sliceable, averaged: bool) ->
 
     def begun(path: Any, opening: Any) -> Any:
         array = opening.result()
-        axes = net.plan.leaf(path_name(path)).axes  # type: ignore[union-attr]
+        axes = net.plan.leaf(path).axes  # type: ignore[union-attr]
         runs = [dims.indices(axis, kept) for axis in axes]
         full = dims.shape(axes)
         if array.shape[: len(full)] == full:  # not in blocks; a key has an axis more

@@ -1,0 +1,84 @@
+"""The ninth proof, at `upgrade`: the function's own program at every declared rate.
+
+Where the function itself runs on narrow arrays, what it traces to there is held
+against the narrow program, and decides which numbers follow the width (`counts.own`).
+Nothing is compiled. What remains open is told: see `counts.decisions`.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from .analysis import Analysis, PlanError
+from .counts import (
+    Different,
+    Incomparable,
+    NumberWarning,
+    Own,
+    describe,
+    lines,
+    unmatched,
+    warning,
+)
+from .functions.base import Function
+from .patterns import no_match
+from .plan import WidthPlan
+from .program import Agreement, Call, Settings, own_program
+
+
+def agree(
+    function: Function,
+    plan: WidthPlan,
+    settings: Settings,
+    analysis: Analysis,
+    call: Call,
+    variables: Any,
+    arrays: Sequence[Any],
+) -> Agreement:
+    """Compares the programs, and says which numbers are open.
+
+    Args:
+      function, plan, settings: of the network.
+      analysis: its program, which made the plan.
+      call, variables, arrays: the call that it was traced from.
+
+    Raises:
+      PlanError: if the function has another program at narrow shapes, a pattern of
+        `follow` or `stay` names no line, or, under `strict`, a number is open.
+    """
+    analysis.asked = settings.asked
+    known = lines(analysis.counts)
+    for argument in ("follow", "stay"):
+        missing = unmatched(getattr(settings.asked, argument), known)
+        if missing:
+            raise PlanError(no_match(missing[0], known, argument))
+    owns: list[Own] = []
+    reason = "" if settings.check else Agreement().reason
+    full = {name: group.size for name, group in plan.groups.items()}
+    for rate in settings.rates if settings.check else ():
+        widths = plan.widths(rate)
+        if widths == full:
+            continue
+        try:
+            # The norms that the program reads are those of the widest rate.
+            own = own_program(
+                function, plan, settings.rates[-1], call, variables, arrays, widths
+            )
+            owns.append(analysis.paired(own, widths))
+        except Incomparable as error:
+            reason, owns = str(error), []
+            break
+        except Different as error:
+            raise PlanError(
+                f"at rate {rate:g} the function's own program on narrow arrays is "
+                f"another one than the narrow program: {error}. Expected the same "
+                "equations at narrow shapes. If the function is meant to do something "
+                "else at another width, pass check=False; otherwise please report it."
+            ) from None
+    numbers = describe(analysis.counts, owns)
+    text = "" if owns else warning(numbers)
+    if text and settings.strict:
+        raise PlanError(f"strict=True asks that no number is left open, but {text}")
+    if text:
+        warnings.warn(text, NumberWarning, stacklevel=4)
+    return Agreement(not reason, reason, numbers)

@@ -1,0 +1,258 @@
+"""What is known of every value of a program, found by running through it once.
+
+An abstract interpretation of the equations, after it was decided what narrows: for each
+primitive a small function says what is known of its results (`growth.Known`), given
+what is known of its operands. Loops run until nothing changes. A number that meets
+growth which it cancels follows the width (`Counts.follows`); what merely looks like a
+size of an axis that narrows is in `Counts.seen`, for the report.
+
+No function here looks at more than one equation.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core
+
+from ..dims import Axis
+from ..growth import (
+    Follow,
+    Growth,
+    Known,
+    Match,
+    Pending,
+    Use,
+    matches,
+    narrows,
+    sizes_in,
+    times,
+)
+from ..rules import Frame
+from . import numbers
+from .result import Counts, Seen
+
+WAITING = 6  # numbers that wait for a sum at the same time
+
+DATA, PLAIN = Known(data=True), Known()
+
+
+def count(analysis: Any, frame: Frame, known: Sequence[Known]) -> Counts:
+    """Runs through a program.
+
+    Args:
+      analysis: that read it: `axes(dims)` freezes what narrows.
+      frame: of the program.
+      known: what is known of its inputs.
+    """
+    flow = _Flow(analysis)
+    flow.counts.results = flow.run(frame, known)
+    for use, axis in flow.ambiguous.items():
+        if use not in flow.counts.follows:
+            flow.see(use, flow.values[use], axis, "it could stand for several axes")
+    return flow.counts
+
+
+class Eqn:
+    """An equation, as the functions of the table see it."""
+
+    __slots__ = ("eqn", "flow", "frame", "index", "ins", "params")
+
+    def __init__(self, flow: "_Flow", frame: Frame, index: int, ins: list[Known]):
+        self.flow, self.frame, self.index, self.ins = flow, frame, index, ins
+        self.eqn = frame.jaxpr.eqns[index]
+        self.params = self.eqn.params
+
+    @property
+    def name(self) -> str:
+        return self.eqn.primitive.name
+
+    @property
+    def data(self) -> bool:
+        """Whether any operand depends on an input."""
+        return any(known.data for known in self.ins)
+
+    def axes(self, operand: int) -> tuple[Axis, ...]:
+        """The axes of an operand."""
+        return self.flow.axes(self.frame, self.eqn.invars[operand])
+
+    def out_axes(self, result: int = 0) -> tuple[Axis, ...]:
+        """The axes of a result."""
+        return self.flow.axes(self.frame, self.eqn.outvars[result])
+
+    def shape(self, operand: int) -> tuple[Any, ...]:
+        """The shape of an operand."""
+        aval: Any = self.eqn.invars[operand].aval
+        return aval.shape
+
+    def use(self, operand: int) -> Use:
+        """The place of an operand."""
+        return Use(id(self.frame), self.index, operand)
+
+    def rounding(self) -> float:
+        """The relative rounding of the result's dtype."""
+        aval: Any = self.eqn.outvars[0].aval
+        dtype = aval.dtype
+        return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.inexact) else 0
+
+
+class _Flow:
+    """One run through a program and all that it calls."""
+
+    def __init__(self, analysis: Any):
+        self.analysis = analysis
+        self.counts = Counts()
+        self.values = self.counts.values
+        self.ambiguous: dict[Use, Axis] = {}
+
+    def axes(self, frame: Frame, var: Any) -> tuple[Axis, ...]:
+        return self.analysis.axes(frame.value(var).dims)
+
+    def run(self, frame: Frame, ins: Sequence[Known]) -> list[Known]:
+        """What is known of the results of a frame."""
+        self.counts.frames[id(frame)] = frame
+        env: dict[Any, Known] = dict(zip(frame.jaxpr.invars, ins, strict=True))
+        for var, const in zip(frame.jaxpr.constvars, frame.consts, strict=True):
+            env[var] = Known(number=numbers.scalar(const))
+
+        def read(var: Any) -> Known:
+            if isinstance(var, core.Literal):
+                return Known(number=numbers.scalar(var.val))
+            return env[var]
+
+        for index, eqn in enumerate(frame.jaxpr.eqns):
+            e = Eqn(self, frame, index, [read(var) for var in eqn.invars])
+            outs = _results(e)
+            for var, out in zip(eqn.outvars, outs, strict=True):
+                env[var] = out
+        return [read(var) for var in frame.jaxpr.outvars]
+
+    # -- numbers
+
+    def follow(self, uses: Sequence[Use], value: float, follow: Follow) -> None:
+        """A number follows the width, wherever it stands."""
+        for use in uses:
+            self.ambiguous.pop(use, None)
+            self.values[use] = value
+            if follow.narrows:
+                self.counts.follows[use] = follow
+            axis = next((a for a, _ in follow.axes if narrows(a)), None)
+            if axis is not None:
+                self.counts.seen[use] = Seen(value, axis)
+
+    def see(self, use: Use, value: float, axis: Axis | None, meets: str = "") -> None:
+        """A number looks like a size of the axis."""
+        if axis is None or not narrows(axis):
+            return
+        known = self.counts.seen.get(use)
+        if known is None or (meets and not known.meets):
+            self.counts.seen[use] = Seen(value, axis, meets)
+
+    def meet(self, e: Eqn, operand: int, value: float, other: Known, other_axes: Any):
+        """Notes what a number that multiplies or divides a value looks like."""
+        use, rounding = e.use(operand), e.rounding()
+        self.values[use] = value
+        grown = tuple(axis for axis in other.growth if narrows(axis))
+        for axes, meets in (
+            (grown, "what it scales is a sum over the axis"),
+            (other.contracted, "what it scales was contracted over the axis"),
+            (other_axes if other.parameter else (), "it scales a parameter"),
+            (other_axes if other.counted else (), "it scales positions"),
+        ):
+            inner = tuple(axis for axis in axes if narrows(axis))
+            found = sizes_in(value, inner, rounding)
+            if found is None and other.counted and meets.endswith("positions"):
+                found = sizes_in(value / 2, inner, rounding)
+            if found is not None:
+                self.see(use, value, found, meets)
+                return
+        self.see(use, value, sizes_in(value, tuple(other_axes), rounding))
+
+    def settle(self, known: Known, rounding: float) -> Known:
+        """Lets numbers that wait cancel what has grown."""
+        growth, pending = known.growth, list(known.pending)
+        again = bool(growth and pending)
+        while again:
+            again = False
+            for waiting in reversed(pending):
+                found = matches(waiting, growth, rounding)
+                if found and one_meaning(found):
+                    self.follow(waiting.uses, waiting.value, found[0].follow)
+                    growth = times(growth, found[0].cancels, -1)
+                    pending.remove(waiting)
+                    again = bool(growth and pending)
+                    break
+                for use in waiting.uses if found else ():
+                    axis = next((a for a in growth if narrows(a)), None)
+                    if axis is not None:
+                        self.ambiguous[use] = axis
+        if growth and 1 < len(pending) <= WAITING:
+            together = _together(pending, growth, rounding)
+            if together is not None:
+                for waiting, match in together:
+                    self.follow(waiting.uses, waiting.value, match.follow)
+                    growth = times(growth, match.cancels, -1)
+                    pending.remove(waiting)
+        if growth is known.growth:
+            return known
+        return dataclasses.replace(known, growth=growth, pending=tuple(pending))
+
+
+def one_meaning(found: Sequence[Match]) -> bool:
+    """Whether all ways have one effect on the axes that narrow."""
+    effects = [
+        {axis: e for axis, e in match.cancels.items() if narrows(axis)}
+        for match in found
+    ]
+    return all(effect == effects[0] for effect in effects[1:])
+
+
+def _together(
+    pending: Sequence[Pending], growth: Growth, rounding: float
+) -> list[tuple[Pending, Match]] | None:
+    """How several numbers cancel all of a growth; each alone had several meanings."""
+    if not growth:
+        return []
+    if not pending:
+        return None
+    first, *rest = pending
+    for match in matches(first, growth, rounding):
+        others = _together(rest, times(growth, match.cancels, -1), rounding)
+        if others is not None:
+            return [(first, match), *others]
+    return _together(rest, growth, rounding)
+
+
+# -- the table
+
+
+CALL = "any call"  # in place of a primitive: of those that call what was read
+_TABLE: dict[str, Callable[[Eqn], Known | Sequence[Known]]] = {}
+
+
+def knows(*names: str) -> Callable[[Any], Any]:
+    """Enters the decorated function into the table under these primitives' names."""
+
+    def enter(f: Any) -> Any:
+        for name in names:
+            _TABLE[name] = f
+        return f
+
+    return enter
+
+
+def _results(e: Eqn) -> Sequence[Known]:
+    number = numbers.fold(e.eqn, [known.number for known in e.ins])
+    if number is not None:
+        return [Known(number=number)]
+    f = _TABLE.get(e.name)
+    if f is None:
+        f = _TABLE[CALL] if e.index in e.frame.children else unknown
+    found = f(e)
+    return [found] * len(e.eqn.outvars) if isinstance(found, Known) else found
+
+
+def unknown(e: Eqn) -> Known:
+    """What is known of a result about which nothing is known."""
+    return DATA if e.data else PLAIN

@@ -1,0 +1,65 @@
+"""What the analysis of a program says of its numbers."""
+
+from dataclasses import dataclass, field
+
+from ..dims import Axis, Widths
+from ..growth import Follow, Known, Use
+from ..rules import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A number that is a power of the size of an axis that narrows.
+
+    Attributes:
+      value: the number at full width.
+      axis: the axis.
+      meets: why the number matters where it stands; '' where nothing speaks for it.
+    """
+
+    value: float
+    axis: Axis
+    meets: str = ""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the numbers of a program stand for.
+
+    Attributes:
+      follows: the numbers that follow the width.
+      seen: the numbers that are a power of a size that narrows, the former among them.
+      frames: the frames by their ids, of all uses.
+      values: the numbers themselves, at full width.
+      asked: what the user said of some, see `decisions`.
+      operands: what is known of the operands of equations with their own derivative.
+      results: what is known of the results of the program.
+    """
+
+    follows: dict[Use, Follow] = field(default_factory=dict)
+    seen: dict[Use, Seen] = field(default_factory=dict)
+    frames: dict[int, Frame] = field(default_factory=dict)
+    operands: dict[tuple[int, int], list[Known]] = field(default_factory=dict)
+    results: list[Known] = field(default_factory=list)
+    values: dict[Use, float] = field(default_factory=dict)
+    asked: dict[Use, bool] = field(default_factory=dict)
+    _at: dict[tuple[int, int], dict[Use, Follow]] | None = None
+
+    def stays(self, frame: Frame, index: int, operand: int) -> bool:
+        """Whether the user said that a number stays."""
+        return self.asked.get(Use(id(frame), index, operand)) is False
+
+    def numbers(self, frame: Frame, index: int, widths: Widths) -> dict[int, float]:
+        """The operands of an equation that are other numbers at these widths."""
+        if self._at is None:
+            self._at = {}
+            for use, follow in self.follows.items():
+                self._at.setdefault(use[:2], {})[use] = follow
+        found = self._at.get((id(frame), index))
+        if not found:
+            return {}
+        return {
+            use.operand: number
+            for use, follow in found.items()
+            if (number := follow.at(self.values[use], widths)) != self.values[use]
+        }

@@ -1,0 +1,208 @@
+"""What is known of sums over axes, of contractions, and of what is spread over axes."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend import core
+
+from ..dims import Axis, Whole, width
+from ..growth import Growth, Known, Pending, matches, narrowing, narrows, times
+from .entries import joined, stale, view
+from .flow import WAITING, Eqn, knows, one_meaning, unknown
+
+
+@knows("broadcast_in_dim")
+def _broadcast(e: Eqn) -> Known:
+    """Spread over n entries, 1/n of a value is the transpose of a mean."""
+    x = e.ins[0]
+    mapped = set(e.params["broadcast_dimensions"])
+    ones = [i for i, n in enumerate(e.shape(0)) if n == 1]
+    one_to_many = {e.params["broadcast_dimensions"][i] for i in ones}
+    shape = e.params["shape"]
+    new = [
+        axis
+        for i, axis in enumerate(e.out_axes())
+        if (i not in mapped or i in one_to_many) and shape[i] != 1
+    ]
+    if x.number is not None:
+        _spread_number(e, 0, x.number, new)
+        return Known(number=x.number)
+    return _spread(e, view(e), new)
+
+
+def _spread(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
+    """A value that was spread over new axes: a fresh 1/n among its numbers follows."""
+    growth: Growth = {}
+    for axis in new:
+        growth = times(growth, {axis: 1.0})
+    pending = list(x.pending)
+    for waiting in [p for p in pending if p.fresh and narrowing(growth)]:
+        found = [m for m in matches(waiting, growth, e.rounding()) if m.follow.narrows]
+        if found and one_meaning(found):
+            e.flow.follow(waiting.uses, waiting.value, found[0].follow)
+            pending.remove(waiting)
+    if len(pending) == len(x.pending):
+        return x
+    return dataclasses.replace(x, pending=tuple(pending))
+
+
+def _spread_number(e: Eqn, operand: int, number: Any, new: Sequence[Axis]) -> None:
+    """A constant 1/n, spread over n entries, is the gradient of a mean."""
+    growth: Growth = {}
+    for axis in new:
+        growth = times(growth, {axis: 1.0})
+    if not narrowing(growth) or not 0 < abs(number) < 1:
+        return
+    found = matches(Pending((), float(number), 1.0), growth, e.rounding())
+    found = [match for match in found if match.follow.narrows]
+    if found and one_meaning(found) and not e.ins[operand].data:
+        entries = math.prod(width(a) for a in found[0].cancels)
+        literal = isinstance(e.eqn.invars[operand], core.Literal)
+        if not literal or entries > 4:  # 0.5 and 0.25 are numbers of many meanings
+            e.flow.follow([e.use(operand)], float(number), found[0].follow)
+
+
+@knows("reduce_sum", "cumsum", "psum", "psum_invariant", "unreduced_psum",
+        "reduce_window_sum", "reduce_scatter")  # fmt: skip
+def _total_over(e: Eqn) -> Known | Sequence[Known]:
+    """A sum grows with the axes that it runs over."""
+    over = _summed_axes(e)
+    return [_grown(e, dataclasses.replace(x, data=x.data), over) for x in e.ins][
+        : len(e.eqn.outvars)
+    ]
+
+
+def _summed_axes(e: Eqn) -> list[Axis]:
+    axes = e.axes(0)
+    if e.name == "reduce_sum":
+        return [axes[i] for i in e.params["axes"]]
+    if e.name == "cumsum":
+        return [axes[e.params["axis"]]]
+    if e.name == "reduce_window_sum":
+        return [Whole(math.prod(e.params["window_dimensions"]))]
+    if e.params.get("axis_index_groups") is not None:
+        return []
+    named = e.params.get("axes", e.params.get("axis_name", ()))
+    aval: Any = e.eqn.invars[0].aval
+    mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
+    sizes = dict(mesh.shape) if mesh is not None else {}
+    names = named if isinstance(named, tuple) else (named,)
+    if not all(name in sizes for name in names):
+        return []
+    return [Whole(math.prod(sizes[name] for name in names))]
+
+
+def _grown(e: Eqn, x: Known, over: Sequence[Axis]) -> Known:
+    growth = x.growth
+    for axis in over:
+        if isinstance(width(axis), int) and width(axis) > 1:
+            growth = times(growth, {axis: 1.0})
+    known = Known(
+        growth=growth,
+        logs=x.logs if not growth else {},
+        pending=x.pending,
+        data=x.data,
+    )
+    return stale(e.flow.settle(known, e.rounding()))
+
+
+@knows("reduce_prod")
+def _product_over(e: Eqn) -> Known:
+    x = e.ins[0]
+    powers: Growth = {}
+    for i in e.params["axes"]:
+        powers = times(powers, {e.axes(0)[i]: 1.0})
+    return Known(powers=powers if not x.growth else {}, data=e.data)
+
+
+@knows("reduce")
+def _general_reduce(e: Eqn) -> Known:
+    jaxpr = e.params["jaxpr"]
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    names = [eqn.primitive.name for eqn in inner.eqns]
+    if names not in (["add"], ["mul"], ["max"], ["min"]) or len(e.ins) != 2:
+        return unknown(e)
+    axes = [e.axes(0)[i] for i in e.params["dimensions"]]
+    if names == ["add"]:
+        return _grown(e, e.ins[0], axes)
+    if names == ["mul"]:
+        return Known(powers=dict.fromkeys(axes, 1.0), data=e.data)
+    return dataclasses.replace(e.ins[0], number=None, origin=None)
+
+
+@knows("dot_general")
+def _dot(e: Eqn) -> Known:
+    """A contraction is a sum of products, but for that with a parameter."""
+    (lhs_k, rhs_k), (lhs_batch, rhs_batch) = e.params["dimension_numbers"]
+    free = [
+        [i for i in range(len(e.shape(n))) if i not in (*contracted, *batch)]
+        for n, (contracted, batch) in enumerate(
+            ((lhs_k, lhs_batch), (rhs_k, rhs_batch))
+        )
+    ]
+    axes = e.axes(0), e.axes(1)
+    over = [axes[0][i] for i in lhs_k]
+    spread = [[axes[1 - n][i] for i in free[1 - n]] for n in (0, 1)]
+    return _contraction(e, over, spread)
+
+
+def _contraction(
+    e: Eqn, over: Sequence[Axis], spread: Sequence[Sequence[Axis]]
+) -> Known:
+    """A sum of products over axes; each operand is spread over the axes given."""
+    x, y = e.ins[:2]
+    for at, known in enumerate((x, y)):
+        if known.number is not None:
+            growth = _grown(e, e.ins[1 - at], over)
+            if float(abs(known.number)) != 1.0:
+                e.flow.meet(e, at, float(known.number), growth, tuple(over))
+                waiting = Pending((e.use(at),), float(known.number), 1.0)
+                growth = dataclasses.replace(
+                    growth, pending=(*growth.pending, waiting)[-WAITING:]
+                )
+                growth = e.flow.settle(growth, e.rounding())
+            return dataclasses.replace(growth, data=e.data)
+    x, y = (_spread(e, known, new) for known, new in zip((x, y), spread, strict=True))
+    itself = _same(e, x, y)
+    if itself or (x.data and y.data):
+        product = Known(
+            growth=times(x.growth, y.growth),
+            pending=joined(x.pending, y.pending),
+            data=e.data,
+        )
+        return _grown(e, product, over)
+    inner = tuple(axis for axis in over if narrows(axis))
+    return Known(
+        growth={a: k for a, k in times(x.growth, y.growth).items() if a not in over},
+        data=e.data,
+        contracted=inner,
+    )
+
+
+def _same(e: Eqn, x: Known, y: Known) -> bool:
+    """Whether a value is contracted with itself."""
+    views = [
+        known.origin if known.origin is not None else var
+        for known, var in zip((x, y), e.eqn.invars, strict=False)
+    ]
+    return views[0] is views[1]
+
+
+@knows("conv_general_dilated")
+def _convolution(e: Eqn) -> Known:
+    numbers_ = e.params["dimension_numbers"]
+    kernel, shape = e.axes(1), e.shape(1)
+    out, channels, *space = numbers_.rhs_spec
+    window = math.prod(shape[i] for i in space)
+    over = [kernel[channels], Whole(window)] if window != 1 else [kernel[channels]]
+    return _contraction(e, over, ((), ()))
+
+
+@knows("iota")
+def _iota(e: Eqn) -> Known:
+    return Known(counted=True)
+
+
+# -- calls, branches and loops
