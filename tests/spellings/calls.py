@@ -128,9 +128,7 @@ def while_mean(h, s, n):
 
 
 def branch(h, s, n):
-    return (
-        lax.cond(h[0, 0] > 0, lambda: total(h), lambda: total(h * h)) / n
-    )
+    return lax.cond(h[0, 0] > 0, lambda: total(h), lambda: total(h * h)) / n
 
 
 def branch_inside(h, s, n):

@@ -279,9 +279,7 @@ def by_kept_vjp(h, s, n):
     def plain(x):
         return moments(x, n)[0]
 
-    function = with_backward(
-        lambda x: jax.vjp(plain, x), lambda back, g: back(g)[0]
-    )
+    function = with_backward(lambda x: jax.vjp(plain, x), lambda back, g: back(g)[0])
     return function(h)
 
 

@@ -81,9 +81,7 @@ LOGARITHMS: dict[str, Spelling] = {
     "entropy_inverse": lambda h, s, n: h * entropy(h) * (1 / math.log(n)),
     "entropy_gap": lambda h, s, n: h * (math.log(n) - entropy(h)),
     "perplexity": lambda h, s, n: h * jnp.exp(entropy(h)) / n,
-    "effective_number": lambda h, s, n: (
-        h / (n * total(jax.nn.softmax(h, -1) ** 2))
-    ),
+    "effective_number": lambda h, s, n: h / (n * total(jax.nn.softmax(h, -1) ** 2)),
     "divergence": divergence,
     "divergence_of_product": divergence_of_product,
     "smoothed": smoothed,
@@ -102,9 +100,7 @@ LOGARITHMS: dict[str, Spelling] = {
     "power_mean_apart": lambda h, s, n: (
         jnp.cbrt(total(positive(h) ** 3)) / n ** (1 / 3)
     ),
-    "likelihood": lambda h, s, n: (
-        total(-0.5 * h**2 - 0.5 * math.log(2 * math.pi)) / n
-    ),
+    "likelihood": lambda h, s, n: total(-0.5 * h**2 - 0.5 * math.log(2 * math.pi)) / n,
     "gaussian": lambda h, s, n: (
         (-0.5 * total(h * h) - 0.5 * n * math.log(2 * math.pi)) / n
     ),

@@ -300,9 +300,9 @@ MEANS: dict[str, Spelling] = {
     "ones_dot_inverse": lambda h, s, n: (h @ jnp.ones((n, 1))) * (1 / n),
     "averages_dot": lambda h, s, n: (h @ jnp.full((n,), 1 / n))[:, None],
     "averages_divided": lambda h, s, n: h @ (jnp.ones((n, 1)) / n),
-    "averages_einsum": lambda h, s, n: (
-        jnp.einsum("h,bh->b", jnp.ones(n) / n, h)[:, None]
-    ),
+    "averages_einsum": lambda h, s, n: jnp.einsum("h,bh->b", jnp.ones(n) / n, h)[
+        :, None
+    ],
     "averages_everywhere": lambda h, s, n: h - h @ jnp.full((n, n), 1 / n),
     "projection": lambda h, s, n: h @ (jnp.eye(n) - jnp.ones((n, n)) / n),
     "captured_ones": captured_ones,
@@ -371,10 +371,12 @@ MEANS: dict[str, Spelling] = {
     "where": lambda h, s, n: jnp.mean(h, -1, keepdims=True, where=h > -9),
     "where_over_all": lambda h, s, n: jnp.sum(h, -1, keepdims=True, where=h > 0) / n,
     "average": lambda h, s, n: jnp.average(h, axis=-1)[:, None],
-    "average_weighted": lambda h, s, n: (
-        jnp.average(h, axis=-1, weights=jnp.broadcast_to(jnp.abs(s), h.shape))[:, None]
+    "average_weighted": lambda h, s, n: jnp.average(
+        h, axis=-1, weights=jnp.broadcast_to(jnp.abs(s), h.shape)
+    )[:, None],
+    "weights_normalised": lambda h, s, n: (
+        total(h * jnp.exp(s)[None]) / jnp.exp(s).sum()
     ),
-    "weights_normalised": lambda h, s, n: total(h * jnp.exp(s)[None]) / jnp.exp(s).sum(),
     "fraction": fraction,
     "fraction_of_integers": fraction_of_integers,
     "fraction_as_mean": lambda h, s, n: h * jnp.mean(h > 0, -1, keepdims=True),

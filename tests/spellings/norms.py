@@ -1,4 +1,4 @@
-"""Norms, moments and statistics: roots and powers of sums over how many terms there are."""
+"""Norms and moments: roots and powers of sums over how many terms there are."""
 
 import math
 
@@ -252,7 +252,9 @@ def dice(h, s, n):
 
 NORMS: dict[str, Spelling] = {
     "rms": lambda h, s, n: h * lax.rsqrt(total(h * h) / n + EPSILON),
-    "rms_mean": lambda h, s, n: h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + EPSILON),
+    "rms_mean": lambda h, s, n: (
+        h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + EPSILON)
+    ),
     "rms_einsum": lambda h, s, n: (
         h * lax.rsqrt(jnp.einsum("bd,bd->b", h, h)[:, None] / n + EPSILON)
     ),
@@ -283,8 +285,8 @@ NORMS: dict[str, Spelling] = {
     "rms_low_precision": rms_low_precision,
     "rms_of_heads": rms_of_heads,
     "rms_within_heads": rms_within_heads,
-    "rms_lax_reduce": lambda h, s, n: h / jnp.sqrt(
-        lax.reduce(h * h, 0.0, lax.add, (1,))[:, None] / n
+    "rms_lax_reduce": lambda h, s, n: (
+        h / jnp.sqrt(lax.reduce(h * h, 0.0, lax.add, (1,))[:, None] / n)
     ),
     "rms_ones_dot": lambda h, s, n: h * lax.rsqrt((h * h) @ jnp.ones((n, 1)) / n),
     "rms_matrix_norm": lambda h, s, n: h / jnp.linalg.norm(h) * jnp.sqrt(h.size),
@@ -294,8 +296,8 @@ NORMS: dict[str, Spelling] = {
     ),
     "rms_numpy_root": lambda h, s, n: h / norm(h) * np.sqrt(n).astype(np.float32),
     "rms_exponent": lambda h, s, n: h / (norm(h) / n ** (1 / 2)),
-    "rms_cosine_scaled": lambda h, s, n: h + math.sqrt(n) * (
-        total(h * s[None]) / (norm(h) * jnp.linalg.norm(s))
+    "rms_cosine_scaled": lambda h, s, n: (
+        h + math.sqrt(n) * (total(h * s[None]) / (norm(h) * jnp.linalg.norm(s)))
     ),
     "cosine": lambda h, s, n: h + total(h * s[None]) / (norm(h) * jnp.linalg.norm(s)),
     "unit": lambda h, s, n: 5 * h / norm(h),
@@ -320,14 +322,14 @@ NORMS: dict[str, Spelling] = {
     "group_norm": group_norm,
     "group_norm_of_one": group_norm_of_one,
     "instance_norm": instance_norm,
-    "textbook_variance": lambda h, s, n: (
-        h * (total(h * h) - total(h) ** 2 / n) / n
-    ),
+    "textbook_variance": lambda h, s, n: h * (total(h * h) - total(h) ** 2 / n) / n,
     "textbook_unbiased": lambda h, s, n: (
         h * (total(h * h) - total(h) ** 2 / n) / (n - 1)
     ),
     "expectations": lambda h, s, n: h * (total(h * h) / n - (total(h) / n) ** 2),
-    "expectations_squared": lambda h, s, n: h * (total(h * h) / n - total(h) ** 2 / n**2),
+    "expectations_squared": lambda h, s, n: (
+        h * (total(h * h) / n - total(h) ** 2 / n**2)
+    ),
     "expectations_multiplied": lambda h, s, n: (
         h * (n * total(h * h) - total(h) ** 2) / n**2
     ),

@@ -53,9 +53,7 @@ STAYS: dict[str, Spelling] = {
     "added": lambda h, s, n: jnp.sin(h + n),
     "clipped": lambda h, s, n: jnp.clip(h, -n / 1, n / 1),
     "compared": lambda h, s, n: jnp.where(h * n > n, h, -h),
-    "attention_over_rows": lambda h, s, n: (
-        jax.nn.softmax(h @ h.T / 2.0, -1) @ h
-    ),
+    "attention_over_rows": lambda h, s, n: jax.nn.softmax(h @ h.T / 2.0, -1) @ h,
     "softmax_times_seven": lambda h, s, n: 7 * jax.nn.softmax(h, -1),
     "decayed": decayed,
     "momentum": momentum,
