@@ -270,7 +270,6 @@ MEANS: dict[str, Spelling] = {
     "over_minus": lambda h, s, n: total(h) / -n,
     "minus_inverse": lambda h, s, n: -(1 / n) * total(h),
     "times_three": lambda h, s, n: total(h) * 3 / n,
-    "over_third": lambda h, s, n: total(h) / (n / 3),
     "over_jnp_float": lambda h, s, n: total(h) / jnp.float32(n),
     "over_np_float": lambda h, s, n: total(h) / np.float32(n),
     "over_jnp_array": lambda h, s, n: total(h) / jnp.array(n),
@@ -289,8 +288,6 @@ MEANS: dict[str, Spelling] = {
     "einsum": lambda h, s, n: jnp.einsum("bd->b", h)[:, None] / n,
     "einsum_squares": lambda h, s, n: jnp.einsum("bd,bd->b", h, h)[:, None] / n,
     "einsum_two": lambda h, s, n: jnp.einsum("bd,bd->b", h, jnp.cos(h))[:, None] / n,
-    "einsum_weighted": lambda h, s, n: jnp.einsum("bd,d->b", h, s)[:, None] / n,
-    "matmul_weighted": lambda h, s, n: (h @ s[:, None]) / n,
     "vecdot": lambda h, s, n: jnp.vecdot(h, h)[:, None] / n,
     "vdot": lambda h, s, n: jax.vmap(jnp.vdot)(h, h)[:, None] / n,
     "dot_general": lambda h, s, n: (

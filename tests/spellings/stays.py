@@ -68,6 +68,8 @@ REPORTED: dict[str, Spelling] = {
     "parameter_over_root": lambda h, s, n: h * (s / math.sqrt(n))[None],
     "sum_over_root": lambda h, s, n: jnp.tanh(h) * total(h) / math.sqrt(n),
     "contraction_over_root": lambda h, s, n: h + (h @ s[:, None]) / math.sqrt(n),
+    "contraction_over": lambda h, s, n: h + (h @ s[:, None]) / n,
+    "contraction_times": lambda h, s, n: jnp.einsum("bd,d->b", h, s)[:, None] * (1 / n),
     "attention": attention,
 }
 """They meet what grows, or a parameter, along the axis, and are no mean's: they stay
