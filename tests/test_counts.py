@@ -75,9 +75,10 @@ def value_and_slopes(apply):
 
 def compare(net, x, by_hand, sizes, tolerance=2e-4):
     """Value and gradient at each rate against `by_hand[rate]` on cut weights."""
-    full = net.plan.widths(1.0)
-    assert sum(full.values()) == sizes[1.0], f"narrows: {full}"
     rates = [rate for rate in sizes if rate != 1.0]
+    for rate in rates:
+        kept = net.plan.mask(weights(sizes[1.0]), rate)["w1"][0]
+        assert kept[: sizes[rate]].all() and kept.sum() == sizes[rate], "what narrows"
     cut = {rate: weights(sizes[1.0], sizes[rate]) for rate in rates}
 
     def both(net, cut, x):
@@ -179,6 +180,16 @@ def test_the_function_itself_decides(name):
 
 # What only the function itself can tell.
 OWN = {
+    "bessel": lambda h, s, n: h * jnp.var(h, -1, keepdims=True) * (n / (n - 1)),
+    "standard_error": lambda h, s, n: h / (jnp.std(h, -1, keepdims=True) / n**0.5),
+    "gaussian": lambda h, s, n: (
+        h
+        * (-0.5 * (h * h).sum(-1, keepdims=True) - 0.5 * n * math.log(2 * math.pi))
+        / n
+    ),
+    "cosine": lambda h, s, n: (
+        h + n**0.5 * (h @ s[:, None]) / jnp.linalg.norm(h, axis=-1, keepdims=True)
+    ),
     "third": lambda h, s, n: h.sum(-1, keepdims=True) / (n / 3),
     "larger_by_one": lambda h, s, n: h * (1 + 1 / n),
     "fourth_root": lambda h, s, n: h * n**0.25,

@@ -105,9 +105,11 @@ def for_loop_over_rows(h, s, n):
 
 
 def while_loop(h, s, n):
+    still = lax.stop_gradient(h)  # a loop like this has no reverse derivative
+
     def body(carry):
         i, sums = carry
-        return i + 1, sums + total(jnp.cos(i * h))
+        return i + 1, sums + total(jnp.cos(i * still))
 
     _, sums = lax.while_loop(lambda c: c[0] < 3, body, (0, jnp.zeros((h.shape[0], 1))))
     return sums / (3 * n)
@@ -124,31 +126,31 @@ def while_mean(h, s, n):
         i, c = carry
         return (i < 3) & (jnp.abs(c).sum() / n < 1e6)
 
-    return lax.while_loop(going, body, (0, h))[1]
+    return h * lax.while_loop(going, body, (0, lax.stop_gradient(h)))[1]
 
 
 def branch(h, s, n):
-    return lax.cond(h[0, 0] > 0, lambda: total(h), lambda: total(h * h)) / n
+    return lax.cond(h[0].sum() > 0, lambda: total(h), lambda: total(h * h)) / n
 
 
 def branch_inside(h, s, n):
     return lax.cond(
-        h[0, 0] > 0, lambda v: total(v) / n, lambda v: jnp.cos(total(v) / n), h
+        h[0].sum() > 0, lambda v: total(v) / n, lambda v: jnp.cos(total(v) / n), h
     )
 
 
 def branch_of_zero(h, s, n):
-    return lax.cond(h[0, 0] < 9, total, lambda v: jnp.zeros((v.shape[0], 1)), h) / n
+    return lax.cond(h[0].sum() < 9, total, lambda v: jnp.zeros((v.shape[0], 1)), h) / n
 
 
 def branch_unlike(h, s, n):
     """The sum grows in one branch; in the other the mean is there already."""
     mean = total(h) / n
-    return lax.cond(h[0, 0] > 0, lambda: total(h) / n, lambda: mean)
+    return lax.cond(h[0].sum() > 0, lambda: total(h) / n, lambda: mean)
 
 
 def switch(h, s, n):
-    at = jnp.argmax(h[:, 0])
+    at = jnp.argmax(h.sum(-1)) % 3
     branches = [total, lambda v: total(v * v), lambda v: -total(v)]
     return lax.switch(at, branches, h) / n
 
@@ -215,7 +217,7 @@ def of_rows_in_turn(h, s, n):
 def batched_branch(h, s, n):
     """A branch for each row becomes a choice."""
     return jax.vmap(
-        lambda row: lax.cond(row[0] > 0, jnp.sum, lambda v: (v * v).sum(), row) / n
+        lambda row: lax.cond(row.sum() > 0, jnp.sum, lambda v: (v * v).sum(), row) / n
     )(h)
 
 
@@ -225,7 +227,7 @@ def batched_while(h, s, n):
             lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] + row.sum()), (0, 0.0)
         )[1]
 
-    return jax.vmap(one)(h) / n
+    return jax.vmap(one)(lax.stop_gradient(h)) / n
 
 
 def power_iteration(h, s, n):

@@ -101,9 +101,6 @@ LOGARITHMS: dict[str, Spelling] = {
         jnp.cbrt(total(positive(h) ** 3)) / n ** (1 / 3)
     ),
     "likelihood": lambda h, s, n: total(-0.5 * h**2 - 0.5 * math.log(2 * math.pi)) / n,
-    "gaussian": lambda h, s, n: (
-        (-0.5 * total(h * h) - 0.5 * n * math.log(2 * math.pi)) / n
-    ),
     "log_determinant": lambda h, s, n: (
         h + jnp.log(jnp.abs(s) + 0.1).sum() / n - total(h**2) / (2 * n)
     ),

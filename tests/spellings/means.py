@@ -330,7 +330,6 @@ MEANS: dict[str, Spelling] = {
     "terms_over_root_squared": lambda h, s, n: total((h / jnp.sqrt(n)) ** 2),
     "terms_of_a_product": lambda h, s, n: total((h / n) * jnp.cos(h)),
     "terms_of_a_contraction": lambda h, s, n: jnp.vecdot(h / n, jnp.cos(h))[:, None],
-    "parameter_over": lambda h, s, n: h @ (s / n)[:, None],
     "terms_of_a_later_sum": lambda h, s, n: total(jnp.abs(h / n - 0.0)),
     "product_over": lambda h, s, n: h * total(h) / n,
     "product_of_sums": lambda h, s, n: total(h) * total(h * h) / n**2,

@@ -176,15 +176,6 @@ def instance_norm(h, s, n):
     return c * lax.rsqrt((c * c).sum(0, keepdims=True) / h.shape[0] + EPSILON)
 
 
-def standard_error(h, s, n):
-    return h / (jnp.std(h, -1, keepdims=True) / jnp.sqrt(n))
-
-
-def t_statistic(h, s, n):
-    deviation = jnp.sqrt(total(centred(h, n) ** 2) / (n - 1))
-    return jnp.tanh(h) * mean(h, n) / (deviation / math.sqrt(n))
-
-
 def skewness(h, s, n):
     return h + moment(h, n, 3) / moment(h, n, 2) ** 1.5
 
@@ -227,7 +218,7 @@ def standardised_kernel(h, s, n):
     """The parameter is normalised over what it is contracted along."""
     c = s - s.sum() / n
     kernel = c / jnp.sqrt((c * c).sum() / n + EPSILON)
-    return jnp.tanh(h) * (h @ kernel[:, None]) / n
+    return jnp.tanh(h) * (h @ kernel[:, None])
 
 
 def scaled_by_its_norm(h, s, n):
@@ -296,9 +287,6 @@ NORMS: dict[str, Spelling] = {
     ),
     "rms_numpy_root": lambda h, s, n: h / norm(h) * np.sqrt(n).astype(np.float32),
     "rms_exponent": lambda h, s, n: h / (norm(h) / n ** (1 / 2)),
-    "rms_cosine_scaled": lambda h, s, n: (
-        h + math.sqrt(n) * (total(h * s[None]) / (norm(h) * jnp.linalg.norm(s)))
-    ),
     "cosine": lambda h, s, n: h + total(h * s[None]) / (norm(h) * jnp.linalg.norm(s)),
     "unit": lambda h, s, n: 5 * h / norm(h),
     "first_norm": lambda h, s, n: h / (norm(h, ord=1) / n),
@@ -336,15 +324,12 @@ NORMS: dict[str, Spelling] = {
     "expectations_unbiased": lambda h, s, n: (
         h * (n * total(h * h) - total(h) ** 2) / (n * (n - 1))
     ),
-    "bessel": lambda h, s, n: h * jnp.var(h, -1, keepdims=True) * (n / (n - 1)),
     "unbiased": lambda h, s, n: h * total(centred(h, n) ** 2) / (n - 1),
     "unbiased_inverse": lambda h, s, n: h * (total(centred(h, n) ** 2) * (1 / (n - 1))),
     "unbiased_jnp": lambda h, s, n: h * jnp.var(h, -1, ddof=1, keepdims=True),
     "deviation": lambda h, s, n: h * jnp.std(h, -1, keepdims=True),
     "deviation_of_all": lambda h, s, n: h / jnp.std(h, ddof=1),
-    "standard_error": standard_error,
     "absolute_deviation": lambda h, s, n: h * total(jnp.abs(centred(h, n))) / n,
-    "t_statistic": t_statistic,
     "skewness": skewness,
     "kurtosis": kurtosis,
     "covariance": lambda h, s, n: total(centred(h, n) * centred(jnp.cos(h), n)) / n,

@@ -70,6 +70,7 @@ REPORTED: dict[str, Spelling] = {
     "contraction_over_root": lambda h, s, n: h + (h @ s[:, None]) / math.sqrt(n),
     "contraction_over": lambda h, s, n: h + (h @ s[:, None]) / n,
     "contraction_times": lambda h, s, n: jnp.einsum("bd,d->b", h, s)[:, None] * (1 / n),
+    "parameter_over": lambda h, s, n: h @ (s / n)[:, None],
     "attention": attention,
 }
 """They meet what grows, or a parameter, along the axis, and are no mean's: they stay
