@@ -6,6 +6,7 @@ from its arguments; so run on narrow weights it is the network written narrow by
 
 import collections
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -98,7 +99,8 @@ def check_program(network: Network, rate: float) -> Facts:
                 inexact = any(at == r for _, at, _ in net.plan.inexact())
                 if network.not_by_hand or inexact:
                     continue
-                if "ddof=1" in network.source and 1 in net.plan.widths(r).values():
+                unbiased = re.search("ddof=1|unbiased|_jnp", network.source)
+                if unbiased and 1 in net.plan.widths(r).values():
                     continue  # not a number in both, but by hand another branch says so
                 narrow = _equations(
                     lambda net, x, r=r: ms.slice_apply(net, x, r), small, x
