@@ -97,7 +97,7 @@ class Follow:
 
     Attributes:
       axes: the axes whose sizes it is made of, with their exponents.
-      less: 1 where it is the size less one, of an unbiased variance.
+      less: 1 where a factor n of it is n - 1, as of an unbiased variance.
       log: whether it is (a power of) the logarithm of the sizes.
     """
 
@@ -119,8 +119,11 @@ class Follow:
             return number * (math.log(sizes[0]) / math.log(sizes[1])) ** exponent
         if self.less:
             (exponent,) = {e for _, e in self.axes}
-            size = math.prod(width(axis, widths) for axis, _ in self.axes)
-            return float(size - self.less) ** exponent
+            sizes = [
+                math.prod(width(a, w) for a, _ in self.axes) for w in (widths, FULL)
+            ]
+            sign = math.copysign(1.0, number)
+            return sign * _less_one(float(sizes[0]), exponent)
         factor = number / full
         exact = round(factor * 2) / 2  # half, once or twice the size, without rounding
         return (exact if exact and equal(factor, exact, 0.01) else factor) * narrow
@@ -129,6 +132,12 @@ class Follow:
     def narrows(self) -> bool:
         """Whether any of the axes does."""
         return any(narrows(axis) for axis, _ in self.axes)
+
+
+def _less_one(size: float, exponent: float) -> float:
+    """size ** exponent with one factor less one: n - 1, n * (n - 1), 1 / (n - 1)."""
+    value = size ** (abs(exponent) - 1) * (size - 1)
+    return value if exponent > 0 else 1 / value if value else math.inf
 
 
 def _product(axes: tuple[tuple[Axis, float], ...], widths: Widths = FULL) -> float:
@@ -165,7 +174,9 @@ def to_power(a: Growth, power: float) -> Growth:
 
 
 _TOLERANCE = 2e-6
-_FEW = 6  # up to here a half or twice the size is a number of many meanings
+# A simple multiple of the size is a mean, too: sum / (2n). Of a few entries it would be
+# a number of many meanings.
+_MULTIPLES = {0.5: 6, 2.0: 6, 1 / 3: 12, 3.0: 12, 0.25: 12, 4.0: 12}
 
 
 def equal(a: float, b: float, rounding: float = 0.0) -> bool:
@@ -180,17 +191,19 @@ class Match(NamedTuple):
     follow: Follow
 
 
-def matches(pending: Pending, growth: Growth, rounding: float) -> list[Match]:
+def matches(
+    pending: Pending, growth: Growth, rounding: float, *, partly: bool = False
+) -> list[Match]:
     """The ways in which a number cancels as much of a growth as it can.
 
-    The number itself, its half or its double may be the size, with either sign; where
-    it divides, also the size less one.
+    The number may be the size, a simple multiple of it, or have one factor n less one;
+    with either sign. With `partly` all ways, also those that cancel half a power.
     """
     value, power = abs(pending.value), pending.power
     if value in (0.0, 1.0) or not math.isfinite(value):
         return []
     found: list[tuple[float, Match]] = []
-    for cancels in _parts(growth):
+    for cancels in _parts(growth, partly):
         size = math.prod(float(width(a)) ** e for a, e in cancels.items())
         if size <= 0 or size == 1.0:
             continue
@@ -200,27 +213,36 @@ def matches(pending: Pending, growth: Growth, rounding: float) -> list[Match]:
         entries = math.prod(width(axis) for axis in cancels)
         if equal(value, wanted, rounding):
             found.append((left, Match(cancels, Follow(exponents))))
-        elif entries > _FEW and any(
-            equal(value, factor * wanted, rounding) for factor in (0.5, 2.0)
+        elif any(
+            entries > least and equal(value, factor * wanted, rounding)
+            for factor, least in _MULTIPLES.items()
         ):
             found.append((left + 0.5, Match(cancels, Follow(exponents))))
-        if power < 0 and len({e for _, e in exponents}) == 1 and entries > 2:
-            exponent = exponents[0][1]
-            if exponent == 1 and equal(value, float(entries - 1), rounding):
+        if entries > 2 and {e for _, e in exponents} <= _WHOLE_POWERS:
+            less = {_less_one(float(entries), e) for _, e in exponents}
+            if len(less) == 1 and equal(value, less.pop(), rounding):
                 found.append((left + 0.25, Match(cancels, Follow(exponents, less=1))))
     if not found:
         return []
+    if partly:
+        return [match for _, match in sorted(found, key=lambda way: way[0])]
     least = min(left for left, _ in found)
     return [match for left, match in found if left == least]
 
 
-def _parts(growth: Growth) -> Iterator[dict[Axis, float]]:
+_WHOLE_POWERS = {-2.0, -1.0, 1.0, 2.0}
+
+
+def _parts(growth: Growth, halves: bool) -> Iterator[dict[Axis, float]]:
     """All that could be taken from a growth: some axes, wholly or by one power."""
     axes = [
         (axis, e) for axis, e in growth.items() if isinstance(width(axis), int) and e
     ][:6]
     choices = [
-        (0.0, e, math.copysign(1.0, e)) if abs(e) > 1 else (0.0, e) for _, e in axes
+        [0.0, e]
+        + [math.copysign(1.0, e)] * (abs(e) > 1)
+        + [math.copysign(0.5, e)] * (halves and abs(e) > 0.5)
+        for _, e in axes
     ]
     for chosen in itertools.product(*choices):
         part = {axis: c for (axis, _), c in zip(axes, chosen, strict=True) if c}

@@ -151,8 +151,16 @@ class WidthPlan:
 
     def fits(self, rate: Rate, source: Rate) -> bool:
         """Whether a tree at `source` holds all that `rate` keeps."""
-        held = self.widths(source)
-        return all(kept <= held[name] for name, kept in self.widths(rate).items())
+        known = self._fits.get((rate, source))
+        if known is None:  # it is asked in every call
+            kept, held = self.widths(rate), self.widths(source)
+            known = all(kept[name] <= held[name] for name in kept)
+            self._fits[rate, source] = known
+        return known
+
+    @functools.cached_property
+    def _fits(self) -> dict[tuple[Rate, Rate], bool]:
+        return {}
 
     def slice(self, tree: Any, rate: Rate, *, source: Rate = 1.0) -> Any:
         """The tree at a rate.

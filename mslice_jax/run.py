@@ -4,7 +4,7 @@ Each function here is one compiled program per rate and shape of input: everythi
 the arrays is a static argument. The programs belong to the definition.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,10 +24,17 @@ def run(
     source: Rate,
     call: Call,
     variables: Any,
-    arrays: list[Any],
+    arrays: Sequence[Any],
+    *,
+    tree: Any = None,
 ) -> Any:
-    """Slices the variables from `source` to `rate`, and runs the narrow program."""
-    return definition.jitted(_run, 3)(rate, source, call, variables, arrays)
+    """Slices the variables from `source` to `rate`, and runs the narrow program.
+
+    Variables that were taken apart come as a list, and with the `tree` that they were:
+    outside of jit that is most of what a call of a small network costs.
+    """
+    run = definition.jitted(_run, 4)
+    return run(rate, source, call, tree, variables, arrays)
 
 
 def slice_variables(
@@ -48,10 +55,13 @@ def _run(
     rate: Rate,
     source: Rate,
     call: Call,
+    tree: Any,
     variables: Any,
-    arrays: list[Any],
+    arrays: Sequence[Any],
 ) -> Any:
     plan = definition.plan
+    if tree is not None:
+        variables = jax.tree.unflatten(tree, variables)
     types = full_types(plan, variables, source)
     check_ranks(definition, call, arrays)
     try:

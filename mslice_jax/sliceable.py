@@ -70,7 +70,7 @@ class Sliceable:
         self.definition = definition
         self.rate = rate
         # Narrow weights by rate, so that calls outside of jit cut them once.
-        self._narrow: dict[Rate, _Cut] = {}
+        self._narrow: dict[Rate, _Kept] = {}
 
     def __call__(
         self, r: float | Mapping[str, float], /, *inputs: Any, **call: Any
@@ -79,13 +79,13 @@ class Sliceable:
 
         As `slice_apply(net, x, r, ...)`, but the inputs may be keywords, too.
         """
-        rate = _resolved(self, r)
+        rate, source, definition = _resolved(self, r), self.rate, self.definition
         split, arrays = Call.split(inputs, call)
-        definition, source = self.definition, self.rate
         if rate != source and not definition.function.updates(call):
-            narrow = _kept_variables(self, rate)
-            if narrow is not None:
-                return run(definition, rate, rate, split, narrow, arrays)
+            kept = _kept(self, rate)
+            if kept is not None:
+                narrow, tree = kept.leaves, kept.tree
+                return run(definition, rate, rate, split, narrow, arrays, tree=tree)
         return run(definition, rate, source, split, self.variables, arrays)
 
     @property
@@ -432,7 +432,7 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
     at = _resolved(net, rate)
     if at == net.rate:
         sliced = net.variables
-    elif _is_concrete(net.variables):
+    elif _can_be_kept(jax.tree.leaves(net.variables)):
         # The arrays go to the network that is made: kept here, too, they would die with
         # whichever of the two gives its weights away.
         net._narrow.pop(at, None)
@@ -447,34 +447,39 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
-    """Narrow variables, and the very arrays that they were cut from."""
+class _Kept:
+    """Narrow variables, flat, and the very arrays that they were cut from."""
 
-    narrow: Any
+    leaves: Sequence[Any]
+    tree: Any
     sources: tuple[weakref.ref[jax.Array], ...]
+    mesh: Any  # under which they were cut, for it is part of their type
 
-    def is_of(self, leaves: Sequence[Any]) -> bool:
-        """Whether they were cut from these leaves, all still there."""
+    def is_of(self, leaves: Sequence[Any], mesh: Any) -> bool:
+        """Whether they were cut from these leaves, under this mesh."""
         sources = [source() for source in self.sources]
-        return len(sources) == len(leaves) and all(map(operator.is_, sources, leaves))
+        same = len(sources) == len(leaves) and all(map(operator.is_, sources, leaves))
+        return same and self.mesh == mesh
 
 
-def _kept_variables(net: Sliceable, rate: Rate) -> Any:
+def _kept(net: Sliceable, rate: Rate) -> _Kept | None:
     """The narrow variables, cut once and kept with the network; None under a trace."""
     leaves = jax.tree.leaves(net.variables)
+    mesh = jax.sharding.get_abstract_mesh()
     kept = net._narrow.get(rate)
-    if kept is None or not kept.is_of(leaves):
-        if not _is_concrete(leaves):
+    if kept is None or not kept.is_of(leaves, mesh):
+        if not _can_be_kept(leaves):
             return None
-        kept = _Cut(_cut(net, rate), tuple(map(weakref.ref, leaves)))
-        net._narrow[rate] = kept
+        sources = tuple(map(weakref.ref, leaves))
+        narrow, tree = jax.tree.flatten(_cut(net, rate))
+        kept = net._narrow[rate] = _Kept(narrow, tree, sources, mesh)
     if any(map(_is_deleted, leaves)):
         raise RuntimeError(
             "the weights of this network were deleted, or given away to a jitted "
             "function that donates them. Use the network that it returned, or copy the "
             "weights beforehand: jax.tree.map(jnp.copy, net)."
         )
-    return kept.narrow
+    return kept
 
 
 _is_deleted = operator.methodcaller("is_deleted")
@@ -537,6 +542,9 @@ def _thawed(tree: Any) -> Any:
     )
 
 
-def _is_concrete(tree: Any) -> bool:
-    leaves = jax.tree.leaves(tree)
+def _can_be_kept(leaves: Iterable[Any]) -> bool:
+    """Whether what is cut from these leaves are arrays, of use in other programs."""
+    # Inside of shard_map they belong to the program of one device.
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        return False
     return all(isinstance(x, jax.Array) and not isinstance(x, Tracer) for x in leaves)

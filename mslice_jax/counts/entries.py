@@ -16,6 +16,7 @@ from ..growth import (
     equal,
     log_match,
     matches,
+    sizes_in,
     times,
     to_power,
 )
@@ -107,8 +108,8 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
         x, number=None, pending=waiting, origin=None, contracted=x.contracted
     )
     scaled = flow.settle(scaled, rounding)
-    if e.name == "rem":
-        return DATA if e.data else PLAIN
+    if e.name == "rem":  # as large as the number
+        return dataclasses.replace(scaled, growth=x.growth)
     return scaled
 
 
@@ -244,8 +245,10 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
         return Known(data=x.data or y.data, contracted=contracted)
     if x.growth != y.growth:
         x, y = _reconciled(e, x, y)
-    growth = x.growth if x.growth == y.growth else {}
-    pending = either(x.pending, y.pending) if growth == x.growth else ()
+    # A term that does not grow leaves the growth of the other: all but one of a sum.
+    growth = y.growth if not x.growth else x.growth
+    growth = growth if x.growth == y.growth or not (x.growth and y.growth) else {}
+    pending = either(x.pending, y.pending) if x.growth == y.growth else ()
     powers = x.powers if x.powers == y.powers else {}
     if logs and growth:
         logs = {}
@@ -289,6 +292,8 @@ def _with_number(e: Eqn, x: Known, at: int) -> Known:
     if value == 0 or not math.isfinite(value):
         return x
     use, rounding = e.use(at), e.rounding()
+    if abs(value) > _SMALL:
+        e.flow.see(use, value, sizes_in(value, e.out_axes(), rounding))
     if x.logs:
         # log(sum) - log(n): what the number adds is what the value has grown by.
         sign = -1.0 if e.name == "sub" else 1.0
@@ -307,7 +312,7 @@ def _with_number(e: Eqn, x: Known, at: int) -> Known:
     if equal(abs(value), size, rounding):
         e.flow.follow([use], value, Follow(tuple(x.growth.items())))
         return x
-    return dataclasses.replace(x, growth={}, pending=())
+    return dataclasses.replace(x, pending=())
 
 
 def _total(logs: Growth) -> float:

@@ -217,7 +217,7 @@ def _together(
     if not pending:
         return None
     first, *rest = pending
-    for match in matches(first, growth, rounding):
+    for match in matches(first, growth, rounding, partly=True):
         others = _together(rest, times(growth, match.cancels, -1), rounding)
         if others is not None:
             return [(first, match), *others]

@@ -171,6 +171,11 @@ class _Pairing:
         for var, out in zip(eqn.outvars, other.outvars, strict=True):
             planned = self.narrow_shape(frame, var)
             if tuple(out.aval.shape) != planned:
+                if alone:
+                    raise Incomparable(
+                        f"an array at {_line(frame, eqn)} is as long as an axis that "
+                        "narrows, but never meets it"
+                    )
                 if name in _WRITTEN_OUT or 1 in planned:
                     raise Incomparable(
                         f"a size is written out ({name}, {_line(frame, eqn)}): "

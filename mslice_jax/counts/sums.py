@@ -69,6 +69,10 @@ def _spread_number(e: Eqn, operand: int, number: Any, new: Sequence[Axis]) -> No
 def _total_over(e: Eqn) -> Known | Sequence[Known]:
     """A sum grows with the axes that it runs over."""
     over = _summed_axes(e)
+    number = e.ins[0].number if e.name == "reduce_sum" else None
+    if number is not None and not any(map(narrows, over)):
+        # Ones along axes that are tied to nothing: a number, written as their sum.
+        return Known(number=number * math.prod(width(axis) for axis in over))
     return [_grown(e, dataclasses.replace(x, data=x.data), over) for x in e.ins][
         : len(e.eqn.outvars)
     ]
