@@ -76,7 +76,7 @@ def agree(
                 "else at another width, pass check=False; otherwise please report it."
             ) from None
     numbers = describe(analysis.counts, owns)
-    text = "" if owns else warning(numbers)
+    text = warning(numbers)
     if text and settings.strict:
         raise PlanError(f"strict=True asks that no number is left open, but {text}")
     if text:

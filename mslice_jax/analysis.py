@@ -46,7 +46,9 @@ from .dims import (
     slice_array,
     take,
 )
-from .rules import NO_RULE, RULES, Frame, Tie, Value
+from .growth import INPUT, PARAMETER
+from .rules import NO_RULE, RULES, Frame, Tie, Value, order
+from .rules.folding import FOLDED
 from .unify import Dim, Equations, Reason, atoms, factors, find
 
 UNREAD = "not read by the traced call"
@@ -280,10 +282,7 @@ def discover(
     ]
     _fix_unread(closed, kinds, values, returns, equations)
     found = _decide(parameters, equations, units)
-    known = [
-        Known(parameter=isinstance(k, Parameter), data=isinstance(k, str))
-        for k in kinds
-    ]
+    known = [PARAMETER if isinstance(kind, Parameter) else INPUT for kind in kinds]
     analysis = Analysis(closed, frame, found, equations, known=known)
     axes = [analysis.axes(value.dims) for value in values]
     return analysis, axes, _fixed_axes(parameters)
@@ -384,8 +383,8 @@ def walk(
         jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
     known = dict(zip(jaxpr.invars, values, strict=True))
     frame = Frame(jaxpr, consts, known, {}, {}, sources)
-    for var in jaxpr.constvars:
-        frame.values[var] = _constant(var.aval)
+    for var, const in zip(jaxpr.constvars, consts, strict=True):
+        frame.values[var] = _constant(var.aval, const)
 
     def call(inner: Any, operands: Sequence[Value]) -> tuple[Frame, list[Value]]:
         why = equations.why
@@ -397,27 +396,32 @@ def walk(
     for index, eqn in enumerate(jaxpr.eqns):
         for var in eqn.invars:
             if isinstance(var, core.Literal) and np.ndim(var.val):
-                frame.values[id(var)] = _constant(var.aval)
+                frame.values[id(var)] = _constant(var.aval, var.val)
         name = eqn.primitive.name
         equations.why = Reason(name, (eqn.source_info, *sources), name)
-        rule = RULES.get(name, NO_RULE)
-        results = rule.tie(Tie(frame, index, equations, call))
-        for var, result in zip(eqn.outvars, results, strict=True):
-            if not isinstance(result, Value):
-                result = Value(tuple(result))
-            frame.values[var] = result
+        tie = Tie(frame, index, equations, call)
+        rule = FOLDED if order.folds(tie) else RULES.get(name, NO_RULE)
+        results = [
+            result if isinstance(result, Value) else Value(tuple(result))
+            for result in rule.tie(tie)
+        ]
+        if index not in frame.children:  # else known from what was called
+            for result, found in zip(results, order.read(tie), strict=True):
+                result.order = result.order or found
+        frame.values.update(zip(eqn.outvars, results, strict=True))
     outs = []
     for var in jaxpr.outvars:
         if isinstance(var, core.Literal) and np.ndim(var.val):
-            frame.values[id(var)] = _constant(var.aval)
+            frame.values[id(var)] = _constant(var.aval, var.val)
         outs.append(frame.value(var))
     return frame, outs
 
 
-def _constant(aval: Any) -> Value:
+def _constant(aval: Any, value: Any) -> Value:
     """A captured array belongs to the plan like a parameter that is not trained."""
     shape = getattr(aval, "shape", ())
-    return Value(tuple(Dim(size) for size in shape))
+    dims = tuple(Dim(size) for size in shape)
+    return Value(dims, order=order.of_constant(value))
 
 
 # -- deciding

@@ -1,5 +1,6 @@
 """Statistics of shared batch norms, measured for each rate after training."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .functions.base import ModuleFunction
+from .functions.base import ModuleFunction, statistics
+from .norms import NormWarning
+from .rates import rate_key
 from .run import merge
 from .sliceable import Sliceable, define, slice_apply
 
@@ -19,7 +22,7 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
     all examples of all batches (US-Nets, section 3.3, without the momentum).
 
     Args:
-      net: from `upgrade(..., norm="shared")`.
+      net: from `upgrade`, with norm="shared" or trained batch norms.
       batches: inputs; each is an array, or a tuple of the model's inputs. The first
         axis of the first input counts the examples, by which batches are weighted
         (also where a mask leaves some of them out).
@@ -38,6 +41,14 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
             "calibrate expects a Flax model upgraded with norm='shared'; got "
             f"{kind!r}. The other strategies need no calibration."
         )
+    if function.left:
+        warnings.warn(
+            "calibrate measures batch norms of Flax; the statistics of "
+            f"{', '.join('/'.join(path) for path in function.left[:3])} stay what they "
+            "are, which fits the full width alone if they are those of a batch norm.",
+            NormWarning,
+            stacklevel=2,
+        )
     if net.rate != 1.0:
         raise ValueError(f"calibrate expects the full network; got rate {net.rate:g}.")
     per_rate = replace(function, per_rate=("batch_stats",))
@@ -50,8 +61,12 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
         count += len(first)
         for rate in net.plan.rates:
             _, updates = slice_apply(measured, first, rate, *rest, **call_kwargs)
-            stats = per_rate.select(updates, rate)["batch_stats"]
-            moments = _moments(stats, weight=len(first))
+            found = statistics(per_rate.select(updates, rate))
+            moments = {
+                site: _moments(found[site], weight=len(first))
+                for site in function.sites
+                if site in found
+            }
             if rate in sums:
                 moments = jax.tree.map(jnp.add, sums[rate], moments)
             sums[rate] = moments
@@ -59,8 +74,11 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
         raise ValueError("calibrate expects at least one batch; got none.")
     stats = variables["batch_stats"]
     for rate, moments in sums.items():
-        own = {"batch_stats": _statistics(moments, count)}
-        stats = merge(stats, per_rate.restore(own, rate)["batch_stats"])
+        for site, sums_there in moments.items():
+            own: Any = {rate_key(rate): _statistics(sums_there, count)}
+            for name in reversed(site):
+                own = {name: own}
+            stats = merge(stats, own)
     return _derived(net, per_rate, {**variables, "batch_stats": stats})
 
 
@@ -73,21 +91,13 @@ def _derived(net: Sliceable, function: ModuleFunction, variables: Any) -> Slicea
     return Sliceable(variables, base.derived[function.measure])
 
 
-def _moments(stats: Any, weight: float) -> Any:
-    """Weighted sums of means and mean squares, at any depth of the tree."""
-    if set(stats) == {"mean", "var"}:
-        square = stats["var"] + stats["mean"] ** 2
-        return {"mean": weight * stats["mean"], "square": weight * square}
-    inner = {name: tree for name, tree in stats.items() if isinstance(tree, Mapping)}
-    return {name: _moments(tree, weight) for name, tree in inner.items()}
+def _moments(stats: Mapping[str, Any], weight: float) -> dict[str, Any]:
+    """Weighted sums of means and mean squares."""
+    square = stats["var"] + stats["mean"] ** 2
+    return {"mean": weight * stats["mean"], "square": weight * square}
 
 
-def _statistics(moments: Any, count: float) -> Any:
+def _statistics(moments: Mapping[str, Any], count: float) -> dict[str, Any]:
     """Means and variances from the sums of `_moments`."""
-    if set(moments) == {"mean", "square"}:
-        mean = moments["mean"] / count
-        return {
-            "mean": mean,
-            "var": jnp.maximum(moments["square"] / count - mean**2, 0),
-        }
-    return {name: _statistics(tree, count) for name, tree in moments.items()}
+    mean = moments["mean"] / count
+    return {"mean": mean, "var": jnp.maximum(moments["square"] / count - mean**2, 0)}

@@ -16,9 +16,10 @@ import jax
 from flax import nnx
 
 from .analysis import Parameter, PlanError
+from .fit import misfits
 from .patterns import matches, no_match
-from .plan import WidthPlan, path_name
-from .program import Call, Definition, Settings, is_array, type_of
+from .plan import WidthPlan
+from .program import Call, Definition, Settings, is_array
 from .rates import RateError
 from .rules import NO_RULE_TEXT
 
@@ -74,51 +75,13 @@ def check_fit(
     cause: Exception | None = None,
 ) -> None:
     """Raises ValueError if the variables are not those that a module initialises."""
-    wrong = _misfits(model, variables, call, arrays)
+    wrong = misfits(model, variables, call, arrays)
     if wrong:
         raise ValueError(
             "the variables do not fit the model:\n"
             + "\n".join(wrong[:8])
             + "\nPass what `module.init` of this model returned."
         ) from cause
-
-
-def _misfits(
-    model: Any, variables: Any, call: Call, arrays: Sequence[Any]
-) -> list[str]:
-    """Leaves that are missing, too many, or of another shape."""
-    if not isinstance(model, nn.Module) or not isinstance(variables, Mapping):
-        return []
-    args, kwargs = call.join([type_of(x) for x in arrays])
-    given = kwargs.get("rngs")
-    streams = given if isinstance(given, Mapping) else ()  # one key serves them all
-    rngs = {name: jax.random.key(0) for name in ("params", *streams)}
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("mutable", "rngs")}
-    statics, types = Call.split(args, kwargs)
-
-    def init(given: Any) -> Any:
-        args, kwargs = statics.join(given)
-        return model.init(rngs, *args, **kwargs)
-
-    try:
-        expected = jax.eval_shape(init, types)
-    except Exception:  # the call itself is at fault: its own error says more
-        return []
-    want, have = (
-        {
-            path_name(path): tuple(leaf.shape)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(nn.unbox(tree))
-            # Other collections may be left out, or hold what a call once sowed.
-            if path[0].key in ("params", "batch_stats")
-        }
-        for tree in (expected, variables)
-    )
-    return [
-        f"  {name}: expected {want.get(name, 'nothing')}, got "
-        f"{have.get(name, 'nothing')}"
-        for name in sorted({*want, *have})
-        if want.get(name) != have.get(name)
-    ]
 
 
 def choices(settings: Settings, ranks: Mapping[str, int]) -> dict[str, Parameter]:

@@ -64,6 +64,7 @@ class Known:
         parameters and constants.
       origin: the variable it is a view of, for those that only changed shape.
       parameter: whether it is (a part of) a parameter: numbers beside it are told.
+      weight: whether it is a parameter, wherever something moved it: no activation.
       counted: whether it is made of the positions along an axis.
       contracted: axes over which it was contracted with a parameter. A weight learns
         its own scale, so that is no growth, but a number of that size is told.
@@ -77,6 +78,7 @@ class Known:
     data: bool = False
     origin: Any = None
     parameter: bool = False
+    weight: bool = False
     counted: bool = False
     contracted: tuple[Axis, ...] = ()
 
@@ -89,6 +91,9 @@ class Known:
     def zero(self) -> bool:
         """Whether every entry is 0, which grows like anything."""
         return self.number is not None and self.number == 0
+
+
+PARAMETER, INPUT = Known(parameter=True, weight=True), Known(data=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +197,18 @@ class Match(NamedTuple):
 
 
 def matches(
-    pending: Pending, growth: Growth, rounding: float, *, partly: bool = False
+    pending: Pending,
+    growth: Growth,
+    rounding: float,
+    *,
+    multiples: bool = False,
+    partly: bool = False,
 ) -> list[Match]:
     """The ways in which a number cancels as much of a growth as it can.
 
-    The number may be the size, a simple multiple of it, or have one factor n less one;
-    with either sign. With `partly` all ways, also those that cancel half a power.
+    The number may be the size, have one factor n less one, or, with `multiples`, be a
+    simple multiple of it; with either sign. With `partly` these are all ways, also those
+    that cancel half a power.
     """
     value, power = abs(pending.value), pending.power
     if value in (0.0, 1.0) or not math.isfinite(value):
@@ -213,7 +224,7 @@ def matches(
         entries = math.prod(width(axis) for axis in cancels)
         if equal(value, wanted, rounding):
             found.append((left, Match(cancels, Follow(exponents))))
-        elif any(
+        elif multiples and any(
             entries > least and equal(value, factor * wanted, rounding)
             for factor, least in _MULTIPLES.items()
         ):

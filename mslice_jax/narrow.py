@@ -15,6 +15,7 @@ from jax.extend import core, source_info_util
 from .analysis import Analysis
 from .dims import Widths
 from .rules import NO_RULE, RULES, Frame, Narrow
+from .rules.folding import FOLDED, is_folded
 
 
 def evaluate(
@@ -49,8 +50,10 @@ def evaluate(
 
     stack = source_info_util.current_name_stack()
     for index, eqn in enumerate(jaxpr.eqns):
-        rule = RULES.get(eqn.primitive.name, NO_RULE)
         narrow = Narrow(frame, index, analysis, widths, evaluate)
+        rule = RULES.get(eqn.primitive.name, NO_RULE)
+        if is_folded(narrow):
+            rule = FOLDED
         # Names of layers and the user's lines stay with the narrow program.
         info = eqn.source_info
         with (

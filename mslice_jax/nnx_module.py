@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from .functions.nnx import CONSTANTS, NnxFunction, read, streams
+from .functions.nnx import CONSTANTS, NnxFunction, read
 from .functions.sizes import set_sizes
+from .functions.streams import streams
 from .program import is_array
 from .sliceable import Sliceable, extract, keywords
 

@@ -10,17 +10,111 @@ and variance. Model Slicing (section 3.2) therefore swaps batch norms:
 * ``shared``: batch norms stay as they are; `calibrate` measures statistics for each
   rate after training (US-Nets, Yu and Huang, ICCV 2019).
 
+Without a choice of the user it is ``group`` where running statistics are fresh, and
+``shared`` where they are trained: then rate 1 still computes what it did (`choose`).
 How a model of Flax takes them stands in `mslice_jax.functions`.
 """
 
 import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 
 STRATEGIES = ("group", "switchable", "shared")
+
+
+class NormWarning(UserWarning):
+    """The norms that were asked for change what the network computes at rate 1."""
+
+
+class GroupNormError(ValueError):
+    """A batch norm that cannot be a group norm: over several axes, or with a mask.
+
+    Attributes:
+      why: which norm, and what it does.
+    """
+
+    def __init__(self, why: str):
+        super().__init__(
+            "norm='group' expects batch norms over one axis without a mask, but "
+            f"{why}; use norm='switchable' or 'shared'."
+        )
+        self.why = why
+
+
+def choose(
+    norm: str | None, statistics: Sequence[Mapping[str, Any]], unfit: str | None = None
+) -> tuple[str, str]:
+    """The strategy for the batch norms of a model, and the reason for it.
+
+    Args:
+      norm: what the user asks for; None leaves the choice to this function.
+      statistics: of each batch norm its "mean" and "var", where it has them.
+      unfit: why a batch norm of the model cannot be a group norm; None if all can.
+
+    Raises:
+      ValueError: if there is no such strategy.
+
+    Example:
+      >>> import numpy as np
+      >>> choose(None, [{"mean": np.zeros(3), "var": np.ones(3)}])
+      ('group', 'their running statistics are fresh')
+      >>> choose(None, [{"mean": np.ones(3), "var": np.ones(3)}])[0]
+      'shared'
+    """
+    if norm is not None and norm not in STRATEGIES:
+        raise ValueError(
+            f"norm is one of {', '.join(STRATEGIES)}, or None, which makes group norms "
+            f"of fresh batch norms and shares trained ones; got {norm!r}."
+        )
+    known = [_are_trained(each) for each in statistics]
+    if norm == "group" and any(known):
+        warnings.warn(
+            "norm='group' makes group norms of batch norms that are trained: at rate 1 "
+            "the network computes something else than before. norm='shared' keeps what "
+            "it computes; with norm='group' train it again.",
+            NormWarning,
+            stacklevel=5,  # the caller of `upgrade`
+        )
+        return norm, "as asked; their statistics were trained, so rate 1 changes"
+    if norm is not None:
+        return norm, "as asked"
+    if unfit is not None:
+        return "shared", unfit
+    if not all(statistics):  # as Flax says when it looks for them
+        return "shared", "the variables lack running statistics"
+    if any(known):
+        return "shared", "their running statistics are trained, so rate 1 is kept"
+    if None in known:
+        return "group", "the values of their running statistics are not at hand"
+    return "group", "their running statistics are fresh"
+
+
+def _are_trained(statistics: Mapping[str, Any]) -> bool | None:
+    """Whether a mean is not 0 or a variance not 1; None where that cannot be known."""
+    verdicts = [
+        _differs(leaf, start)
+        for name, start in (("mean", 0), ("var", 1))
+        for leaf in jax.tree.leaves(statistics.get(name))
+    ]
+    return True if True in verdicts else (None if None in verdicts else False)
+
+
+def _differs(x: Any, start: int) -> bool | None:
+    """Whether some entry is another number; None for types and tracers."""
+    if isinstance(x, (jax.ShapeDtypeStruct, Tracer)):
+        return None
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        with jax.ensure_compile_time_eval():  # on all hosts, which agree on the result
+            return bool(jnp.any(x != start))
+    return bool(np.any(np.asarray(x) != start))
 
 
 def group_count(features: int, groups: int) -> int:

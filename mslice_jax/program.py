@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from .analysis import Analysis, Units, follow
-from .counts import Asked, Incomparable, Known, Number
+from .counts import Asked, Incomparable, Number
 from .dims import Axis, Whole, Widths, shape
 from .functions.base import Function
+from .growth import INPUT, PARAMETER
 from .plan import Path, WidthPlan, path_parts
 from .rates import Rate
 
@@ -252,7 +253,7 @@ def _read(
             outs.append(None)
         else:
             outs.append([Whole(size) for size in aval.shape])
-    numbers = [Known(parameter=True)] * len(axes) + [Known(data=True)] * len(arrays)
+    numbers = [PARAMETER] * len(axes) + [INPUT] * len(arrays)
     analysis = follow(
         traced.closed, definition.plan.groups, ins, outs, numbers, definition.orders
     )

@@ -1,13 +1,17 @@
 """What narrows with what; what is fixed, and why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .analysis import Analysis
 from .flops import elastic_share, flops
+from .functions.base import ModuleFunction
 from .plan import WidthPlan
 from .run import full_types
 from .sliceable import Sliceable
+
+_MEASURED = "with statistics that were measured for each"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Report:
             ``open`` is one that stays though it matters where it stands.
           * ``own_program``: whether the function itself traces to the same program at
             narrow shapes, or why that could not be compared.
+          * ``norms``: None without batch norms. Else how many there are (``count``),
+            their ``strategy`` and ``why`` it was chosen, and in ``left`` the paths of
+            other modules that keep a mean and a variance, which no strategy changes.
         """
         plan, analysis = self.plan, _analysis(self.net)
         return {
@@ -92,6 +99,21 @@ class Report:
                 for number in self.net.definition.agreement.numbers
             ],
             "own_program": str(self.net.definition.agreement),
+            "norms": self._norms(),
+        }
+
+    def _norms(self) -> dict[str, Any] | None:
+        function = self.net.definition.function
+        if not isinstance(function, ModuleFunction):
+            return None
+        if not function.sites and not function.left:
+            return None
+        measured = function.norm == "shared" and function.per_rate
+        return {
+            "count": len(function.sites),
+            "strategy": function.norm if function.sites else None,
+            "why": _MEASURED if measured else function.why,
+            "left": ["/".join(path) for path in function.left],
         }
 
     def details(self) -> str:
@@ -130,6 +152,7 @@ class Report:
         lines += _table(
             [["group", "units", *(f"r={r}" for r in rates), "arrays"], *rows]
         )
+        lines += _about_norms(data["norms"])
         reasons: dict[str, list[str]] = {}
         for fixed in data["fixed"]:
             why = ", ".join(filter(None, (fixed["reason"], fixed["where"])))
@@ -172,6 +195,32 @@ def report(net: Sliceable) -> Report:
     ['w1:1', '8', 'x', '2', '8', '16', '2']
     """
     return Report(net)
+
+
+def _about_norms(norms: Mapping[str, Any] | None) -> list[str]:
+    """What became of the batch norms, and why; nothing where there are none."""
+    if norms is None:
+        return []
+    lines = [""]
+    if norms["count"]:
+        became = {
+            "group": "group norms",
+            "shared": "shared by all rates",
+            "switchable": "one for each rate",
+        }[norms["strategy"]]
+        lines.append(f"batch norms ({norms['count']}) are {became}: {norms['why']}.")
+        if norms["strategy"] == "shared" and norms["why"] != _MEASURED:
+            lines.append(
+                "  They fit full width; calibrate(net, batches) measures the others."
+            )
+    if norms["left"]:
+        more = len(norms["left"]) - 3
+        lines.append(
+            "statistics left as they are, for no batch norm of Flax that this call "
+            f"reaches has them: {', '.join(norms['left'][:3])}"
+            + (f", and {more} more" if more > 0 else "")
+        )
+    return lines
 
 
 def _analysis(net: Sliceable) -> Analysis:

@@ -186,7 +186,7 @@ def upgrade(
     *inputs: Any,
     rates: Iterable[float],
     groups: int = 8,
-    norm: str = "group",
+    norm: str | None = None,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
     inner: Patterns | None = None,
@@ -212,7 +212,9 @@ def upgrade(
       groups: how many units an axis has where the network itself sets none, and how
         many groups a group norm has that replaces a batch norm.
       norm: what becomes of the batch norms of a Flax model: 'group', 'switchable' or
-        'shared', see `mslice_jax.norms`.
+        'shared', see `mslice_jax.norms`. By default 'shared' where their running
+        statistics are trained, to be measured for each rate by `calibrate`, and 'group'
+        where they are fresh, or no values are given; the report says which, and why.
       include: path patterns (see `mslice_jax.patterns`) of the parameters, or their
         axes, that may narrow; whatever is tied to another parameter stays whole.
       exclude: path patterns of parameters, or their axes, that keep their size.
@@ -284,10 +286,10 @@ def upgrade(
     split, arrays = Call.split(inputs, kwargs)
     variables = jax.tree.map(as_array, _thawed(variables))
     with explained(model, variables, split, arrays, _OPTIONS):
-        function, variables = _as_function(
+        function, sliceable = _as_function(
             model, variables, split, arrays, norm=norm, groups=groups, rates=checked
         )
-        net = define(function, variables, split, arrays, settings)
+        net = define(function, sliceable, split, arrays, settings)
     if any(fixed.reason.text == UNREAD for fixed in net.plan.fixed):
         check_fit(model, variables, split, arrays)
     return net
@@ -518,7 +520,7 @@ def _as_function(
     if isinstance(model, nn.Module):
         return adapt_linen(model, variables, call.join, arrays, **settings)
     if isinstance(model, nnx.Module):
-        return adapt_nnx(model, **settings)
+        return adapt_nnx(model, call.join, arrays, **settings)
     return PlainFunction(function=model), variables
 
 

@@ -92,7 +92,7 @@ def test_a_traced_rate() -> None:
         jax.jit(lambda rate: ms.slice_apply(net, X, rate))(0.5)
 
 
-@pytest.mark.parametrize("norm", ("batch", "", None))
+@pytest.mark.parametrize("norm", ("batch", "", 0))
 def test_a_norm_that_is_none(norm: Any) -> None:
     with pytest.raises(ValueError, match=says("group", "switchable", "shared")):
         upgraded(norm=norm)

@@ -27,7 +27,7 @@ ROWS = (
     {"norms"},
     {"functions"},
     {"program"},
-    {"checks"},
+    {"checks", "fit"},
     {"run"},
     {"sliceable", "module", "nnx_module"},  # net.module makes what holds the other
     {"report", "calibration", "importance"},

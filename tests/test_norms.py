@@ -1,5 +1,7 @@
 """Batch norms under the three strategies, and the statistics of `calibrate`."""
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.norms import group_count, group_norm
+from mslice_jax.norms import NormWarning, group_count, group_norm
 
 RATES = (0.25, 0.5, 1.0)
 
@@ -38,7 +40,13 @@ def variables():
 
 
 def upgraded(norm, **kwargs):
-    return ms.upgrade(Net(), variables(), inputs(), rates=RATES, norm=norm, **kwargs)
+    """The network with trained statistics and the strategy that is asked for."""
+    asked = norm == "group"
+    warned = pytest.warns(NormWarning) if asked else contextlib.nullcontext()
+    with warned:
+        return ms.upgrade(
+            Net(), variables(), inputs(), rates=RATES, norm=norm, **kwargs
+        )
 
 
 def hidden(tree, x, width):
@@ -52,6 +60,123 @@ def hidden(tree, x, width):
 def head(tree, x, width):
     layer = tree["params"]["head"]
     return np.maximum(x, 0) @ np.asarray(layer["kernel"])[:width] + layer["bias"]
+
+
+# Which strategy it is.
+
+
+class Two(nn.Module):
+    """Two layers with a norm behind each, and a head."""
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        for i in range(2):
+            x = nn.Dense(16, name=f"layer{i}")(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, name=f"bn{i}")(x))
+        return nn.Dense(3, name="head")(x)
+
+
+def stats(tree, **changes):
+    """The variables with other statistics: of one norm, `bn1_var=...`, other values."""
+    changed = jax.tree.map(lambda x: x, tree)
+    for name, value in changes.items():
+        norm, leaf = name.split("_")
+        old = changed["batch_stats"][norm][leaf]
+        changed["batch_stats"][norm][leaf] = jnp.full_like(old, value)
+    return changed
+
+
+def norms_of(net):
+    return ms.report(net).to_dict()["norms"]
+
+
+def test_fresh_norms_become_group_norms():
+    """Whatever their scale and bias are."""
+    tree = stats(Two().init(jax.random.key(0), inputs()))
+    tree["params"] = jax.tree.map(lambda x: x + 0.3, tree["params"])
+    net = ms.upgrade(Two(), tree, inputs(), rates=RATES)
+    assert set(net.variables) == {"params"}
+    found = norms_of(net)
+    assert (found["count"], found["strategy"]) == (2, "group")
+    assert "fresh" in found["why"] and found["left"] == []
+    assert "batch norms (2) are group norms: their running statistics are fresh" in str(
+        ms.report(net)
+    )
+
+
+@pytest.mark.parametrize("change", ({"bn0_mean": 0.1}, {"bn1_var": 0.9}), ids=str)
+def test_trained_norms_are_shared(change):
+    """Rate 1 is what Flax computes; others use the leading part of the statistics."""
+    tree = stats(Two().init(jax.random.key(0), inputs()), **change)
+    net, x = ms.upgrade(Two(), tree, inputs(), rates=RATES), inputs()
+    np.testing.assert_array_equal(
+        ms.slice_apply(net, x, 1.0), jax.jit(Two().apply)(tree, x)
+    )
+    h, width = x, 8
+    for i in range(2):
+        layer = tree["params"][f"layer{i}"]
+        mean, var = (np.asarray(tree["batch_stats"][f"bn{i}"][k]) for k in MOMENTS)
+        h = h @ np.asarray(layer["kernel"])[: h.shape[1] if i else None, :width]
+        h = np.maximum((h - mean[:width]) / np.sqrt(var[:width] + 1e-5), 0)
+    expected = h @ np.asarray(tree["params"]["head"]["kernel"])[:width]
+    np.testing.assert_allclose(ms.slice_apply(net, x, 0.5), expected, atol=1e-5)
+    found = norms_of(net)
+    assert (found["count"], found["strategy"]) == (2, "shared")
+    assert "trained" in found["why"] and "rate 1" in found["why"]
+    assert "calibrate(net, batches)" in str(ms.report(net))
+    measured = ms.calibrate(net, [x])
+    assert "measured for each" in norms_of(measured)["why"]
+    assert "calibrate" not in str(ms.report(measured))
+
+
+MOMENTS = ("mean", "var")
+
+
+def test_values_that_are_not_at_hand_make_group_norms():
+    tree = stats(Two().init(jax.random.key(0), inputs()), bn0_mean=0.1)
+    types = jax.eval_shape(lambda: tree)
+    net = ms.upgrade(Two(), types, inputs(), rates=RATES)
+    assert norms_of(net)["strategy"] == "group"
+    assert "not at hand" in norms_of(net)["why"]
+
+    @jax.jit
+    def traced(tree):
+        net = ms.upgrade(Two(), tree, inputs(), rates=RATES)
+        assert norms_of(net)["strategy"] == "group"
+        return ms.slice_apply(net, inputs(), 0.5)
+
+    assert traced(tree).shape == (8, 3)
+    # Values that a trace only closes over are at hand.
+    found = []
+    jax.jit(lambda: found.append(ms.upgrade(Two(), tree, inputs(), rates=RATES)))()
+    assert norms_of(found[0])["strategy"] == "shared"
+
+
+def test_what_is_asked_for_is_done_and_once_warned_of():
+    tree = stats(Two().init(jax.random.key(0), inputs()), bn0_mean=0.1)
+    with pytest.warns(UserWarning) as warned:
+        net = ms.upgrade(Two(), tree, inputs(), rates=RATES, norm="group")
+    (one,) = warned
+    assert one.filename == __file__
+    assert "rate 1" in str(one.message) and "norm='shared'" in str(one.message)
+    assert set(net.variables) == {"params"}
+    assert "rate 1 changes" in norms_of(net)["why"]
+    # The others keep rate 1, and fresh statistics have nothing to lose.
+    for norm in ("shared", "switchable"):
+        net = ms.upgrade(Two(), tree, inputs(), rates=RATES, norm=norm)
+        assert (norms_of(net)["strategy"], norms_of(net)["why"]) == (norm, "as asked")
+    fresh = Two().init(jax.random.key(0), inputs())
+    net = ms.upgrade(Two(), fresh, inputs(), rates=RATES, norm="group")
+    assert norms_of(net)["why"] == "as asked"
+
+
+def test_a_network_without_batch_norms_says_nothing():
+    model = nn.Sequential([nn.Dense(16), nn.LayerNorm(), nn.Dense(2)])
+    tree = model.init(jax.random.key(0), inputs())
+    for norm in (None, "group", "shared"):
+        net = ms.upgrade(model, tree, inputs(), rates=RATES, norm=norm)
+        assert norms_of(net) is None
+        assert "norm" not in str(ms.report(net))
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -263,7 +388,11 @@ def test_calibrate_measures_what_is_not_masked():
     x = jax.random.normal(jax.random.key(0), (6, 5))
     mask = jnp.arange(6)[:, None] < 2
     variables = Masked().init(jax.random.key(1), x)
-    net = ms.upgrade(Masked(), variables, x, rates=(0.5, 1), norm="shared", mask=mask)
+    net = ms.upgrade(Masked(), variables, x, rates=(0.5, 1), mask=mask)
+    assert norms_of(net)["strategy"] == "shared"  # for a group norm takes no mask
+    assert norms_of(net)["why"] == "BatchNorm_0 takes a mask"
+    with pytest.raises(ValueError, match="one axis without a mask, but BatchNorm_0"):
+        ms.upgrade(Masked(), variables, x, rates=(0.5, 1), norm="group", mask=mask)
     net = ms.calibrate(net, [x], mask=mask)
     dense = jax.tree.map(np.asarray, variables["params"]["Dense_0"])
     hidden = np.asarray(x[:2]) @ dense["kernel"] + dense["bias"]
@@ -275,9 +404,8 @@ def test_calibrate_measures_what_is_not_masked():
 def test_calibrate_a_norm_over_two_axes():
     model = Masked(axis=(1, 2))
     x = jax.random.normal(jax.random.key(0), (6, 4, 5))
-    net = ms.upgrade(
-        model, model.init(jax.random.key(1), x), x, rates=(0.5, 1), norm="shared"
-    )
+    net = ms.upgrade(model, model.init(jax.random.key(1), x), x, rates=(0.5, 1))
+    assert norms_of(net)["why"] == "BatchNorm_0 is over the axes (1, 2)"
     found = ms.calibrate(net, [x]).variables["batch_stats"]["BatchNorm_0"]["1.0"]
     dense = jax.tree.map(np.asarray, net.variables["params"]["Dense_0"])
     hidden = np.asarray(x) @ dense["kernel"] + dense["bias"]

@@ -31,8 +31,11 @@ def test_pictures_are_there():
 
 def test_the_code_of_training_runs():
     text = (README.parent / "docs" / "training.md").read_text()
-    block, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    norms, devices, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}
-    exec(compile(block, "docs/training.md", "exec"), names)
+    exec(compile(norms, "docs/training.md", "exec"), names)
+    statistics = names["net"].variables["batch_stats"]["BatchNorm_0"]
+    assert set(statistics) == {"0.5", "1.0"}
+    exec(compile(devices, "docs/training.md", "exec"), names)
     assert int(names["state"].step) == 1
     assert sorted(names["metrics"]) == [0.25, 1.0]

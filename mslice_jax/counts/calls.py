@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from jax.extend import core
 
 from ..dims import Whole
-from ..growth import Known, narrowing, times
+from ..growth import Growth, Known, narrowing, times
 from ..rules.loops import counts_of_scan
 from .entries import either
 from .flow import CALL, PLAIN, Eqn, knows, unknown
@@ -115,7 +115,7 @@ def _scan(e: Eqn) -> Sequence[Known]:
     summed = []
     for before, after in zip(start, carry, strict=True):
         if before.zero and narrowing(after.growth) and isinstance(length, int):
-            steps = {Whole(length): 1.0} if length > 1 else {}
+            steps: Growth = {Whole(length): 1.0} if length > 1 else {}
             after = dataclasses.replace(after, growth=times(after.growth, steps))
         summed.append(after)
     return [*summed, *outs[carried:]]

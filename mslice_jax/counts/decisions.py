@@ -50,6 +50,7 @@ class Number:
         return not self.follows and bool(self.meets)
 
 
+_HELD = "the function holds it fixed, though it counts what was summed over the axis"
 _ASKED, _OWN = "as asked", "the function's own program says so"
 
 
@@ -112,13 +113,15 @@ def describe(counts: Counts, owns: Sequence[Own]) -> tuple[Number, ...]:
     """
     found = {}
     for use, seen in counts.seen.items():
-        follows, why = use in counts.follows, ""
+        follows, why, meets = use in counts.follows, "", seen.meets
         if use in counts.asked:
             why = _ASKED
         elif owns:
             frame = counts.frames[use.frame]
             follows = any(own.follows(frame, use.index, use.operand) for own in owns)
             why = _OWN
+            if use in counts.follows and not follows:
+                why, meets = "", _HELD
         found[use] = Number(
             value=float(seen.value),
             size=width(seen.axis),
@@ -126,7 +129,7 @@ def describe(counts: Counts, owns: Sequence[Own]) -> tuple[Number, ...]:
             where=line_of(counts, use),
             follows=follows,
             why=why,
-            meets="" if why else seen.meets,
+            meets="" if why else meets,
         )
     return tuple(dict.fromkeys(found.values()))
 

@@ -52,6 +52,7 @@ def view(e: Eqn) -> Known:
         logs=to_power(x.logs, -1) if e.name == "neg" else x.logs,
         origin=(x.origin or e.eqn.invars[0]) if same else None,
         data=e.data,
+        weight=x.weight and e.name not in ("dynamic_slice", "gather"),
         contracted=x.contracted if same or e.name == "slice" else (),
     )
 
@@ -101,13 +102,12 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
             x, logs={a: e_ * value**power for a, e_ in scaled.items()}, number=None
         )
     flow.meet(e, at, value, x, e.axes(1 - at))
-    waiting = x.pending
+    waiting, last = x.pending, None
     if abs(value) != 1.0:
-        waiting = (*x.pending, Pending((use,), value, power))[-WAITING:]
-    scaled = dataclasses.replace(
-        x, number=None, pending=waiting, origin=None, contracted=x.contracted
-    )
-    scaled = flow.settle(scaled, rounding)
+        last = Pending((use,), value, power)
+        waiting = (*x.pending, last)[-WAITING:]
+    scaled = dataclasses.replace(x, number=None, pending=waiting, origin=None)
+    scaled = flow.settle(scaled, rounding, last)
     if e.name == "rem":  # as large as the number
         return dataclasses.replace(scaled, growth=x.growth)
     return scaled
@@ -156,7 +156,7 @@ _POWERS = {"cbrt": 1 / 3, "rsqrt": -0.5, "sqrt": 0.5, "square": 2.0}
 def _power(e: Eqn) -> Known:
     """Exponents multiply; the n-th root of a product over n entries is a mean."""
     x = e.ins[0]
-    exponent = _POWERS.get(e.name, e.params.get("y"))
+    exponent: Any = _POWERS.get(e.name, e.params.get("y"))
     if e.name == "pow":
         exponent = e.ins[1].number
         if exponent is None:
@@ -228,6 +228,7 @@ def _alike(e: Eqn, places: Sequence[int]) -> Known:
         number=None,
         data=e.data,
         parameter=False,
+        weight=added and any(e.ins[i].weight for i in terms),
         counted=total.counted and guarded,
         contracted=total.contracted if added else (),
     )

@@ -169,14 +169,22 @@ class _Flow:
                 return
         self.see(use, value, sizes_in(value, tuple(other_axes), rounding))
 
-    def settle(self, known: Known, rounding: float) -> Known:
-        """Lets numbers that wait cancel what has grown."""
+    def settle(
+        self, known: Known, rounding: float, last: Pending | None = None
+    ) -> Known:
+        """Lets numbers that wait cancel what has grown.
+
+        A number that stands right there, `last`, may be a multiple of the size. Of one
+        that was there before the sum nothing tells a multiple from chance.
+        """
         growth, pending = known.growth, list(known.pending)
         again = bool(growth and pending)
         while again:
             again = False
             for waiting in reversed(pending):
-                found = matches(waiting, growth, rounding)
+                if last is None and abs(waiting.value) in (0.5, 2.0):
+                    continue
+                found = matches(waiting, growth, rounding, multiples=waiting is last)
                 if found and one_meaning(found):
                     self.follow(waiting.uses, waiting.value, found[0].follow)
                     growth = times(growth, found[0].cancels, -1)

@@ -29,7 +29,8 @@ def _broadcast(e: Eqn) -> Known:
     if x.number is not None:
         _spread_number(e, 0, x.number, new)
         return Known(number=x.number)
-    return _spread(e, view(e), new)
+    same = view(e)
+    return _spread(e, dataclasses.replace(same, weight=same.weight and not new), new)
 
 
 def _spread(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
@@ -109,6 +110,8 @@ def _grown(e: Eqn, x: Known, over: Sequence[Axis]) -> Known:
         pending=x.pending,
         data=x.data,
     )
+    if growth is x.growth:  # over axes of one entry
+        return known
     return stale(e.flow.settle(known, e.rounding()))
 
 
@@ -166,11 +169,12 @@ def _contraction(
                 growth = dataclasses.replace(
                     growth, pending=(*growth.pending, waiting)[-WAITING:]
                 )
-                growth = e.flow.settle(growth, e.rounding())
+                growth = e.flow.settle(growth, e.rounding(), waiting)
             return dataclasses.replace(growth, data=e.data)
     x, y = (_spread(e, known, new) for known, new in zip((x, y), spread, strict=True))
     itself = _same(e, x, y)
-    if itself or (x.data and y.data):
+    activations = all(known.data and not known.weight for known in (x, y))
+    if itself or activations:
         product = Known(
             growth=times(x.growth, y.growth),
             pending=joined(x.pending, y.pending),

@@ -7,13 +7,12 @@ which know their batch norms; everything else is a `PlainFunction` already.
 import abc
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from ..norms import STRATEGIES
 from ..rates import rate_key
 
 Path: TypeAlias = tuple[str, ...]
@@ -42,6 +41,7 @@ class Function(abc.ABC):
             and all(
                 _same(getattr(self, field.name), getattr(other, field.name))
                 for field in fields(self)
+                if field.compare
             )
         )
 
@@ -56,6 +56,10 @@ class Function(abc.ABC):
     def updates(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether a call with these keywords returns (output, updated collections)."""
         return False
+
+    def streams(self) -> tuple[str, ...]:
+        """The names of the random streams that it is known to have."""
+        return ()
 
     def other_sets(self, collection: str, rate: Any) -> dict[Path, Path]:
         """Branches that a rate does not read: {path: that of the one it reads}."""
@@ -107,16 +111,21 @@ class ModuleFunction(Function):
 
     Attributes:
       norm: the strategy, one of `mslice_jax.norms.STRATEGIES`.
+      why: the reason for it.
       groups: how many groups a group norm has.
       sites: the paths of the batch norms within a collection.
+      left: the paths of other modules that keep a mean and a variance as batch norms
+        do; no strategy changes them.
       rates: the declared rates, ascending.
       per_rate: collections in which every batch norm has one set of arrays per rate.
       measure: whether batch norms write the statistics of the batch (see `calibrate`).
     """
 
     norm: str
+    why: str = field(default="", compare=False)
     groups: int
     sites: tuple[Path, ...]
+    left: tuple[Path, ...] = ()
     rates: tuple[float, ...]
     per_rate: tuple[str, ...] = ()
     measure: bool = False
@@ -180,13 +189,7 @@ class ModuleFunction(Function):
 
 
 def collections_per_rate(norm: str) -> tuple[str, ...]:
-    """The collections that have one set of arrays per rate under a strategy.
-
-    Raises:
-      ValueError: if there is no such strategy.
-    """
-    if norm not in STRATEGIES:
-        raise ValueError(f"norm is one of {', '.join(STRATEGIES)}; got {norm!r}.")
+    """The collections that have one set of arrays per rate under a strategy."""
     return ("params", "batch_stats") if norm == "switchable" else ()
 
 
@@ -200,6 +203,21 @@ def _same(a: Any, b: Any) -> bool:
         return a is b or (a == b and repr(a) == repr(b))
     except Exception:  # arrays among the attributes cannot be compared
         return False
+
+
+def statistics(variables: Mapping[str, Any]) -> dict[Path, Mapping[str, Any]]:
+    """What keeps a mean and a variance in 'batch_stats', by path."""
+    found: dict[Path, Mapping[str, Any]] = {}
+
+    def look(tree: Any, path: Path) -> None:
+        if isinstance(tree, Mapping):
+            if {"mean", "var"} <= set(tree):
+                found[path] = tree
+            for name, branch in tree.items():
+                look(branch, (*path, str(name)))
+
+    look(variables.get("batch_stats"), ())
+    return found
 
 
 def _copy(x: Any) -> Any:

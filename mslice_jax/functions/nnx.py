@@ -12,7 +12,7 @@ random streams, for keys and counts have no gradient and are an argument of the 
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..norms import group_count, group_norm
-from .base import ModuleFunction, Path, as_array, collections_per_rate
+from ..norms import GroupNormError, choose
+from .base import (
+    ModuleFunction,
+    Path,
+    as_array,
+    collections_per_rate,
+    statistics,
+)
+from .nnx_norms import GroupNorm, Measuring, is_batch_norm, with_norms
+from .streams import reseed
 
 CONSTANTS = "constants"
 
@@ -55,8 +63,12 @@ class NnxFunction(ModuleFunction):
     * ``mutable``: the collections to return anew, as for Linen: ``["batch_stats"]``.
     * ``rngs``: a key, or keys by stream: ``{"dropout": key}``. They reseed the streams
       of that name (`nnx.reseed`); a stream named 'default' takes the first key that is
-      given. Without it every call draws the same numbers, those that the model itself
-      would draw next: training passes new keys at each step.
+      given. One key, or that of 'default', is for all streams that have no other; to
+      draw from a stream without a key is an error. Without ``rngs`` every call draws
+      the same numbers, those that the model itself would draw next: training passes new
+      keys at each step. A model whose call has an argument ``rngs`` gets what was
+      passed; keys by stream as an `nnx.Rngs`, and so a key where the argument is
+      annotated as one.
     * ``train``: as `model.train()` or `model.eval()` before the call, unless the model
       itself takes the argument. Without it the model runs in the mode it was in.
     * ``method``: another method than ``__call__``, by name or as a function.
@@ -83,9 +95,11 @@ class NnxFunction(ModuleFunction):
         if "train" in kwargs and not taken("train"):
             model.train() if kwargs.pop("train") else model.eval()
         if rngs is not None:
-            keys = _reseed(model, rngs)
-            if "rngs" in inspect.signature(call).parameters:
-                kwargs["rngs"] = nnx.Rngs(**keys)
+            keys = reseed(model, rngs)
+            takes = inspect.signature(call).parameters.get("rngs")
+            if takes is not None:
+                by_stream = isinstance(rngs, Mapping) or "Rngs" in str(takes.annotation)
+                kwargs["rngs"] = nnx.Rngs(**keys) if by_stream else rngs
         y = call(*args, **kwargs)
         if mutable in (False, None):
             return y
@@ -102,6 +116,11 @@ class NnxFunction(ModuleFunction):
         """The class of the model."""
         return self.graphdef.nodes[0].type
 
+    def streams(self) -> tuple[str, ...]:
+        """The names of the random streams of the model."""
+        kinds = (leaf.kind for leaf in self.leaves)
+        return tuple(sorted({k.tag for k in kinds if isinstance(k, nnx.RngKey)}))
+
     def model(self, variables: Any) -> Any:
         """The NNX model with these variables, those of one rate (see `select`)."""
         state = []
@@ -116,38 +135,74 @@ class NnxFunction(ModuleFunction):
 
 
 def adapt(
-    model: nnx.Module, *, norm: str, groups: int, rates: tuple[float, ...]
+    model: nnx.Module,
+    join: Callable[..., tuple[Sequence[Any], Mapping[str, Any]]],
+    arrays: Sequence[Any],
+    *,
+    norm: str | None,
+    groups: int,
+    rates: tuple[float, ...],
 ) -> tuple[NnxFunction, Any]:
     """An NNX model as a function, and its variables in sliceable form.
 
     Args:
       model: any NNX model; it is not changed.
-      norm: one of `mslice_jax.norms.STRATEGIES`.
+      join: arrays -> positional and keyword arguments of a call.
+      arrays: the arrays of that call, or their types.
+      norm: a strategy, or None, see `mslice_jax.norms.choose`.
       groups: how many groups a group norm has.
       rates: the declared rates, ascending.
 
     Raises:
       ValueError: for an unknown strategy, or a batch norm that cannot be a group norm.
     """
-    per_rate = collections_per_rate(norm)
     sites = tuple(
         tuple(map(str, path))
         for path, module in nnx.iter_modules(model)
-        if isinstance(module, nnx.BatchNorm)
+        if is_batch_norm(module)
     )
-    if norm == "group" and sites:
-        model = with_norms(model, lambda batch_norm: GroupNorm(batch_norm, groups))
     tree, leaves = read(model)
-    function = NnxFunction(
-        norm=norm,
-        groups=groups,
-        sites=sites,
-        rates=rates,
-        per_rate=per_rate,
-        graphdef=nnx.graphdef(model),
-        leaves=leaves,
-    )
-    return function, function.spread(tree)
+    kept = statistics(tree)
+    known = [kept.get(site, {}) for site in sites]
+    strategy, why = choose(norm, known)
+
+    def function(model: nnx.Module, leaves: tuple[Leaf, ...]) -> NnxFunction:
+        return NnxFunction(
+            norm=strategy,
+            why=why,
+            groups=groups,
+            sites=sites,
+            left=tuple(path for path in kept if path not in sites),
+            rates=rates,
+            per_rate=collections_per_rate(strategy),
+            graphdef=nnx.graphdef(model),
+            leaves=leaves,
+        )
+
+    if strategy == "group" and sites:
+        try:
+            swapped = with_norms(model, lambda one: GroupNorm(one, groups))
+            ours, its_leaves = read(swapped)
+            found = function(swapped, its_leaves)
+            if norm is None:  # whether they take masks shows when they are called
+                _run_abstractly(found, ours, join, arrays)
+            return found, ours
+        except GroupNormError as error:
+            if norm is not None:
+                raise
+            strategy, why = choose(None, known, error.why)
+    found = function(model, leaves)
+    return found, found.spread(tree)
+
+
+def _run_abstractly(
+    function: NnxFunction, variables: Any, join: Any, arrays: Sequence[Any]
+) -> None:
+    def call(variables: Any, arrays: Any) -> Any:
+        args, kwargs = join(arrays)
+        return function(variables, None, *args, **kwargs)
+
+    jax.eval_shape(call, variables, list(arrays))
 
 
 def read(model: nnx.Module) -> tuple[dict[str, Any], tuple[Leaf, ...]]:
@@ -169,115 +224,6 @@ def read(model: nnx.Module) -> tuple[dict[str, Any], tuple[Leaf, ...]]:
         branch[name[-1]] = jax.tree.map(as_array, array)
         leaves.append(Leaf(path, name, kind))
     return tree, tuple(leaves)
-
-
-def streams(model: nnx.Module) -> dict[str, nnx.RngStream]:
-    """A new random stream for each name of the streams of the model."""
-    found: dict[str, nnx.RngStream] = {}
-    for _, node in nnx.iter_graph(model):
-        if isinstance(node, nnx.RngStream) and node.tag not in found:
-            key = jnp.ravel(node.key[...])[0]  # stacked layers have stacked keys
-            found[node.tag] = nnx.RngStream(key, tag=node.tag)
-    return found
-
-
-class GroupNorm(nnx.GroupNorm):
-    """A batch norm with group statistics in place of those of the batch.
-
-    Its scale and bias are those of the batch norm. The feature axis may be any, and a
-    call takes what the call of a batch norm takes.
-    """
-
-    def __init__(self, norm: nnx.BatchNorm, groups: int):
-        _check_axis(norm)
-        super().__init__(
-            norm.num_features,
-            group_count(norm.num_features, groups),
-            epsilon=norm.epsilon,
-            dtype=norm.dtype,
-            param_dtype=norm.param_dtype,
-            use_bias=norm.use_bias,
-            use_scale=norm.use_scale,
-            use_fast_variance=norm.use_fast_variance,
-            rngs=nnx.Rngs(0),
-        )
-        self.axis = norm.axis
-        if norm.scale is not None:
-            self.scale = norm.scale
-        if norm.bias is not None:
-            self.bias = norm.bias
-
-    def __call__(
-        self, x: jax.Array, use_running_average: Any = None, *, mask: Any = None
-    ) -> jax.Array:
-        """Normalises x over groups of features and all axes but the first."""
-        if mask is not None:
-            raise ValueError(
-                "norm='group' expects batch norms that are called without a mask; use "
-                "norm='switchable' or 'shared'."
-            )
-        y = group_norm(
-            jnp.moveaxis(x, self.axis, -1),
-            None if self.scale is None else self.scale[...],
-            None if self.bias is None else self.bias[...],
-            groups=self.num_groups,
-            epsilon=self.epsilon,
-            fast_variance=self.use_fast_variance,
-            dtype=self.dtype,
-        )
-        return jnp.moveaxis(y, -1, self.axis)
-
-
-class Measuring(nnx.BatchNorm):
-    """A batch norm that uses the statistics of the batch and writes them down."""
-
-    def __init__(self, norm: nnx.BatchNorm):
-        super().__init__(
-            norm.num_features,
-            axis=norm.axis,
-            momentum=0.0,
-            epsilon=norm.epsilon,
-            dtype=norm.dtype,
-            param_dtype=norm.param_dtype,
-            use_bias=norm.use_bias,
-            use_scale=norm.use_scale,
-            axis_name=norm.axis_name,
-            axis_index_groups=norm.axis_index_groups,
-            use_fast_variance=False,
-            rngs=nnx.Rngs(0),
-        )
-        self.mean, self.var = norm.mean, norm.var
-        if norm.scale is not None:
-            self.scale = norm.scale
-        if norm.bias is not None:
-            self.bias = norm.bias
-
-    def __call__(
-        self, x: jax.Array, use_running_average: Any = None, *, mask: Any = None
-    ) -> jax.Array:
-        """Normalises x by its own mean and variance, whatever it is asked for."""
-        return super().__call__(x, use_running_average=False, mask=mask)
-
-
-def with_norms(
-    model: nnx.Module, swapped: Callable[[nnx.BatchNorm], nnx.Module]
-) -> nnx.Module:
-    """A copy of the model with other modules in place of its batch norms.
-
-    The copy has the same variables; a norm used at two places is one norm still.
-    """
-    return nnx.recursive_map(
-        lambda _, node: swapped(node) if isinstance(node, nnx.BatchNorm) else node,
-        model,
-    )
-
-
-def _check_axis(norm: nnx.BatchNorm) -> None:
-    if not isinstance(norm.axis, int):
-        raise ValueError(
-            "norm='group' expects batch norms over one axis; got axis="
-            f"{norm.axis!r}. Use norm='switchable' or 'shared'."
-        )
 
 
 def _collection(value: Any) -> str | None:
@@ -308,25 +254,3 @@ def _method(model: Any, method: Any) -> tuple[Callable[..., Any], Callable[..., 
         p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
     )
     return call, lambda name: anything or name in parameters
-
-
-def _reseed(model: nnx.Module, rngs: Any) -> dict[str, Any]:
-    """Sets the streams of the model from these keys; returns the keys by stream."""
-    if isinstance(rngs, (nnx.Rngs, nnx.RngStream)):
-        raise TypeError(
-            "rngs is a key, or a dict from stream to key, so that a call is a function "
-            f"of its arguments; got nnx.{type(rngs).__name__}. Pass "
-            "rngs={'dropout': rngs.dropout()}."
-        )
-    keys = dict(rngs) if isinstance(rngs, Mapping) else {"default": rngs}
-    if not keys:
-        return {}
-    keys.setdefault("default", next(iter(keys.values())))
-    nodes = (node for _, node in nnx.iter_graph(model))
-    names = {node.tag for node in nodes if isinstance(node, nnx.RngStream)}
-    known = {name: keys[name] for name in names if name in keys}
-    # A key for all streams was given as such: those without their own take it.
-    if not isinstance(rngs, Mapping) or "default" in rngs:
-        known |= dict.fromkeys(names - known.keys(), keys["default"])
-    nnx.reseed(model, policy="match_shape", **known)
-    return keys

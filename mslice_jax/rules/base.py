@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import jax.numpy as jnp
 from jax.extend import core
 
 from ..dims import Axis, Widths, shape
 from ..unify import Dim, Equations, atoms
+from .order import Order, of_constant
 
 
 @dataclass(slots=True)
@@ -24,10 +24,10 @@ class Value:
     """What is known of one array of the program."""
 
     dims: tuple[Dim, ...]
-    counted: tuple[Dim, ...] = ()  # the axes whose indices its integers are made of
     repeats: tuple["Repeat", ...] = ()  # what was repeated along some of the axes
     summed: tuple["Repeat", ...] = ()  # what was, along axes that were summed over
     origin: Any = None  # the value of which this one is another view
+    order: Order | None = None  # what tells its entries apart; None: data
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,8 @@ class Frame:
     def value(self, var: Any) -> Value:
         """The value of a variable or literal of this frame's jaxpr."""
         if isinstance(var, core.Literal):
-            return self.values.get(id(var)) or Value(())
+            known = self.values.get(id(var))
+            return known or Value((), order=of_constant(var.val))
         return self.values[var]
 
 
@@ -62,13 +63,17 @@ _REMEMBERED = 16  # repeated values; of more the last ones
 class Tie:
     """An equation at full width, as `tie` sees it."""
 
-    __slots__ = ("_frame", "_index", "_walk", "eqn", "equations", "ins", "params")
+    __slots__ = (
+        "_frame", "_index", "_walk", "entries", "eqn", "equations", "ins", "params",
+    )  # fmt: skip
 
     def __init__(self, frame: Frame, index: int, equations: Equations, walk: Any):
         self.eqn = frame.jaxpr.eqns[index]
         self.params = self.eqn.params
         self.ins = [frame.value(var) for var in self.eqn.invars]
         self.equations = equations
+        # The axes of a result, where it is made entry by entry.
+        self.entries: tuple[Dim, ...] | None = None
         self._frame, self._index, self._walk = frame, index, walk
 
     @property
@@ -91,13 +96,8 @@ class Tie:
             for other in same[1:]:
                 self.equations.equate(same[0], other)
             outs.append(same[0])
-        return tuple(outs)
-
-    def counted(self) -> tuple[Dim, ...]:
-        """The axes whose indices the operands are made of, if the result is integer."""
-        if not jnp.issubdtype(self.outs[0].dtype, jnp.integer):
-            return ()  # a table of sines of positions is cut like any other constant
-        return tuple(dim for value in self.ins for dim in value.counted)
+        self.entries = tuple(outs)
+        return self.entries
 
     def repeats(self) -> tuple["Repeat", ...]:
         """What of the operands was repeated along some of the axes."""
@@ -112,7 +112,7 @@ class Tie:
     def entry_by_entry(self) -> Value:
         """What is known of a result that is made entry by entry."""
         dims = self.broadcast(self.ins)
-        return Value(dims, self.counted(), self.repeats(), self.summed())
+        return Value(dims, self.repeats(), self.summed())
 
     def fix(self, dims: Sequence[Dim], text: str) -> None:
         """Keeps these dims at their sizes; `text` says why."""
@@ -170,6 +170,12 @@ class Narrow:
         """The same equation in the function's own program at these widths, or None."""
         own = self.analysis.own_program(self.widths)
         return own and own.equations.get((id(self._frame), self._index))
+
+    @property
+    def sources(self) -> list[Any]:
+        """How the results are made, where they are constants; see `order`."""
+        orders = [self._frame.value(var).order for var in self.eqn.outvars]
+        return [order and order.source for order in orders]
 
     @property
     def note(self) -> Any:

@@ -17,7 +17,7 @@ from jax import dtypes
 from jax.extend import core
 
 from ..dims import Whole
-from ..growth import Known
+from ..growth import INPUT, Known
 from .base import Dims, Narrow, Tie, Value, fix_everything, rule
 
 
@@ -174,7 +174,7 @@ def _narrow_custom_jvp(n: Narrow, *operands: Any) -> Any:
             traced,
             [*axes, *(axes[i] for i in moving)],
             [*outs, *outs],
-            [*known, *(Known(data=True) for _ in moving)],
+            [*known, *(INPUT for _ in moving)],
             own,
         )
         flat = n.evaluate(
@@ -246,7 +246,7 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
             told.full.backward(),
             [*told.kept, *outs],
             [axes[i] for i in told.moving],
-            [*told.known, *(Known(data=True) for _ in outs)],
+            [*told.known, *(INPUT for _ in outs)],
             told.own and told.own.backward(),
         )
         cotangents = map(_tangent, cotangents)
@@ -354,7 +354,7 @@ def _narrow_linear_call(n: Narrow, *operands: Any) -> Any:
             ),
             [*axes[consts:held], *outs],
             axes[held:],
-            [*n.known[consts:held], *(Known(data=True) for _ in outs)],
+            [*n.known[consts:held], *(INPUT for _ in outs)],
         )
         xs = [*residuals[consts:], *cotangents]
         return tuple(n.evaluate(run, run.frame, n.widths, xs))

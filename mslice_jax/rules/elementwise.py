@@ -73,8 +73,6 @@ def tie_compare(t: Tie) -> Sequence[Value]:
 
     So a one-hot code, and what it picks from, stays whole.
     """
-    for value in t.ins:
-        t.fix(value.counted, "tells entries apart by their index")
     return [Value(t.broadcast(t.ins))]
 
 
@@ -82,7 +80,7 @@ def tie_compare(t: Tie) -> Sequence[Value]:
 def tie_view(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a, b): the same entries, or their negatives."""
     x = t.ins[0]
-    return [Value(x.dims, t.counted(), x.repeats, x.summed, x.origin or x)]
+    return [Value(x.dims, x.repeats, x.summed, x.origin or x)]
 
 
 @rule(

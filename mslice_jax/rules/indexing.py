@@ -1,4 +1,9 @@
-"""Looking up, cutting out and writing in at positions known only at run time."""
+"""Looking up, cutting out and writing in at positions known only at run time.
+
+A window as long as the axis has one place to be, its start: there it reads, and writes,
+all that is kept. A start that lies elsewhere is clamped to it, or the window is left
+out, at any width alike.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +22,7 @@ def _narrow_sizes(n: Narrow, operand: Any, *where: Any) -> Any:
 def tie_gather(t: Tie) -> Sequence[Dims]:
     """table (v, d) at indices (b, t, 1) -> (b, t, d): looked-up axes are fixed.
 
-    Axes that are taken whole pass through.
+    Axes that are taken whole pass through, also where an index says from where.
     """
     numbers = t.params["dimension_numbers"]
     operand, indices = (value.dims for value in t.ins)
@@ -38,7 +43,7 @@ def tie_gather(t: Tie) -> Sequence[Dims]:
             t.equations.equate(dim, indices[batch])
         elif i in numbers.collapsed_slice_dims:
             t.fix([dim], "looked up by an index")
-        elif taken == dim.size and i not in numbers.start_index_map:
+        elif taken == dim.size:
             outs[next(offsets)] = whole[i] = dim
         else:
             t.fix([dim], "looked up by an index")
@@ -51,7 +56,10 @@ def tie_gather(t: Tie) -> Sequence[Dims]:
     "scatter", "scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter-sub"
 )
 def tie_scatter(t: Tie) -> Sequence[Dims]:
-    """table (v, d), indices (b, 1), updates (b, d) -> (v, d): fixed where indexed."""
+    """table (v, d), indices (b, 1), updates (b, d) -> (v, d): fixed where indexed.
+
+    Axes that are written whole pass through.
+    """
     numbers = t.params["dimension_numbers"]
     operand, indices, updates = (value.dims for value in t.ins)
     t.fix(indices[-1:], "holds the coordinates of a write")
@@ -68,8 +76,7 @@ def tie_scatter(t: Tie) -> Sequence[Dims]:
             t.fix([dim], "written at an index")
             continue
         update = updates[next(windows)]
-        indexed = i in numbers.scatter_dims_to_operand_dims
-        if update.size == dim.size and not indexed:
+        if update.size == dim.size:
             t.equations.equate(dim, update)
         else:
             t.fix([dim, update], "written at an index")

@@ -6,12 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from . import order
 from .base import Narrow, Tie, Value, rule
 
 
 def _plain(values: Sequence[Value]) -> list[Value]:
     """The axes alone: a number known before a loop need not be the same inside."""
-    return [Value(value.dims) for value in values]
+    return [Value(value.dims, order=value.order) for value in values]
 
 
 def counts_of_scan(params: dict[str, Any]) -> tuple[int, int]:
@@ -52,8 +53,12 @@ def tie_scan(t: Tie) -> Sequence[Value]:
     consts, carried = counts_of_scan(t.params)
     fixed, carry = t.ins[:consts], _plain(t.ins[consts : consts + carried])
     xs = t.ins[consts + carried :]
+    for value, of in zip(
+        carry, order.carried(t.params["jaxpr"], fixed, carry, xs), strict=True
+    ):
+        value.order = of
     t.fix([value.dims[0] for value in xs], "the loop runs along the axis")
-    steps = [Value(value.dims[1:]) for value in xs]
+    steps = [Value(v.dims[1:], order=order.a_step(t, v.order, v.dims)) for v in xs]
     outs = t.call(t.params["jaxpr"], [*fixed, *carry, *steps])
     for before, after in zip(carry, outs[:carried], strict=True):
         t.equate(before.dims, after.dims)
@@ -97,13 +102,19 @@ def tie_while(t: Tie) -> Sequence[Value]:
     """carry (a) -> carry (a)."""
     conds, bodies = t.params["cond_nconsts"], t.params["body_nconsts"]
     carry = _plain(t.ins[conds + bodies :])
+    for_body = t.ins[conds : conds + bodies]
+    for value, of in zip(
+        carry, order.carried(t.params["body_jaxpr"], for_body, carry, ()), strict=True
+    ):
+        value.order = of
     (going,) = t.call(t.params["cond_jaxpr"], [*t.ins[:conds], *carry])
     for value in carry:
         t.equate(going.dims, value.dims[: len(going.dims)])
-    for_body = t.ins[conds : conds + bodies]
     outs = t.call(t.params["body_jaxpr"], [*for_body, *carry])
     for before, after in zip(carry, outs, strict=True):
         t.equate(before.dims, after.dims)
+    if going.order is None or going.order.reached:
+        return [Value(value.dims) for value in carry]  # data says how often
     return carry
 
 
@@ -134,4 +145,4 @@ def tie_cond(t: Tie) -> Sequence[Value]:
     for other in others:
         for a, b in zip(first, other, strict=True):
             t.equate(a.dims, b.dims)
-    return _plain(first)
+    return [Value(value.dims) for value in first]

@@ -139,7 +139,7 @@ def tie_shard_map(t: Tie) -> Sequence[Value]:
                 part = Dim(dim.size // parts)
                 t.equations.equate(dim, product([t.fixed(parts, text), part]))
                 dims.append(part)
-        locals_.append(Value(tuple(dims), value.counted))
+        locals_.append(Value(tuple(dims)))
     results = []
     for local, spec in zip(
         t.call(t.params["jaxpr"], locals_), t.params["out_specs"], strict=True
@@ -150,5 +150,5 @@ def tie_shard_map(t: Tie) -> Sequence[Value]:
                 local.dims, _parts(t, spec, len(local.dims)), strict=True
             )
         ]
-        results.append(Value(tuple(dims), counted=local.counted))
+        results.append(Value(tuple(dims)))
     return results

@@ -1,33 +1,51 @@
 """Random numbers: arrays made from a key and a shape.
 
 A narrow array draws its own numbers. They are not the leading part of the wide draw:
-dropout at a rate is a fresh mask of the narrow shape.
+dropout at a rate is a fresh mask of the narrow shape. But where no argument reaches the
+key, what is drawn is a constant: the whole is drawn, and what is kept is cut from it.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from .base import Dim, Dims, Narrow, Tie, rule
+from .folding import cut
+
+_OWN_KEY = "no argument reaches the key"
+
+
+def _note_own_key(t: Tie) -> None:
+    order = t.ins[0].order
+    if order is not None and not order.reached:
+        t.note(_OWN_KEY)
 
 
 def _narrow_bits(n: Narrow, key: Any) -> Any:
-    shape = n.shape(n.eqn.outvars[0])[key.ndim :]
-    return n.bind(key, shape=shape)
+    (out,) = n.eqn.outvars
+    if n.note is _OWN_KEY:
+        return cut(n, out, n.bind(key), key.ndim)
+    return n.bind(key, shape=n.shape(out)[key.ndim :])
 
 
 @rule("random_bits", narrow=_narrow_bits)
 def tie_bits(t: Tie) -> Sequence[Dims]:
-    """key (k) -> (k, a, b): new axes."""
+    """key (k) -> (k, a, b): new axes; with a key of its own the program has constants."""
+    _note_own_key(t)
     return [[*t.ins[0].dims, *(Dim(size) for size in t.params["shape"])]]
 
 
 def _narrow_generator(n: Narrow, key: Any) -> Any:
-    return n.bind(key, shape=n.shape(n.eqn.outvars[1]))
+    out = n.eqn.outvars[1]
+    if n.note is _OWN_KEY:
+        key, bits = n.bind(key)
+        return key, cut(n, out, bits)
+    return n.bind(key, shape=n.shape(out))
 
 
 @rule("rng_bit_generator", narrow=_narrow_generator)
 def tie_generator(t: Tie) -> Sequence[Dims]:
     """key -> key, (a, b): new axes."""
+    _note_own_key(t)
     t.fix(t.ins[0].dims, "the state of a generator")
     return [t.ins[0].dims, [Dim(size) for size in t.params["shape"]]]
 

@@ -22,7 +22,7 @@ def tie_sum(t: Tie) -> Sequence[Value]:
     over = [x.dims[i] for i in axes]
     summed = tuple(repeat for repeat in x.repeats if repeat.dim in over)
     kept = tuple(repeat for repeat in x.repeats if repeat.dim not in over)
-    return [Value(_remaining(x.dims, axes), (), kept, (*x.summed, *summed))]
+    return [Value(_remaining(x.dims, axes), kept, (*x.summed, *summed))]
 
 
 @rule(

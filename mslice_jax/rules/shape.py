@@ -26,7 +26,7 @@ def tie_broadcast(t: Tie) -> Sequence[Value]:
             dims[target] = x.dims[source]
             new.remove(target)
     again = [Repeat(x.origin or x, dims[i]) for i in sorted(new)] if x.dims else []
-    return [Value(tuple(dims), x.counted, (*x.repeats, *again), x.summed)]
+    return [Value(tuple(dims), (*x.repeats, *again), x.summed)]
 
 
 def _narrow_reshape(n: Narrow, x: Any) -> Any:
@@ -58,7 +58,7 @@ def tie_reshape(t: Tie) -> Sequence[Value]:
             product = t.equations.product
             t.equations.equate(product(merged), product(split))
     merged_or_split = tuple(Dim(1) if dim is None else dim for dim in outs)
-    return [Value(merged_or_split, x.counted, (), x.summed, x.origin or x)]
+    return [Value(merged_or_split, (), x.summed, x.origin or x)]
 
 
 def _last_run(
@@ -102,7 +102,7 @@ def tie_transpose(t: Tie) -> Sequence[Value]:
     """(a, b, c) -> (c, a, b): the same axes in another order."""
     x = t.ins[0]
     dims = tuple(x.dims[i] for i in t.params["permutation"])
-    return [Value(dims, x.counted, x.repeats, x.summed, x.origin or x)]
+    return [Value(dims, x.repeats, x.summed, x.origin or x)]
 
 
 @rule("squeeze")
@@ -111,7 +111,7 @@ def tie_squeeze(t: Tie) -> Sequence[Value]:
     x = t.ins[0]
     gone = {i % len(x.dims) for i in t.params["dimensions"]}
     dims = tuple(dim for i, dim in enumerate(x.dims) if i not in gone)
-    return [Value(dims, x.counted, x.repeats, x.summed, x.origin or x)]
+    return [Value(dims, x.repeats, x.summed, x.origin or x)]
 
 
 @rule("concatenate")
@@ -272,8 +272,7 @@ def _narrow_iota(n: Narrow) -> Any:
 def tie_iota(t: Tie) -> Sequence[Value]:
     """-> (a, b): new axes; along a narrowing one, the numbers of the kept indices."""
     dims = tuple(Dim(size) for size in t.params["shape"])
-    integer = jnp.issubdtype(t.outs[0].dtype, jnp.integer)
-    return [Value(dims, counted=(dims[t.params["dimension"]],) if integer else ())]
+    return [Value(dims)]
 
 
 def _narrow_empty(n: Narrow) -> Any:

@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import os
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -72,8 +73,10 @@ def make_train_step(
 
     The gradients of all `rates` are summed, not averaged, before the one update, as
     in the original (section 3.1 of the paper). All rates of a step see the same
-    augmented images and the same dropout key. Batch statistics go through the rates
-    in their order. Only the collection "params" is differentiated.
+    augmented images and the same keys: of the random stream "dropout", of every other
+    stream of an NNX model, and of those that `upgrade` was given a key for. Batch
+    statistics go through the rates in their order. Only the collection "params" is
+    differentiated.
 
     The `state` that is passed is used up: its buffers become the new state's. Take
     what is needed of it before the call.
@@ -313,7 +316,7 @@ class _Step:
                 images,
                 rate,
                 mutable=["batch_stats"],
-                rngs={"dropout": key},
+                rngs=_keys_by_stream(net, key),
                 **settings.call_kwargs,
             )
 
@@ -375,6 +378,26 @@ class _Step:
 def _keys(state: TrainState) -> Any:
     """Of augmentation and dropout: of the step alone, so the same for every rate."""
     return jax.random.split(jax.random.fold_in(state.key, state.step))
+
+
+def _keys_by_stream(net: Any, key: jax.Array) -> dict[str, jax.Array]:
+    """A key for each random stream of the network: its own, where that is known.
+
+    The streams of an NNX model are known, of any other those to which `upgrade` was
+    given keys. "dropout" is always one.
+    """
+    definition = net.definition
+    _, kwargs = definition.call.join(definition.arrays)
+    given = kwargs.get("rngs")
+    names = {*definition.function.streams()}
+    names |= set(given) if isinstance(given, Mapping) else set()
+    if "dropout" not in names:  # then "default" stands for it
+        names.discard("default")
+    return {"dropout": key} | {
+        # By a digest that is the same in every process, and in every run.
+        name: jax.random.fold_in(key, zlib.crc32(name.encode()))
+        for name in sorted(names - {"dropout"})
+    }
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

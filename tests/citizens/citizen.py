@@ -49,7 +49,13 @@ class Citizen:
 
     def variables(self) -> Tree:
         """Random variables of `model`: no zeros and no ones that could hide a fault."""
-        return shaken(_init(self.model, self.init, self.inputs, self.call))
+        tree = shaken(_init(self.model, self.init, self.inputs, self.call))
+        if self.norm == "group" and "batch_stats" in tree:  # fresh: nothing is lost
+            tree["batch_stats"] = jax.tree_util.tree_map_with_path(
+                lambda path, x: np.full_like(x, path[-1].key == "var"),
+                tree["batch_stats"],
+            )
+        return tree
 
     def arguments(self) -> tuple[Any, ...]:
         """What `upgrade` takes: the model, its variables unless it has them, inputs."""

@@ -234,9 +234,106 @@ def test_streams_take_the_key_of_their_name():
     expected = compiled(model, X)
     for rngs in ({"dropout": KEY, "other": jax.random.key(0)}, {"default": KEY}, KEY):
         np.testing.assert_array_equal(ms.slice_apply(net, X, 1.0, rngs=rngs), expected)
-    unnamed = ms.slice_apply(net, X, 1.0, rngs={"other": jax.random.key(0)})
-    np.testing.assert_array_equal(unnamed, ms.slice_apply(net, X, 1.0))
+    unnamed = ms.slice_apply(net, X, 1.0)
     np.testing.assert_array_equal(unnamed, ms.slice_apply(net, X, 1.0, rngs={}))
+
+
+class Noisy(nnx.Module):
+    """Three streams: of dropout, of noise, and one that a flag asks for."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.first = nnx.Linear(6, 16, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.noise = rngs["noise"].fork()
+        self.more = rngs["more"].fork()
+        self.head = nnx.Linear(16, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array, more: bool = False) -> jax.Array:
+        h = nnx.relu(self.first(x))
+        h = self.drop(h) * jax.random.bernoulli(self.noise(), 0.5, h.shape)
+        if more:
+            h = h + jax.random.normal(self.more(), (4, 1))
+        return self.head(h)
+
+
+def noisy() -> Noisy:
+    return Noisy(nnx.Rngs(params=0, dropout=1, noise=2, more=3))
+
+
+def test_a_stream_that_is_drawn_from_needs_a_key():
+    net = ms.upgrade(noisy(), X, rates=RATES)
+    other = jax.random.key(6)
+    for rngs, missing in (
+        ({"dropout": KEY}, ("noise",)),
+        ({"elsewhere": KEY}, ("dropout", "noise")),
+    ):
+        with pytest.raises(ValueError, match=says("without a key", *missing)):
+            ms.slice_apply(net, X, 0.5, rngs=rngs)
+    # A stream that this call leaves alone needs none.
+    given = {"dropout": KEY, "noise": other}
+    model = noisy()
+    nnx.reseed(model, **given)
+    expected = compiled(model, X)
+    np.testing.assert_array_equal(ms.slice_apply(net, X, 1.0, rngs=given), expected)
+    with pytest.raises(ValueError, match=says("'more'", "expected a key")):
+        ms.slice_apply(net, X, 1.0, True, rngs=given)
+    # Those without their own take that of all.
+    given = {"dropout": other, "default": KEY}
+    model = noisy()
+    nnx.reseed(model, dropout=other, noise=KEY, more=KEY)
+    np.testing.assert_array_equal(
+        ms.slice_apply(net, X, 1.0, rngs=given), compiled(model, X)
+    )
+
+
+def test_a_training_step_draws_anew_from_every_stream():
+    """Each step other numbers, each stream its own; a run made again the same."""
+    net = ms.upgrade(noisy(), X, rates=RATES)
+    labels, still = np.array([0, 1, 2, 0]), optax.sgd(0.0)
+
+    def losses() -> list[float]:
+        state = TrainState.create(net, still, key=KEY)
+        step, found = make_train_step(still, call_kwargs={"more": True}), []
+        for _ in range(3):
+            state, metrics = step(state, (X, labels), (1.0,))
+            found.append(float(metrics[1.0]["loss"]))
+        return found
+
+    first = losses()
+    assert len(set(first)) == 3
+    assert losses() == first
+    seen: list[Any] = []
+
+    def spy(variables: Any, x: jax.Array, *, rngs: Any, mutable: Any) -> Any:
+        seen.append(rngs)
+        return x @ variables["params"]["a"] @ variables["params"]["b"], {}
+
+    params = {"params": {"a": jnp.ones((6, 16)), "b": jnp.ones((16, 3))}}
+    call = {"rngs": {"noise": KEY}, "mutable": ["batch_stats"]}
+    plain = ms.upgrade(spy, params, X, rates=RATES, **call)
+    state = TrainState.create(plain, still, key=KEY)
+    make_train_step(still, call_kwargs={})(state, (X, labels), (1.0,))
+    assert set(seen[-1]) == {"dropout", "noise"}
+
+
+def test_a_model_that_takes_a_key_gets_it():
+    class Keyed(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.first = nnx.Linear(6, 16, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+            self.head = nnx.Linear(16, 3, rngs=rngs)
+
+        def __call__(self, x: jax.Array, rngs) -> jax.Array:
+            h = self.drop(nnx.relu(self.first(x)))
+            return self.head(h * jax.random.bernoulli(rngs, 0.5, h.shape))
+
+    model: Any = Keyed(nnx.Rngs(params=0, dropout=1))
+    net = ms.upgrade(model, X, rates=RATES, rngs=KEY)
+    nnx.reseed(model, dropout=KEY)
+    graphdef, state = nnx.split(model)
+    run = jax.jit(lambda state, key: nnx.merge(graphdef, state)(X, rngs=key))
+    expected = run(state, KEY)
+    np.testing.assert_array_equal(ms.slice_apply(net, X, 1.0, rngs=KEY), expected)
 
 
 def test_a_model_that_takes_rngs_gets_them():
@@ -396,6 +493,119 @@ def test_training_with_the_loop_of_the_package():
 # Norms. Values at each rate are compared by the proofs, on nnx_cnn and nnx_stack.
 
 
+def norms_of(net: ms.Sliceable) -> Any:
+    return ms.report(net).to_dict()["norms"]
+
+
+def test_trained_norms_are_shared_and_fresh_ones_group_norms():
+    model: Any = Net(nnx.Rngs(0))
+    net = ms.upgrade(model, X, rates=RATES)
+    assert set(net.variables) == {"params"}
+    assert norms_of(net)["strategy"] == "group" and "fresh" in norms_of(net)["why"]
+    model(X)  # in training mode, which moves the statistics
+    net = ms.upgrade(model, X, rates=RATES)
+    assert norms_of(net)["strategy"] == "shared" and "trained" in norms_of(net)["why"]
+    model.eval()
+    np.testing.assert_array_equal(
+        ms.slice_apply(net, X, 1.0, train=False), compiled(model, X)
+    )
+    with pytest.warns(UserWarning, match="rate 1") as warned:
+        net = ms.upgrade(model, X, rates=RATES, norm="group")
+    assert len(warned) == 1 and warned[0].filename == __file__
+    assert set(net.variables) == {"params"}
+    types = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
+    net = ms.upgrade(types, X, rates=RATES, train=False)
+    assert norms_of(net)["strategy"] == "group"
+    assert "not at hand" in norms_of(net)["why"]
+    assert norms_of(ms.upgrade(Net(nnx.Rngs(0), norm=False), X, rates=RATES)) is None
+
+
+class Relued(nnx.BatchNorm):
+    """A batch norm with a call of its own."""
+
+    def __call__(self, x: jax.Array, **kwargs: Any) -> jax.Array:
+        return nnx.relu(super().__call__(x, **kwargs))
+
+
+class Slow(nnx.BatchNorm):
+    """A batch norm with other settings, and the call of Flax."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        super().__init__(features, momentum=0.999, rngs=rngs)
+
+
+class Linen(nn.Module):
+    """A batch norm between two layers."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=True, name="norm")(nn.Dense(16)(x))
+        return nn.Dense(6)(nn.relu(x))
+
+
+@pytest.mark.parametrize("norm", (None, "group", "shared", "switchable"))
+def test_what_only_looks_like_a_batch_norm_of_flax_is_named(norm):
+    """Batch norms of Linen behind the bridge, and those with a call of their own."""
+
+    class Both(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.linen = nnx.bridge.ToNNX(Linen(), rngs=rngs).lazy_init(X)
+            self.first = nnx.Linear(6, 16, rngs=rngs)
+            self.own, self.slow = Relued(16, rngs=rngs), Slow(16, rngs=rngs)
+            self.head = nnx.Linear(16, 3, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.head(self.slow(self.own(self.first(self.linen(x)))))
+
+    model: Any = Both(nnx.Rngs(0))
+    model.own.mean[...] = jnp.linspace(-1, 1, 16)
+    model.linen.norm["mean"][...] = jnp.linspace(-1, 1, 16)
+    model.eval()
+    net = ms.upgrade(model, X, rates=RATES, norm=norm)
+    found = norms_of(net)
+    assert (found["count"], found["left"]) == (1, ["linen/norm", "own"])
+    assert found["strategy"] == norm or (norm is None and found["strategy"] == "group")
+    assert "linen/norm, own" in str(ms.report(net))
+    if norm in ("shared", "switchable"):
+        expected = compiled(model, X)
+    else:
+        h = model.own(model.first(model.linen(X)))
+        group: Any = nnx.GroupNorm(16, 8, epsilon=1e-5, rngs=nnx.Rngs(0))
+        expected = model.head(group(h))
+    np.testing.assert_allclose(ms.slice_apply(net, X, 1.0), expected, atol=1e-5)
+    if norm == "shared":
+        with pytest.warns(UserWarning, match="linen/norm, own stay what they are"):
+            ms.calibrate(net, [X])
+
+
+def test_a_linen_module_behind_the_bridge_draws_with_the_keys_given():
+    class Dropped(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = nn.Dropout(0.5, deterministic=False)(nn.Dense(16)(x))
+            return nn.Dense(3)(x)
+
+    rngs = nnx.Rngs(params=0, dropout=1)
+    net = ms.upgrade(
+        nnx.bridge.ToNNX(Dropped(), rngs=rngs).lazy_init(X), X, rates=RATES
+    )
+    one, two, again = (
+        ms.slice_apply(net, X, 0.5, rngs={"dropout": jax.random.key(seed)})
+        for seed in (1, 2, 1)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert np.any(one != two)
+
+
+def test_calibrate_outside_of_the_axis_that_a_norm_is_over():
+    model: Any = Net(nnx.Rngs(0))
+    model.norm.axis_name = "devices"
+    net = ms.upgrade(model, X, rates=RATES, norm="shared", train=False)
+    found = ms.calibrate(net, [X], train=False).variables["batch_stats"]["norm"]["0.5"]
+    expected = (X @ np.asarray(model.first.kernel)[:, :8]).mean(0)
+    np.testing.assert_allclose(found["mean"][:8], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ("nnx_cnn_shared", "nnx_stack_shared"))
 def test_training_puts_the_narrow_statistics_back(name):
     citizen, rate = NAMED[name], 0.5
@@ -545,7 +755,7 @@ def test_a_batch_norm_that_cannot_be_a_group_norm():
         nnx.BatchNorm(16, axis=(1,), rngs=rngs),  # type: ignore
     )
     with pytest.raises(ValueError, match=says("one axis", "(1,)", "switchable")):
-        ms.upgrade(model, X, rates=RATES)
+        ms.upgrade(model, X, rates=RATES, norm="group")
 
     class Masked(Net):
         def __call__(self, x: jax.Array) -> jax.Array:
@@ -553,7 +763,10 @@ def test_a_batch_norm_that_cannot_be_a_group_norm():
             return self.head(self.norm(self.first(x), mask=mask))
 
     with pytest.raises(ValueError, match=says("without a mask", "switchable")):
-        ms.upgrade(Masked(nnx.Rngs(0)), X, rates=RATES)
+        ms.upgrade(Masked(nnx.Rngs(0)), X, rates=RATES, norm="group")
+    net = ms.upgrade(Masked(nnx.Rngs(0)), X, rates=RATES)  # which chooses what can be
+    norms = ms.report(net).to_dict()["norms"]
+    assert norms["strategy"] == "shared" and "16 features takes a mask" in norms["why"]
 
 
 def test_the_helpers_of_the_tests_put_every_array_where_it_was():

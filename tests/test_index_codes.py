@@ -1,0 +1,252 @@
+"""Entries that are told apart by their place stay whole, however that is spelt.
+
+A vocabulary of 16 tokens is looked up by a code for each token. What narrows is the
+width of the embedding alone: the expected values are rows of tables cut by NumPy. And
+what only scales units by their place goes on narrowing, as a constant does.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import mslice_jax as ms
+
+RNG = np.random.default_rng(0)
+TOKENS, UNITS, KEPT = 16, 12, 3
+IDS = np.array([0, 3, 8, 13, 15], np.int32)
+EYE = np.eye(TOKENS, dtype=np.float32)
+PLACES = np.arange(TOKENS)
+BITS = RNG.normal(size=(4, UNITS)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def as_users_write():
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def relu_code(ids, places):
+    return jax.nn.relu(1 - jnp.abs(ids[:, None] - places))
+
+
+def scanned(ids, n):
+    def step(found, place):
+        here = (ids.astype(jnp.float32) == place).astype(jnp.float32)
+        return found + here[:, None] * jnp.eye(n)[place.astype(int)], None
+
+    return lax.scan(step, jnp.zeros((len(ids), n)), jnp.arange(n, dtype=jnp.float32))[0]
+
+
+def by_branch(ids, n):
+    def code(_):
+        return (ids[:, None] == jnp.arange(n, dtype=jnp.float16)).astype(jnp.float32)
+
+    return lax.cond(ids.sum() > -1, code, lambda _: jnp.zeros((len(ids), n)), 0)
+
+
+def parts(n):
+    """The places, laid together of two ranges."""
+    return jnp.concatenate([jnp.arange(0.0, 5.0), jnp.arange(5.0, n)])
+
+
+def floats(x):
+    return jnp.asarray(x, jnp.float32)
+
+
+CODES = {
+    "float arange": lambda i, n: floats(floats(i)[:, None] == jnp.arange(n * 1.0)),
+    "cast": lambda i, n: floats(floats(i)[:, None] == floats(jnp.arange(n))),
+    "half": lambda i, n: floats(
+        i[:, None].astype(jnp.bfloat16) == jnp.arange(n).astype(jnp.bfloat16)
+    ),
+    "scaled": lambda i, n: floats(i[:, None] / 4 == jnp.arange(n) / 4),
+    "not less, not greater": lambda i, n: floats(
+        ~((i[:, None] < jnp.arange(n * 1.0)) | (i[:, None] > jnp.arange(n * 1.0)))
+    ),
+    "captured": lambda i, n: floats(i[:, None] == PLACES),
+    "captured floats": lambda i, n: floats(floats(i)[:, None] == PLACES * 1.0),
+    "captured backwards": lambda i, n: floats(n - 1 - i[:, None] == PLACES[::-1]),
+    "captured shuffled": lambda i, n: (
+        floats(floats(i)[:, None] == floats(PLACES[::-1].reshape(4, 4).T.reshape(-1)))
+        @ EYE[PLACES[::-1].reshape(4, 4).T.reshape(-1)]
+    ),
+    "rows of a captured eye": lambda i, n: jnp.asarray(EYE)[i],
+    "rows of an integer eye": lambda i, n: floats(jnp.asarray(EYE.astype(int))[i]),
+    "rows of a boolean eye": lambda i, n: floats(jnp.asarray(EYE > 0)[i]),
+    "take from a captured eye": lambda i, n: jnp.take(EYE, i, axis=0),
+    "columns of a captured eye": lambda i, n: jnp.take(EYE, i, axis=1).T,
+    "slices of a captured eye": lambda i, n: jax.vmap(
+        lambda one: lax.dynamic_slice(jnp.asarray(EYE), (one, 0), (1, n))[0]
+    )(i),
+    "rows of an eye": lambda i, n: jnp.eye(n)[i],
+    "rows of a float eye": lambda i, n: floats(
+        jnp.arange(n * 1.0)[:, None] == jnp.arange(n * 1.0)
+    )[i],
+    "rows of an eye by arithmetic": lambda i, n: relu_code(
+        jnp.arange(n * 1.0), jnp.arange(n * 1.0)
+    )[i],
+    "a permutation matrix": lambda i, n: jnp.asarray(EYE[::-1])[n - 1 - i],
+    "concatenated": lambda i, n: floats(i[:, None] == parts(n)),
+    "rolled": lambda i, n: floats(i[:, None] == jnp.roll(jnp.arange(1.0, n + 1), 0) - 1),
+    "running sum": lambda i, n: floats(i[:, None] == jnp.cumsum(jnp.ones(n)) - 1),
+    "linspace": lambda i, n: floats(i[:, None] == jnp.linspace(0.0, n - 1, n)),
+    "relu": lambda i, n: relu_code(i, jnp.arange(n)),
+    "relu of floats": lambda i, n: relu_code(floats(i), jnp.linspace(0.0, n - 1, n)),
+    "relu of captured": lambda i, n: relu_code(floats(i), floats(PLACES)),
+    "clip": lambda i, n: jnp.clip(1 - jnp.abs(i[:, None] - jnp.arange(n * 1.0)), 0, 1),
+    "sinc": lambda i, n: jnp.sinc(floats(i)[:, None] - jnp.arange(n * 1.0)),
+    "exp": lambda i, n: jnp.exp(-40.0 * (i[:, None] - jnp.arange(n * 1.0)) ** 2),
+    "softmax": lambda i, n: jax.nn.softmax(
+        -40.0 * jnp.square(i[:, None] - jnp.arange(n * 1.0))
+    ),
+    "power": lambda i, n: 0.0 ** jnp.abs(i[:, None] - jnp.arange(n * 1.0)),
+    "difference": lambda i, n: floats(i[:, None] - jnp.arange(n) == 0),
+    "xor": lambda i, n: floats((i[:, None] ^ jnp.arange(n)) == 0),
+    "close": lambda i, n: floats(jnp.isclose(i[:, None], jnp.arange(n * 1.0))),
+    "repeated ids": lambda i, n: floats(
+        jnp.repeat(i[:, None], n, axis=1) == jnp.arange(n * 1.0)
+    ),
+    "vmap": lambda i, n: jax.vmap(lambda one: floats(one == jnp.arange(n * 1.0)))(i),
+    "outer": lambda i, n: floats(jnp.subtract.outer(i, jnp.arange(n * 1.0)) == 0),
+    "jit": lambda i, n: jax.jit(lambda i, p: floats(i[:, None] == p))(
+        i, jnp.arange(n * 1.0)
+    ),
+    "scan": scanned,
+    "branch": by_branch,
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_vocabulary_stays_whole(name):
+    full = {"e": normal(TOKENS, UNITS), "w": normal(UNITS, 3)}
+
+    def f(p, ids):
+        return jnp.tanh(CODES[name](ids, TOKENS) @ p["e"]) @ p["w"]
+
+    def expected(e, w):
+        return np.tanh(e[IDS]) @ w
+
+    np.testing.assert_allclose(
+        f(full, IDS), expected(full["e"], full["w"]), rtol=1e-4, atol=1e-5
+    )
+    net = ms.upgrade(f, full, IDS, rates=(0.25, 1.0))
+    narrow = {"e": full["e"][:, :KEPT], "w": full["w"][:KEPT]}
+    jax.tree.map(
+        np.testing.assert_array_equal, ms.extract(net, 0.25).variables, narrow
+    )
+    np.testing.assert_allclose(
+        ms.slice_apply(net, IDS, 0.25),
+        expected(narrow["e"], narrow["w"]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    orders = {n: RNG.permutation(g.size) for n, g in net.plan.groups.items()}
+    np.testing.assert_allclose(
+        ms.slice_apply(net.permute(orders), IDS, 1.0),
+        expected(full["e"], full["w"]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [
+        lambda i: floats(i[:, None] >> jnp.arange(4) & 1),
+        lambda i: floats(i[:, None] & (1 << jnp.arange(4)) > 0),
+        lambda i: floats(i[:, None] // np.array([1, 2, 4, 8]) % 2),
+        lambda i: jnp.floor(floats(i)[:, None] / 2.0 ** jnp.arange(4.0)) % 2,
+        lambda i: floats((i[:, None] // (2 ** jnp.arange(4))).astype(int) % 2),
+    ],
+)
+def test_bits_of_a_number_stay_whole(bits):
+    full = {"e": normal(4, UNITS), "w": normal(UNITS, 3)}
+
+    def f(p, ids):
+        return jnp.tanh(bits(ids) @ p["e"]) @ p["w"]
+
+    codes = np.array([[i >> k & 1 for k in range(4)] for i in IDS], np.float32)
+    net = ms.upgrade(f, full, IDS, rates=(0.25, 1.0))
+    want = np.tanh(codes @ full["e"][:, :KEPT]) @ full["w"][:KEPT]
+    np.testing.assert_allclose(
+        ms.slice_apply(net, IDS, 0.25), want, rtol=1e-4, atol=1e-5
+    )
+
+
+TIMES = np.linspace(0.1, 0.9, 5).astype(np.float32)
+TABLE = np.sin(np.arange(5)[:, None] / 10 ** (np.arange(UNITS) / UNITS))
+FREQUENCIES = normal(UNITS)
+
+
+def sines(x, frequencies):
+    return jnp.sin(x[:, None] * frequencies)
+
+
+FEATURES = {
+    "linspace": lambda x, n: sines(x, jnp.linspace(1.0, 6.0, n)),
+    "geomspace": lambda x, n: sines(x, jnp.geomspace(1.0, 60.0, n)),
+    "logspace": lambda x, n: sines(x, jnp.logspace(0.0, 1.0, n)),
+    "linspace without its end": lambda x, n: sines(x, jnp.linspace(0.0, 9.0, n + 1)[1:]),
+    "arange": lambda x, n: sines(x, jnp.arange(n)),
+    "powers": lambda x, n: sines(x, 100.0 ** (-jnp.arange(n) / n)),
+    "exp": lambda x, n: sines(x, jnp.exp(jnp.arange(0, 2 * n, 2) * (-4.0 / n))),
+    "captured": lambda x, n: sines(x, FREQUENCIES),
+    "captured places": lambda x, n: sines(x, np.arange(1.0, n + 1)),
+    "phases": lambda x, n: sines(x, FREQUENCIES) + jnp.linspace(0.0, 1.0, n),
+    "thresholds of a table": lambda x, n: sines(
+        x, jnp.where(jnp.exp(-jnp.arange(n) / n) > 0.6, 1.5, 3.0)
+    ),
+    "random features": lambda x, n: jnp.cos(x[:, None] @ FREQUENCIES[None] + 0.5),
+    "reversed": lambda x, n: sines(x, jnp.arange(1.0, n + 1)[::-1]),
+    "laid together": lambda x, n: sines(
+        x, jnp.concatenate([jnp.linspace(1.0, 2.0, 5), jnp.arange(2.0, n - 3)])
+    ),
+    "running product": lambda x, n: sines(x, jnp.cumprod(jnp.full(n, 0.9))),
+    "rows of a table": lambda x, n: jnp.asarray(TABLE)[(x * 5).astype(int)],
+    "table": lambda x, n: x[:, None] * jnp.ones(n) * TABLE,
+    "interleaved": lambda x, n: sines(
+        x, jnp.stack([jnp.arange(n // 2), jnp.sqrt(jnp.arange(n // 2))], -1).reshape(-1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_features_by_place_narrow_as_one_axis(name):
+    full = {"w": normal(UNITS, 16), "v": normal(16, 3)}
+
+    def f(p, x):
+        return jnp.tanh(FEATURES[name](x, UNITS) @ p["w"]) @ p["v"]
+
+    net = ms.upgrade(f, full, TIMES, rates=(0.25, 1.0))
+    small = ms.extract(net, 0.25).variables
+    assert small["w"].shape == (KEPT, 4)
+    features = np.asarray(FEATURES[name](TIMES, UNITS))[:, :KEPT]
+    want = np.tanh(features @ full["w"][:KEPT, :4]) @ full["v"][:4]
+    np.testing.assert_allclose(
+        ms.slice_apply(net, TIMES, 0.25), want, rtol=1e-4, atol=1e-5
+    )
+    moved = ms.slice_apply(ms.reorder(net), TIMES, 1.0)
+    np.testing.assert_allclose(moved, f(full, TIMES), rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_that_is_added_to_features_narrows():
+    full = {"w": normal(3, UNITS), "v": normal(UNITS, 2)}
+    x = normal(4, 5, 3)
+
+    def f(p, x):
+        d = p["w"].shape[1]
+        angles = jnp.arange(5)[:, None] / 100 ** (jnp.arange(UNITS) / UNITS)
+        table = jnp.where(jnp.arange(5)[:, None] > 2, jnp.sin(angles), jnp.cos(angles))
+        return jnp.tanh(x @ p["w"] + table[:, :d]) @ p["v"]
+
+    net = ms.upgrade(f, full, x, rates=(0.25, 1.0))
+    narrow = {"w": full["w"][:, :KEPT], "v": full["v"][:KEPT]}
+    np.testing.assert_allclose(
+        ms.slice_apply(net, x, 0.25), f(narrow, x), rtol=1e-5, atol=1e-5
+    )
