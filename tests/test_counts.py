@@ -15,6 +15,7 @@ from jax import lax
 
 import mslice_jax as ms
 from mslice_jax.analysis import PlanError
+from mslice_jax.counts import NumberWarning
 from tests.spellings import FOLLOWS, MAY_BE_WHOLE, REPORTED, STAYS
 
 H, ROWS = 24, 4
@@ -162,12 +163,28 @@ def test_a_number_that_counts_nothing_stays(name, check):
 @pytest.mark.parametrize("name", REPORTED)
 def test_a_number_that_may_be_a_count_is_told(name):
     apply = network(REPORTED[name], H)
-    with pytest.warns(match="test_counts|stays|spellings"):
+    with pytest.warns(NumberWarning, match=r"stays at stays.py:\d+"):
         net = upgraded(apply, weights(H), inputs(), (0.25,), False)
     compare(net, inputs(), {0.25: apply}, {0.25: 6, 1.0: H})
     assert "stays" in str(ms.report(net))
     with pytest.raises(PlanError):
-        ms.upgrade(apply, weights(H), inputs(), rates=(0.25, 1.0), strict=True)
+        ms.upgrade(
+            apply, weights(H), inputs(), rates=(0.25, 1.0), check=False, strict=True
+        )
+
+
+def test_a_scaled_embedding_is_told():
+    def apply(p, ids):
+        return jnp.tanh(p["table"][ids] * math.sqrt(H)) @ p["w2"]
+
+    rng = np.random.default_rng(0)
+    p = {"table": rng.normal(size=(7, H)), "w2": rng.normal(size=(H, 3))}
+    p = {name: w.astype(np.float32) for name, w in p.items()}
+    ids = np.array([0, 3, 6])
+    with pytest.warns(NumberWarning, match="test_counts.py"):
+        net = ms.upgrade(apply, p, ids, rates=(0.25, 1.0), check=False)
+    narrow = {"table": p["table"][:, :6], "w2": p["w2"][:6]}
+    near(ms.slice_apply(net, ids, 0.25), apply(narrow, ids), 1e-5, "value")
 
 
 @pytest.mark.parametrize("name", REPORTED)
@@ -180,6 +197,8 @@ def test_the_function_itself_decides(name):
 
 # What only the function itself can tell.
 OWN = {
+    "times_root": lambda h, s, n: h * math.sqrt(n),
+    "variance_times": lambda h, s, n: h * jnp.var(h, -1, keepdims=True) * n,
     "bessel": lambda h, s, n: h * jnp.var(h, -1, keepdims=True) * (n / (n - 1)),
     "standard_error": lambda h, s, n: h / (jnp.std(h, -1, keepdims=True) / n**0.5),
     "gaussian": lambda h, s, n: (
@@ -213,8 +232,7 @@ def test_what_only_the_function_knows(name):
 
 TOLD_APART = (
     "means-over", "means-times_inverse", "means-einsum", "means-batch_and_units",
-    "means-batch_then_units", "means-units_then_batch", "means-mean_of_all",
-    "means-sum_of_sums", "norms-layer_sums", "norms-rms_einsum", "norms-instance_norm",
+    "means-mean_of_all", "norms-layer_sums", "norms-rms_einsum", "norms-instance_norm",
     "norms-rms_root_before", "logarithms-logmeanexp", "calls-scan_each_row",
     "derivatives-energy_by_hand", "derivatives-own_layer_norm",
 )  # fmt: skip
@@ -231,6 +249,16 @@ def test_a_batch_as_large_as_the_width(name, way, check):
     net = upgraded(apply, weights(H), inputs(H), (0.25,), check)
     for rows in (H, 6, 5):
         compare(net, inputs(rows), by_hand, {0.25: 6, 1.0: H})
+
+
+@pytest.mark.parametrize(
+    "name", ("means-batch_then_units", "means-units_then_batch", "means-sum_of_sums")
+)
+def test_a_number_of_two_meanings_is_told(name):
+    """Rows or units: which of them it counts is for the user to say."""
+    apply = network(FOLLOWS[name], H)
+    with pytest.warns(NumberWarning, match="24"):
+        upgraded(apply, weights(H), inputs(H), (0.25,), False)
 
 
 def test_a_sum_over_rows_of_the_same_number_stays():
@@ -295,13 +323,6 @@ def standardised(k, n):
     return c / (jnp.sqrt((c * c).sum(0, keepdims=True) / n) + 1e-3)
 
 
-def standardised_by_scale(k, n):
-    """As in NFNets: the variance times the fan-in."""
-    mean = jnp.mean(k, 0, keepdims=True)
-    scale = lax.rsqrt(jnp.maximum(jnp.var(k, 0, keepdims=True) * n, 1e-4))
-    return (k - mean) * scale
-
-
 def of_unit_columns(k, n):
     return k / jnp.linalg.norm(k, axis=0, keepdims=True) * n**0.5
 
@@ -312,7 +333,7 @@ def quantised(k, n):
     return lax.stop_gradient(jnp.sign(k)) * scale
 
 
-KERNELS = (standardised, standardised_by_scale, of_unit_columns, quantised)
+KERNELS = (standardised, of_unit_columns, quantised)
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -63,7 +63,6 @@ STAYS: dict[str, Spelling] = {
 """Nothing known of the values would be cancelled: no word of them."""
 
 REPORTED: dict[str, Spelling] = {
-    "times_root": lambda h, s, n: h * math.sqrt(n),
     "parameter_times_root": lambda h, s, n: h * (s * math.sqrt(n))[None],
     "parameter_over_root": lambda h, s, n: h * (s / math.sqrt(n))[None],
     "sum_over_root": lambda h, s, n: jnp.tanh(h) * total(h) / math.sqrt(n),
