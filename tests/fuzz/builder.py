@@ -27,7 +27,8 @@ class Network:
       x: shape of the input; integers below `tokens` if that is not 0.
       contracted: for each weight that is contracted with something, along which axes.
       not_maskable: what makes zeros differ from dropped units; empty if nothing.
-      not_permutable: what makes permuted weights another function; empty if nothing.
+      not_permutable: what a permutation has to take along beside the weights, as a
+        captured table; empty if nothing.
       not_by_hand: why the source on narrow weights is not the narrow network.
     """
 
@@ -40,14 +41,17 @@ class Network:
     not_permutable: str = ""
     not_by_hand: str = ""
 
-    def function(self) -> Callable[..., Any]:
-        """The compiled source."""
+    def function(self, *, by_hand: bool = False) -> Callable[..., Any]:
+        """The compiled source; by hand, its fixed sizes are the narrow ones."""
         scope: dict[str, Any] = {
             "jax": jax,
             "jnp": jnp,
+            "np": np,
             "lax": jax.lax,
             **vars(prelude),
         }
+        if by_hand:
+            scope["fixed"] = lambda size, axis_size: axis_size
         exec(compile(self.source, "<network>", "exec"), scope)
         return scope["network"]
 

@@ -4,12 +4,17 @@ All of them take their sizes from their arguments, so the same source, run on na
 weights, is the network written narrow by hand.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from tests.spellings import FOLLOWS
 
 EPSILON = 1e-3
 
@@ -172,3 +177,123 @@ clipped.defvjp(
     lambda x: (clipped(x), x),
     lambda x, g: (jnp.clip(g * (1 - jnp.tanh(x) ** 2), -0.01, 0.01),),
 )
+
+
+def fixed(size: int, axis_size: int) -> int:
+    """A size that the function holds fixed, as modules do in their attributes.
+
+    By hand it is the size of the axis, see `Network.function`.
+    """
+    del axis_size
+    return size
+
+
+def spelt(name: str, x: Any, s: Any, n: int) -> Any:
+    """A spelling of `tests.spellings`, of the rows (.., n) of x."""
+    h = jnp.tanh(x.reshape(-1, x.shape[-1])) + s[None]
+    y = FOLLOWS[name](h, s, n)
+    if _is_statistic(name):
+        y = h + (y[:, None] if y.ndim == 1 else y)
+    return y.reshape(x.shape)
+
+
+@functools.cache
+def _is_statistic(name: str) -> bool:
+    """Asked at other shapes: one unit and a statistic of it look alike."""
+    h, s = jnp.ones((4, 6)), jnp.ones(6)
+    return jax.eval_shape(lambda h, s: FOLLOWS[name](h, s, 6), h, s).shape != h.shape
+
+
+def energy(x: Any, w: Any) -> Any:
+    """Minus the mean over all entries of what a layer makes of x."""
+    return -jnp.mean(jnp.square(jnp.tanh(x @ w)))
+
+
+def own_layer_norm(x: Any, n: int) -> Any:
+    """Layer norm with its backward pass written out."""
+
+    def forward(x: Any) -> Any:
+        centred = x - x.sum(-1, keepdims=True) / n
+        inverse = lax.rsqrt((centred**2).sum(-1, keepdims=True) / n + EPSILON)
+        return centred * inverse, (centred * inverse, inverse)
+
+    def backward(kept: Any, g: Any) -> Any:
+        y, inverse = kept
+        sums = g.sum(-1, keepdims=True) + y * (g * y).sum(-1, keepdims=True)
+        return (inverse / n * (n * g - sums),)
+
+    @jax.custom_vjp
+    def norm(x: Any) -> Any:
+        return forward(x)[0]
+
+    norm.defvjp(forward, backward)
+    return norm(x)
+
+
+def gained(x: Any, s: Any) -> Any:
+    """Times a captured array; the derivative is three times the true one."""
+
+    @jax.custom_vjp
+    def scale(x: Any) -> Any:
+        return x * row(s, x)
+
+    scale.defvjp(lambda x: (x * row(s, x), None), lambda kept, g: (3 * g * row(s, g),))
+    return scale(x)
+
+
+def places(x: Any) -> Any:
+    """(b, t, c) -> (b,): a place in time for each row, other than its neighbour's."""
+    return jnp.arange(x.shape[0]) % x.shape[1]
+
+
+def classes(x: Any, count: int) -> Any:
+    """(.., c) -> (..): one of `count` classes for each place, from no channel alone."""
+    places = x.shape[:-1]
+    order = jnp.arange(math.prod(places)).reshape(places)
+    return (order + (x.sum(-1) > 0)) % count
+
+
+def coded(ids: Any, count: int, kind: str) -> Any:
+    """One-hot codes of classes, in the ways that people write them."""
+    wide = ids[..., None]
+    line = (1,) * ids.ndim + (count,)
+    if kind == "float":
+        return (wide.astype(float) == jnp.arange(float(count)).reshape(line)) * 1.0
+    if kind == "cast":
+        return jnp.where(wide * 1.0 == jnp.arange(count).reshape(line) * 1.0, 1.0, 0.0)
+    if kind == "captured":
+        return (wide == np.arange(count).reshape(line)).astype(float)
+    if kind == "eye":
+        return jnp.eye(count)[ids]
+    if kind == "captured eye":
+        return jnp.asarray(np.eye(count))[ids]
+    if kind == "concatenated":
+        parts = [jnp.arange(2), jnp.arange(2, count)]
+        return (wide == jnp.concatenate(parts).reshape(line)).astype(float)
+    if kind == "arithmetic":
+        distance = jnp.abs(wide - jnp.arange(count).reshape(line))
+        return jnp.maximum(0.0, 1.0 - distance)
+    return jax.nn.one_hot(ids, count)
+
+
+CODES = (
+    "float", "cast", "captured", "eye", "captured eye", "concatenated",
+    "arithmetic", "one_hot",
+)  # fmt: skip
+
+
+def drawn(kind: str, *shape: int) -> Any:
+    """Random numbers from a key that no argument reaches."""
+    key = jax.random.key(7)
+    if kind == "folded":
+        key = jax.random.fold_in(key, 3)
+    elif kind == "split":
+        key = jax.random.split(key)[1]
+    if kind == "uniform":
+        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+    if kind == "signs":
+        return jax.random.rademacher(key, shape).astype(float)
+    return jax.random.normal(key, shape)
+
+
+DRAWS = ("normal", "folded", "split", "uniform", "signs")

@@ -1,0 +1,33 @@
+"""How people write numbers that count: one table a file, joined here."""
+
+from tests.spellings.calls import CALLS
+from tests.spellings.derivatives import DERIVATIVES
+from tests.spellings.logarithms import LOGARITHMS
+from tests.spellings.means import MEANS
+from tests.spellings.norms import NORMS
+from tests.spellings.spelling import Spelling as Spelling
+from tests.spellings.stays import REPORTED as REPORTED
+from tests.spellings.stays import STAYS as STAYS
+
+TABLES = {
+    "means": MEANS,
+    "norms": NORMS,
+    "logarithms": LOGARITHMS,
+    "calls": CALLS,
+    "derivatives": DERIVATIVES,
+}
+FOLLOWS: dict[str, Spelling] = {
+    f"{table}-{name}": spelling
+    for table, spellings in TABLES.items()
+    for name, spelling in spellings.items()
+}
+"""Every number of these that is made of `n` follows the width."""
+
+MAY_BE_WHOLE = {
+    "means-convolution_along": "units are places of a convolution",
+    "means-pooling": "units are places of a window",
+    "means-projection": "an identity tells units apart by position",
+    "calls-scan_over_units": "a loop goes from unit to unit",
+    "calls-welford": "a loop goes from unit to unit",
+}
+"""Where nothing has to narrow, and why; what does narrow is right."""
