@@ -154,9 +154,7 @@ def upgraded(network: Network) -> tuple[ms.Sliceable, int, float]:
     closed = jax.make_jaxpr(original)(network.variables, *network.inputs)
     traced = time.process_time()
     net = ms.upgrade(
-        network.model,
-        network.variables,
-        *network.inputs,
+        *network.arguments,
         rates=RATES,
         norm="shared",
         **network.call,
@@ -214,10 +212,10 @@ def prove(
 
 
 def filled(variables: Tree, kept: Tree, value: float) -> Tree:
-    """The variables with a value in every floating entry that is not kept."""
+    """The variables with a value in every inexact entry that is not kept."""
 
     def fill(leaf: Any, keep: np.ndarray) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
         return np.where(keep, leaf, np.asarray(value, leaf.dtype))
 
@@ -225,9 +223,19 @@ def filled(variables: Tree, kept: Tree, value: float) -> Tree:
 
 
 def arrays(output: Any) -> list[np.ndarray]:
-    """The arrays of an output; low precision and booleans as float32."""
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(output)]
-    return [np.asarray(leaf, np.float32) for leaf in leaves]
+    """The arrays of an output; low precision and booleans as float32.
+
+    A complex number stays what it is, and a random key counts as its numbers.
+    """
+
+    def array(leaf: Any) -> np.ndarray:
+        leaf = jnp.asarray(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        wide = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+        return np.asarray(leaf, np.complex64 if wide else np.float32)
+
+    return [array(leaf) for leaf in jax.tree.leaves(output)]
 
 
 def distance(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

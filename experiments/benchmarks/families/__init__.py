@@ -4,6 +4,7 @@ from experiments.benchmarks.families import (
     diffusers,
     equimo,
     equinox,
+    flax_examples,
     flaxmodels,
     haiku,
     jax_resnet,
@@ -24,4 +25,5 @@ FAMILIES = (
     *jax_resnet.FAMILIES,
     *flaxmodels.FAMILIES,
     *jraph.FAMILIES,
+    *flax_examples.FAMILIES,
 )
