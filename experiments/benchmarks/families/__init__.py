@@ -8,9 +8,15 @@ from experiments.benchmarks.families import (
     flaxmodels,
     haiku,
     jax_resnet,
+    jaxkan,
     jraph,
     keras,
     keras_hub,
+    long_range_models,
+    mamba,
+    memax,
+    netket,
+    spyx,
     transformers,
 )
 
@@ -26,4 +32,10 @@ FAMILIES = (
     *flaxmodels.FAMILIES,
     *jraph.FAMILIES,
     *flax_examples.FAMILIES,
+    *netket.FAMILIES,
+    *long_range_models.FAMILIES,
+    *memax.FAMILIES,
+    *spyx.FAMILIES,
+    *mamba.FAMILIES,
+    *jaxkan.FAMILIES,
 )
