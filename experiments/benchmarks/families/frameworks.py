@@ -1,4 +1,4 @@
-"""A module of Linen or NNX as a `Network`, with drawn weights or its own."""
+"""Modules of Linen, NNX and Equinox as a `Network`, with drawn weights or their own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks.families.family import Network, Tree, drawn
+from experiments.benchmarks.families.family import Network, Tree, drawn, load
 
 
 def from_linen(
@@ -78,3 +78,24 @@ def stirred(variables: Tree, seed: int = 0) -> Tree:
         return jnp.asarray(value, leaf.dtype)
 
     return jax.tree.map(stir, variables)
+
+
+def from_equinox(
+    module: Any, call: Callable[..., Any], *inputs: Any, own: bool = True
+) -> Network:
+    """A call of an Equinox module, as a function of its floating arrays.
+
+    Args:
+      module: the module; its arrays of other types stay in the function.
+      call: what is computed, as call(module, *inputs).
+      *inputs: of a call.
+      own: whether the weights are the module's own start, `stirred`.
+    """
+    equinox = load("equinox")
+    arrays, static = equinox.partition(module, equinox.is_inexact_array)
+
+    def function(arrays: Tree, *inputs: Any) -> Any:
+        return call(equinox.combine(arrays, static), *inputs)
+
+    variables = stirred(arrays) if own else drawn(arrays)
+    return Network(model=function, variables=variables, inputs=inputs)

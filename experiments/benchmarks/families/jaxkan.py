@@ -33,5 +33,5 @@ FAMILIES = (
     _family("KAN (sines)", lambda: layers("sine", D=5), maskable=True),
     _family("ActNet", lambda: model("ActNet", [4, 64, 64, 64, 3])),
     _family("KKAN", lambda: model("KKAN", 4, 3)),
-    _family("RGA-KAN", lambda: model("RGAKAN", 4, 3, 32, 3)),
+    _family("RGA-KAN", lambda: model("RGAKAN", 4, 3, 32, 3, rff_std=1.0)),
 )

@@ -20,16 +20,16 @@ def spiking(kind: str) -> Network:
     snn, rngs = load("spyx.nn"), nnx.Rngs(0)
     neuron = getattr(snn, kind)
     model = snn.Sequential(
-        nnx.Linear(8, WIDTH, rngs=rngs),
+        nnx.Linear(4, WIDTH, rngs=rngs),
         neuron((WIDTH,), rngs=rngs),
         nnx.Linear(WIDTH, WIDTH, rngs=rngs),
         neuron((WIDTH,), rngs=rngs),
-        nnx.Linear(WIDTH, 5, rngs=rngs),
-        snn.LI((5,), rngs=rngs),
+        nnx.Linear(WIDTH, 3, rngs=rngs),
+        snn.LI((3,), rngs=rngs),
     )
     return from_nnx(
         model,
-        5 * image(STEPS, 2, 8),
+        5 * image(STEPS, 2, 4),
         method=lambda model, x: snn.run(model, x)[0],
     )
 
@@ -40,10 +40,10 @@ def state_space(make: Callable[[Any, nnx.Rngs], nnx.Module]) -> Network:
 
     class Layers(nnx.Module):
         def __init__(self) -> None:
-            self.first = nnx.Linear(8, WIDTH, rngs=rngs)
+            self.first = nnx.Linear(4, WIDTH, rngs=rngs)
             self.norms = nnx.List([nnx.LayerNorm(WIDTH, rngs=rngs) for _ in "12"])
             self.layers = nnx.List([make(ssm, rngs) for _ in "12"])
-            self.last = nnx.Linear(WIDTH, 5, rngs=rngs)
+            self.last = nnx.Linear(WIDTH, 3, rngs=rngs)
 
         def __call__(self, x: jax.Array) -> jax.Array:
             x = self.first(x)
@@ -51,7 +51,7 @@ def state_space(make: Callable[[Any, nnx.Rngs], nnx.Module]) -> Network:
                 x = x + jax.nn.gelu(layer(norm(x)))
             return self.last(x)
 
-    return from_nnx(Layers(), image(STEPS, 2, 8))
+    return from_nnx(Layers(), image(STEPS, 2, 4))
 
 
 def _family(name: str, build: Callable[[], Network], **settings: Any) -> Family:
