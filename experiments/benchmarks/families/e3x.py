@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from experiments.benchmarks.families.family import Family, Network, image, load
 from experiments.benchmarks.families.frameworks import from_linen
 
-ATOMS, FEATURES = 5, 32
+ATOMS, FEATURES, DEGREE = 5, 64, 1
 
 
 class Energies(nn.Module):
-    """Messages between the atoms of a molecule, with features of degree 0 to 2."""
+    """Messages between the atoms of a molecule, with features of degree 0 and 1."""
 
     mix: str
 
@@ -25,20 +25,20 @@ class Energies(nn.Module):
         basis = e3x.nn.basis(
             positions[of] - positions[to],
             num=8,
-            max_degree=2,
+            max_degree=DEGREE,
             radial_fn=e3x.nn.reciprocal_bernstein,
             cutoff_fn=e3x.nn.smooth_cutoff,
         )
         x = e3x.nn.Embed(10, FEATURES)(numbers)
         for _ in range(2):
             if self.mix == "messages":
-                y = e3x.nn.MessagePass(max_degree=2)(x, basis, dst_idx=to, src_idx=of)
+                y = e3x.nn.MessagePass(max_degree=DEGREE)(x, basis, dst_idx=to, src_idx=of)
             else:
-                y = e3x.nn.SelfAttention(max_degree=2, num_heads=4)(
+                y = e3x.nn.SelfAttention(max_degree=DEGREE, num_heads=4)(
                     x, basis, dst_idx=to, src_idx=of, num_segments=ATOMS
                 )
             y = e3x.nn.silu(e3x.nn.Dense(FEATURES)(e3x.nn.add(x, y)))
-            x = e3x.nn.add(x, e3x.nn.TensorDense(FEATURES, max_degree=2)(y))
+            x = e3x.nn.add(x, e3x.nn.TensorDense(FEATURES, max_degree=DEGREE)(y))
         scalars = e3x.nn.change_max_degree_or_type(
             x, max_degree=0, include_pseudotensors=False
         )

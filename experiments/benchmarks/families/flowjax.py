@@ -43,12 +43,12 @@ def _family(name: str, kind: str, **settings: Any) -> Family:
 WIDE = {"nn_width": 64, "nn_depth": 2}
 FAMILIES = (
     _family("coupling flow", "coupling_flow", **WIDE),
-    _family("coupling flow (splines)", "coupling_flow", transformer=_splines, **WIDE),
-    _family("autoregressive flow", "masked_autoregressive_flow", **WIDE),
     _family(
-        "block autoregressive flow",
-        "block_neural_autoregressive_flow",
-        nn_depth=2,
-        nn_block_dim=16,
+        "coupling flow (splines)",
+        "coupling_flow",
+        transformer=_splines,
+        nn_width=128,
+        nn_depth=3,
     ),
+    _family("autoregressive flow", "masked_autoregressive_flow", **WIDE),
 )

@@ -21,17 +21,17 @@ def network(kind: str, *settings: Any, **more: Any) -> Network:
     )
 
 
-def _family(name: str, *settings: Any, **more: Any) -> Family:
+def _family(name: str, **settings: Any) -> Family:
     return Family(
         name=name,
         package="numpyro",
         module="numpyro",
-        build=lambda: network(name, *settings, **more),
+        build=lambda: network("AutoregressiveNN", [64, 64, 64], **settings),
         maskable=True,
     )
 
 
 FAMILIES = (
-    _family("AutoregressiveNN", [64, 64, 64]),
-    _family("BlockNeuralAutoregressiveNN", [16, 16]),
+    _family("autoregressive"),
+    _family("autoregressive, with skips", skip_connections=True),
 )
