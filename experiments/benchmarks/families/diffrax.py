@@ -1,4 +1,4 @@
-"""Neural differential equations solved by Diffrax, put together from Equinox modules."""
+"""Neural differential equations, of Equinox modules and solved by Diffrax."""
 
 from collections.abc import Callable
 from typing import Any

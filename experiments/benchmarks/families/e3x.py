@@ -32,7 +32,9 @@ class Energies(nn.Module):
         x = e3x.nn.Embed(10, FEATURES)(numbers)
         for _ in range(2):
             if self.mix == "messages":
-                y = e3x.nn.MessagePass(max_degree=DEGREE)(x, basis, dst_idx=to, src_idx=of)
+                y = e3x.nn.MessagePass(max_degree=DEGREE)(
+                    x, basis, dst_idx=to, src_idx=of
+                )
             else:
                 y = e3x.nn.SelfAttention(max_degree=DEGREE, num_heads=4)(
                     x, basis, dst_idx=to, src_idx=of, num_segments=ATOMS
@@ -60,9 +62,7 @@ def forces() -> Network:
             variables, numbers, positions
         )
 
-    return Network(
-        model=function, variables=network.variables, inputs=network.inputs
-    )
+    return Network(model=function, variables=network.variables, inputs=network.inputs)
 
 
 def _family(name: str, build: Callable[[], Network]) -> Family:

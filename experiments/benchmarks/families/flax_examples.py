@@ -1,6 +1,6 @@
-"""The networks of Flax's own examples, Linen and NNX, as its source distribution has them.
+"""The networks of Flax's own examples, Linen and NNX.
 
-They are no package: unpack the distribution and name the folder,
+They come with its source distribution. Unpack that, and name the folder:
 
     pip download --no-deps --no-binary :all: flax && tar xf flax-*.tar.gz
     mv flax-*/examples flax_examples && export PYTHONPATH=$PWD
@@ -9,7 +9,6 @@ All are narrower than in the examples.
 """
 
 import importlib
-import importlib.util
 import pathlib
 import sys
 from collections.abc import Callable
@@ -42,14 +41,13 @@ def example(folder: str, name: str, *without: str) -> Any:
       name: the file.
       *without: what its training needs, and its network does not.
     """
-    spec = importlib.util.find_spec("flax_examples")
-    (root,) = spec.submodule_search_locations or () if spec else ()
-    neighbours = [path.stem for path in pathlib.Path(root, folder).glob("*.py")]
+    here = pathlib.Path(load("flax_examples").__path__[0], folder)
+    neighbours = [path.stem for path in here.glob("*.py")]
     stand_ins = {package: mock.MagicMock() for package in without}
     with mock.patch.dict(sys.modules, stand_ins):  # forgets the neighbours, too
         for neighbour in neighbours:
             sys.modules.pop(neighbour, None)
-        with mock.patch.object(sys, "path", [str(pathlib.Path(root, folder)), *sys.path]):
+        with mock.patch.object(sys, "path", [str(here), *sys.path]):
             return importlib.import_module(name)
 
 
@@ -63,14 +61,17 @@ def residual() -> Network:
 def digits() -> Network:
     """The CNN of `mnist`, in NNX, with batch norms."""
     train = example(
-        "mnist", "train", "tensorflow", "tensorflow_datasets", "ml_collections",
-        "flax.metrics", "flax.metrics.tensorboard",
+        "mnist",
+        "train",
+        "tensorflow",
+        "tensorflow_datasets",
+        "ml_collections",
+        "flax.metrics",
+        "flax.metrics.tensorboard",
     )
     model = train.CNN(nnx.Rngs(0))
     model.eval()
-    return from_nnx(
-        model, image(2, 28, 28, 1), method=lambda model, x: model(x, None)
-    )
+    return from_nnx(model, image(2, 28, 28, 1), method=lambda model, x: model(x, None))
 
 
 def autoencoder() -> Network:
@@ -81,7 +82,9 @@ def autoencoder() -> Network:
 
 def agent() -> Network:
     """The convolutional actor and critic of `ppo`."""
-    return from_linen(example("ppo", "models").ActorCritic(6), 255 * image(1, 84, 84, 4))
+    return from_linen(
+        example("ppo", "models").ActorCritic(6), 255 * image(1, 84, 84, 4)
+    )
 
 
 def addition() -> Network:
@@ -230,7 +233,9 @@ def gemma() -> Network:
     """The decoder of `gemma`, in NNX: two layers, grouped keys, norms of queries."""
     model = _gemma()
     ids = tokens(2, LENGTH, vocabulary=VOCABULARY)
-    mask = jnp.broadcast_to(jnp.tril(jnp.ones((LENGTH, LENGTH), bool)), (2, LENGTH, LENGTH))
+    mask = jnp.broadcast_to(
+        jnp.tril(jnp.ones((LENGTH, LENGTH), bool)), (2, LENGTH, LENGTH)
+    )
     positions = jnp.broadcast_to(jnp.arange(LENGTH), (2, LENGTH))
     return from_nnx(
         model,
@@ -263,7 +268,8 @@ def gemma_decoding() -> Network:
 
 
 def _sizes() -> dict[str, Any]:
-    return dict(emb_dim=64, num_heads=4, num_layers=2, qkv_dim=64, mlp_dim=256)
+    sizes = {"emb_dim": 64, "qkv_dim": 64, "mlp_dim": 256}
+    return {**sizes, "num_heads": 4, "num_layers": 2}
 
 
 def _config(models: Any, **settings: Any) -> Any:

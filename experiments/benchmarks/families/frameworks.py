@@ -53,9 +53,7 @@ def from_nnx(
     nnx.update(model, stirred(nnx.state(model, nnx.Not(nnx.RngState))))
     if returns is not None:
         call["method"] = lambda model, *inputs: returns(model(*inputs))
-    return Network(
-        model=model, variables=nnx.state(model), inputs=inputs, call=call
-    )
+    return Network(model=model, variables=nnx.state(model), inputs=inputs, call=call)
 
 
 def stirred(variables: Tree, seed: int = 0) -> Tree:
@@ -74,7 +72,9 @@ def stirred(variables: Tree, seed: int = 0) -> Tree:
         value = np.asarray(leaf) * (1 + 0.05 * noise)
         if np.ptp(np.abs(leaf)) == 0:
             fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1
-            value = value + 0.1 * rng.standard_normal(leaf.shape) / np.sqrt(fan_in)
+            noise = rng.standard_normal((*leaf.shape, 2)) @ [1, 1j]
+            noise = noise if np.iscomplexobj(leaf) else noise.real
+            value = value + 0.1 * noise / np.sqrt(fan_in)
         return jnp.asarray(value, leaf.dtype)
 
     return jax.tree.map(stir, variables)

@@ -20,9 +20,7 @@ def model(name: str, *sizes: Any, **more: Any) -> Network:
 
 
 def _family(name: str, build: Callable[[], Network], **settings: Any) -> Family:
-    return Family(
-        name=name, package="jaxkan", module="jaxkan", build=build, **settings
-    )
+    return Family(name=name, package="jaxkan", module="jaxkan", build=build, **settings)
 
 
 FAMILIES = (

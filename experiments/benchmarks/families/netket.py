@@ -34,7 +34,8 @@ def perceptron() -> Network:
     """A perceptron with complex weights."""
     return wave_function(
         lambda models: models.MLP(
-            hidden_dims=(64, 64), param_dtype=complex,
+            hidden_dims=(64, 64),
+            param_dtype=complex,
             hidden_activations=load("netket").nn.activation.reim_selu,
         )
     )
@@ -71,9 +72,7 @@ def autoregressive(kind: str, **sizes: Any) -> Network:
 
 
 def _family(name: str, build: Callable[[], Network], **settings: Any) -> Family:
-    return Family(
-        name=name, package="netket", module="netket", build=build, **settings
-    )
+    return Family(name=name, package="netket", module="netket", build=build, **settings)
 
 
 FAMILIES = (

@@ -1,4 +1,4 @@
-"""Solvers of partial differential equations of PDEquinox, in Equinox, periodic in 1-D."""
+"""Solvers of partial differential equations of PDEquinox, in Equinox."""
 
 from typing import Any
 
@@ -12,9 +12,7 @@ def solver(kind: str, **settings: Any) -> Network:
     """Two fields on 32 points to one."""
     make = getattr(load("pdequinox.arch"), kind)
     model = make(1, 2, 1, key=jax.random.key(0), **settings)
-    return from_equinox(
-        model, lambda model, x: jax.vmap(model)(x), image(2, 2, 32)
-    )
+    return from_equinox(model, lambda model, x: jax.vmap(model)(x), image(2, 2, 32))
 
 
 def _family(name: str, kind: str, *, maskable: bool = False, **settings: Any) -> Family:

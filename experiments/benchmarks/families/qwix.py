@@ -84,9 +84,7 @@ def stored() -> Network:
 def adapted() -> Network:
     """Low-rank adapters beside the weights of every dense layer."""
     qwix, ids = load("qwix"), tokens(*IDS, vocabulary=VOCABULARY)
-    provider = qwix.LoraProvider(
-        [qwix.LoraRule(module_path=".*", rank=4, alpha=8.0)]
-    )
+    provider = qwix.LoraProvider([qwix.LoraRule(module_path=".*", rank=4, alpha=8.0)])
     model = qwix.apply_lora_to_model(Decoder(), provider)
     variables = stirred(model.init(jax.random.key(0), ids))
     return Network(model=model, variables=variables, inputs=(ids,))

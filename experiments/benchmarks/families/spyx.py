@@ -35,7 +35,7 @@ def spiking(kind: str) -> Network:
 
 
 def state_space(make: Callable[[Any, nnx.Rngs], nnx.Module]) -> Network:
-    """Two layers of a state space with norms, between dense layers; time comes first."""
+    """Two layers of a state space with norms; time comes first."""
     ssm, rngs = load("spyx.ssm"), nnx.Rngs(0)
 
     class Layers(nnx.Module):
