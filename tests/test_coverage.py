@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 import mslice_jax as ms
-from experiments.benchmarks import coverage, coverage_page
+from experiments.benchmarks import coverage, coverage_page, coverage_proofs
 from experiments.benchmarks.coverage_results import Row, Run
 from experiments.benchmarks.families import FAMILIES
 from experiments.benchmarks.families.family import (
@@ -114,8 +114,11 @@ def failed(errors: dict[str, float]) -> list[str]:
 def test_proofs_hold_for_a_perceptron() -> None:
     network = small()
     net, equations, seconds = coverage.upgraded(network)
-    errors = coverage.prove(network, net, masking=True)
-    assert list(errors) == ["identity", "rates", "permutation", "influence", "masking"]
+    errors = coverage_proofs.prove(network, net, masking=True)
+    assert set(errors) == {
+        *("identity", "rates", "permutation", "influence"),
+        *("masking", "extraction", "nesting", "compilation"),
+    }
     assert failed(errors) == []
     # Three products and two relus; a relu is a call of a call of a maximum.
     assert 5 <= equations <= 11
@@ -128,7 +131,7 @@ def test_identity_tells_another_function() -> None:
     other = dataclasses.replace(
         network, model=lambda variables, x: perceptron(variables, x) * (1 + 2**-20)
     )
-    assert failed(coverage.prove(other, net)) == ["identity"]
+    assert failed(coverage_proofs.prove(other, net)) == ["identity"]
 
 
 def test_rates_tell_a_network_that_does_not_narrow(
@@ -137,8 +140,10 @@ def test_rates_tell_a_network_that_does_not_narrow(
     network = small()
     net, _, _ = coverage.upgraded(network)
     at_rate = ms.slice_apply
-    monkeypatch.setattr(ms, "slice_apply", lambda net, x, rate: at_rate(net, x, 1.0))
-    assert "rates" in failed(coverage.prove(network, net))
+    monkeypatch.setattr(
+        ms, "slice_apply", lambda net, x, rate: at_rate(net, x, net.rate)
+    )
+    assert "rates" in failed(coverage_proofs.prove(network, net))
 
 
 def test_permutation_tells_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +154,7 @@ def test_permutation_tells_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     network = small()
     net, _, _ = coverage.upgraded(network)
     monkeypatch.setattr(ms.Sliceable, "permute", permute)
-    assert failed(coverage.prove(network, net)) == ["permutation"]
+    assert failed(coverage_proofs.prove(network, net)) == ["permutation"]
 
 
 def test_influence_tells_a_unit_that_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,28 +162,89 @@ def test_influence_tells_a_unit_that_is_heard(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(WidthPlan, "mask", lambda plan, tree, _: mask(plan, tree, 0.25))
     network = small()
     net, _, _ = coverage.upgraded(network)
-    assert failed(coverage.prove(network, net)) == ["influence"]
+    assert failed(coverage_proofs.prove(network, net)) == ["influence"]
 
 
 def test_masking_tells_a_mean_over_the_units() -> None:
     network = small(normalized)
     net, _, _ = coverage.upgraded(network)
-    errors = coverage.prove(network, net, masking=True)
+    errors = coverage_proofs.prove(network, net, masking=True)
     assert failed(errors) == ["masking"]
+
+
+def test_extraction_tells_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    extract = ms.extract
+
+    def scaled(net: ms.Sliceable, rate: float) -> ms.Sliceable:
+        small = extract(net, rate)
+        return small.replace(jax.tree.map(lambda x: x * (1 + 2**-20), small.variables))
+
+    network = small()
+    net, _, _ = coverage.upgraded(network)
+    monkeypatch.setattr(ms, "extract", scaled)
+    # Two extracts are scaled twice: they do not nest, either.
+    told = failed(coverage_proofs.prove(network, net))
+    assert told == ["extraction", "nesting"]
+
+
+def test_compilation_tells_a_program_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_rate = ms.slice_apply
+
+    def anew(net: ms.Sliceable, x: jax.Array, rate: float) -> jax.Array:
+        return jax.jit(lambda net: at_rate(net, x, rate))(net)
+
+    network = small()
+    net, _, _ = coverage.upgraded(network)
+    monkeypatch.setattr(ms, "slice_apply", anew)
+    errors = coverage_proofs.prove(network, net)
+    assert errors["compilation"] == len(coverage_proofs.RATES)
+    assert "compilation" in failed(errors)
+
+
+def test_gradient_holds_for_a_perceptron_and_tells_what_is_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = small(normalized)
+    net, _, _ = coverage.upgraded(network)
+    assert coverage_proofs.has_gradient(network)
+    assert coverage_proofs.gradient_error(network, net) < TOLERANCE
+    outputs = coverage_proofs.outputs_of
+    with monkeypatch.context() as patch:  # the extracted network computes 1.5 times it
+        patch.setattr(
+            coverage_proofs,
+            "outputs_of",
+            lambda network, net, rate: (2 - net.rate) * outputs(network, net, rate),
+        )
+        error = coverage_proofs.gradient_error(network, net)
+        assert error == pytest.approx(1 / 3, rel=1e-3)
+    mask = WidthPlan.mask
+    monkeypatch.setattr(WidthPlan, "mask", lambda plan, tree, _: mask(plan, tree, 0.25))
+    assert coverage_proofs.gradient_error(network, net) == np.inf
+
+
+def test_a_while_loop_has_no_gradient() -> None:
+    def loop(variables: Any, x: jax.Array) -> jax.Array:
+        def longer(h: jax.Array) -> jax.Array:
+            return h + jax.nn.relu(h @ variables["b"]) @ variables["b"].T
+
+        h = jax.lax.while_loop(lambda h: jnp.sum(h) < 9, longer, x @ variables["a"])
+        return h @ variables["b"] @ variables["c"]
+
+    assert not coverage_proofs.has_gradient(small(loop))
 
 
 def test_distance() -> None:
     expected = [np.asarray([1.0, -4.0]), np.asarray([[2.0]])]
-    assert coverage.distance(expected, expected) == 0
+    assert coverage_proofs.distance(expected, expected) == 0
     off = [np.asarray([1.0, -4.0]), np.asarray([[2.5]])]
-    assert coverage.distance(off, expected) == 0.25
+    assert coverage_proofs.distance(off, expected) == 0.25
     off = [np.asarray([2.0, -4.0]), np.asarray([[2.0]])]
-    assert coverage.distance(off, expected) == 0.25
+    assert coverage_proofs.distance(off, expected) == 0.25
     for bad in (np.nan, np.inf):
         off = [np.asarray([1.0, bad]), np.asarray([[2.0]])]
-        assert not coverage.distance(off, expected) <= 1
+        assert not coverage_proofs.distance(off, expected) <= 1
     with pytest.raises(ValueError, match=r"expected an output of shape \(2,\)"):
-        coverage.distance([np.zeros(3), np.zeros((1, 1))], expected)
+        coverage_proofs.distance([np.zeros(3), np.zeros((1, 1))], expected)
 
 
 # Random weights.
@@ -265,8 +331,8 @@ PAIRS: dict[str, Callable[[], Network]] = {
 def test_module_of_a_framework_holds_every_proof(name: str) -> None:
     network = PAIRS[name]()
     net, _, _ = coverage.upgraded(network)
-    errors = coverage.prove(network, net, masking=True)
-    assert len(errors) == 5 and failed(errors) == []
+    errors = coverage_proofs.prove(network, net, masking=True)
+    assert len(errors) == 8 and failed(errors) == []
     parameters = ms.report(net).to_dict()["parameters"]
     assert parameters["1.0"] == 4 * 16 + 16 + 16 * 3 + 3
     assert parameters["0.5"] == 4 * 8 + 8 + 8 * 3 + 3
@@ -288,18 +354,20 @@ def test_outputs_are_compared_as_what_they_are() -> None:
         "c": jnp.asarray([1 + 2j]),
         "k": jax.random.key(7),
     }
-    booleans, numbers, keys = coverage.arrays(mixed)
+    booleans, numbers, keys = coverage_proofs.arrays(mixed)
     assert booleans.dtype == np.float32 and booleans.tolist() == [1.0]
     assert numbers.dtype == np.complex64 and numbers.tolist() == [1 + 2j]
     np.testing.assert_array_equal(keys, jax.random.key_data(jax.random.key(7)))
     # Only the imaginary part differs.
-    assert coverage.distance([np.asarray([4 + 2j])], [np.asarray([4 + 0j])]) == 0.5
+    assert (
+        coverage_proofs.distance([np.asarray([4 + 2j])], [np.asarray([4 + 0j])]) == 0.5
+    )
 
 
 def test_complex_weights_are_poisoned_too() -> None:
     kept = {"w": np.asarray([True, False]), "n": np.asarray([True, False])}
     weights = {"w": jnp.asarray([1j, 2j]), "n": jnp.asarray([1, 2])}
-    got = coverage.filled(weights, kept, np.nan)
+    got = coverage_proofs.filled(weights, kept, np.nan)
     assert got["w"][0] == 1j and np.isnan(got["w"][1])
     np.testing.assert_array_equal(got["n"], [1, 2])
 
@@ -354,7 +422,7 @@ def test_run_is_written_and_made_into_a_page(
         line for line in text.splitlines() if line.startswith(("| Perc", "| Norm"))
     )
     assert "| 672 | 100.0% | 31.0% |" in perceptron_line
-    assert "| all 5 |" in perceptron_line
+    assert "| all 8 |" in perceptron_line
     assert "| not masking (" in normalized_line
     assert f"## numpy {np.__version__}" in text
     assert "numpy:Crash (RuntimeError: does not build)." in text

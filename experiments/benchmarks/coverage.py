@@ -4,19 +4,8 @@
 
 About 190 networks of other people's packages (`families/`), unmodified, with random
 weights and small inputs. Each is upgraded and goes through the proofs that need nothing
-hand-built:
-
-    identity     rate 1 equals the original, jitted, bit for bit
-    rates        every rate runs, gives finite numbers, and not those of the full width
-    permutation  units of every group in random order: the full width gives the same
-    influence    NaN in everything that rate .5 drops: nothing changes
-    masking      zeros there: the full width gives what rate .5 gives (only for networks
-                 in which no mean and no softmax runs over an axis that narrows)
-
-`coverage_page` makes docs/coverage.md of one run or more.
-
-The first and the fourth have to hold exactly, the others up to rounding: to `tolerance`
-times the largest entry. Packages that are not installed are left out, and named.
+hand-built, see `coverage_proofs`. Packages that are not installed are left out, and
+named. `coverage_page` makes docs/coverage.md of one run or more.
 
 Expected on two CPU cores: all proofs hold, in about 25 minutes. Needs the extra
 `coverage`.
@@ -42,14 +31,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import rich.console
 import rich.progress
 import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.analysis import equations_in
+from experiments.benchmarks.coverage_proofs import (
+    RATES,
+    SMALL,
+    gradient_error,
+    has_gradient,
+    prove,
+)
 from experiments.benchmarks.coverage_results import Row, Run
 from experiments.benchmarks.coverage_verdicts import NUMBER_WARNING, own_trace
 from experiments.benchmarks.families import FAMILIES
@@ -57,9 +51,6 @@ from experiments.benchmarks.families.family import Family, Network, Tree
 from experiments.benchmarks.result import save
 
 PROGRAM = "experiments.benchmarks.coverage"
-RATES = (0.25, 0.5, 1.0)
-SMALL = 0.5
-"""The rate of the proofs of influence and masking."""
 USUAL = (
     "input of the function",
     "output of the function",
@@ -81,6 +72,8 @@ class Config:
     """How far a proof may be off, relative to the largest entry."""
     optimize: bool = False
     """Whether XLA optimizes the programs; compiling them then takes longer."""
+    gradients: bool = False
+    """Whether to compare gradients too; most of a run is then to compile them."""
     seed: int = 0
     out: pathlib.Path | None = None
     """Where to write what was seen, as JSON."""
@@ -89,7 +82,7 @@ class Config:
 # -- one family
 
 
-def examine(family: Family, seed: int = 0) -> Row:
+def examine(family: Family, seed: int = 0, *, gradients: bool = False) -> Row:
     """Builds a network, upgrades it, and measures how far each proof is off."""
     start = time.perf_counter()
     with others_warnings_ignored():
@@ -99,6 +92,8 @@ def examine(family: Family, seed: int = 0) -> Row:
         report = ms.report(net).to_dict()
         parameters = report["parameters"]
         errors = prove(network, net, seed=seed, masking=family.maskable)
+        if gradients and has_gradient(network):
+            errors["gradient"] = gradient_error(network, net)
     return Row(
         package=family.package,
         name=family.name,
@@ -134,94 +129,6 @@ def upgraded(network: Network) -> tuple[ms.Sliceable, int, float]:
     done = time.process_time()
     seconds = max(0.0, (done - traced) - (traced - start))
     return net, equations_in(closed.jaxpr), seconds
-
-
-def prove(
-    network: Network, net: ms.Sliceable, *, seed: int = 0, masking: bool = False
-) -> dict[str, float]:
-    """How far each proof is off, relative to the largest entry of the output.
-
-    Args:
-      network: the original.
-      net: the same, upgraded with `RATES`.
-      seed: of the permutations.
-      masking: whether the narrow network equals the full one with zeros.
-    """
-
-    def run(net: ms.Sliceable, rate: float) -> list[np.ndarray]:
-        first, *more = network.inputs
-        return arrays(ms.slice_apply(net, first, rate, *more, **network.call))
-
-    def original(variables: Tree, *inputs: Any) -> Any:
-        return network.function(variables, *inputs, **network.call)
-
-    full = run(net, 1.0)
-    errors = {
-        "identity": distance(
-            full, arrays(jax.jit(original)(network.variables, *network.inputs))
-        )
-    }
-    narrow = {rate: run(net, rate) for rate in RATES[:-1]}
-    fine = all(
-        np.isfinite(distance(outputs, full)) and distance(outputs, full) > 1e-4
-        for outputs in narrow.values()
-    )
-    errors["rates"] = 0.0 if fine else np.inf
-
-    rng = np.random.default_rng(seed)
-    orders = {
-        name: rng.permutation(group.size) for name, group in net.plan.groups.items()
-    }
-    errors["permutation"] = distance(run(net.permute(orders), 1.0), full)
-
-    kept = net.plan.mask(net.variables, SMALL)
-    poisoned = net.replace(filled(net.variables, kept, np.nan))
-    errors["influence"] = distance(run(poisoned, SMALL), narrow[SMALL])
-    if masking:
-        masked = net.replace(filled(net.variables, kept, 0.0))
-        errors["masking"] = distance(run(masked, 1.0), narrow[SMALL])
-    return errors
-
-
-def filled(variables: Tree, kept: Tree, value: float) -> Tree:
-    """The variables with a value in every inexact entry that is not kept."""
-
-    def fill(leaf: Any, keep: np.ndarray) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return leaf
-        return np.where(keep, leaf, np.asarray(value, leaf.dtype))
-
-    return jax.tree.map(fill, variables, kept)
-
-
-def arrays(output: Any) -> list[np.ndarray]:
-    """The arrays of an output; low precision and booleans as float32.
-
-    A complex number stays what it is, and a random key counts as its numbers.
-    """
-
-    def array(leaf: Any) -> np.ndarray:
-        leaf = jnp.asarray(leaf)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        wide = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
-        return np.asarray(leaf, np.complex64 if wide else np.float32)
-
-    return [array(leaf) for leaf in jax.tree.leaves(output)]
-
-
-def distance(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest difference over the largest entry, of the worst array.
-
-    NaN where anything is not finite: then nothing is proved.
-    """
-    worst = 0.0
-    for a, b in zip(actual, expected, strict=True):
-        if a.shape != b.shape:
-            raise ValueError(f"expected an output of shape {b.shape}; got {a.shape}.")
-        largest = np.max(np.abs(b), initial=np.finfo(np.float32).tiny)
-        worst = np.maximum(worst, np.max(np.abs(a - b), initial=0.0) / largest)
-    return float(worst)
 
 
 def unusual(reasons: Sequence[str]) -> str:
@@ -290,7 +197,7 @@ def main(config: Config) -> Run:
         for family in families:
             progress.update(task, description=str(family))
             try:
-                row = examine(family, config.seed)
+                row = examine(family, config.seed, gradients=config.gradients)
             except Exception as error:  # the table has to tell of the others
                 last = f"{type(error).__name__}: {error}".splitlines()[0]
                 run.crashed[str(family)] = last

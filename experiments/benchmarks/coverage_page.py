@@ -87,6 +87,14 @@ def markdown(runs: Sequence[Run]) -> str:
         "* **masking**: with zeros there the full width gives the output of rate "
         f"{SMALL:g}, to {first.tolerance:g}. Only where no mean and no softmax runs "
         "over an axis that narrows.",
+        f"* **extraction**: the extracted narrow network gives what rate {SMALL:g} "
+        "gives, bit for bit.",
+        f"* **nesting**: to extract {SMALL:g}, and {first.rates[0]:g} of that, is to "
+        f"extract {first.rates[0]:g}.",
+        "* **compilation**: to run all of this again compiles nothing.",
+        f"* **gradient** (in runs with `--gradients`): that of rate {SMALL:g} is zero "
+        "outside the slice, and inside that of the extracted network. Where the "
+        "original has a gradient.",
         "* **own trace**: where the function itself runs on narrow arrays, its trace "
         "there is the narrow program; or why the two cannot be compared.",
         "",

@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-EXACT = ("identity", "influence")
+EXACT = ("identity", "influence", "extraction", "nesting", "compilation")
 """The proofs that leave no room for rounding."""
 
 
