@@ -93,7 +93,9 @@ CODES = {
     )[i],
     "a permutation matrix": lambda i, n: jnp.asarray(EYE[::-1])[n - 1 - i],
     "concatenated": lambda i, n: floats(i[:, None] == parts(n)),
-    "rolled": lambda i, n: floats(i[:, None] == jnp.roll(jnp.arange(1.0, n + 1), 0) - 1),
+    "rolled": lambda i, n: floats(
+        i[:, None] == jnp.roll(jnp.roll(jnp.arange(1.0 * n), 3), -3)
+    ),
     "running sum": lambda i, n: floats(i[:, None] == jnp.cumsum(jnp.ones(n)) - 1),
     "linspace": lambda i, n: floats(i[:, None] == jnp.linspace(0.0, n - 1, n)),
     "relu": lambda i, n: relu_code(i, jnp.arange(n)),
@@ -137,9 +139,7 @@ def test_a_vocabulary_stays_whole(name):
     )
     net = ms.upgrade(f, full, IDS, rates=(0.25, 1.0))
     narrow = {"e": full["e"][:, :KEPT], "w": full["w"][:KEPT]}
-    jax.tree.map(
-        np.testing.assert_array_equal, ms.extract(net, 0.25).variables, narrow
-    )
+    jax.tree.map(np.testing.assert_array_equal, ms.extract(net, 0.25).variables, narrow)
     np.testing.assert_allclose(
         ms.slice_apply(net, IDS, 0.25),
         expected(narrow["e"], narrow["w"]),
@@ -192,7 +192,7 @@ FEATURES = {
     "linspace": lambda x, n: sines(x, jnp.linspace(1.0, 6.0, n)),
     "geomspace": lambda x, n: sines(x, jnp.geomspace(1.0, 60.0, n)),
     "logspace": lambda x, n: sines(x, jnp.logspace(0.0, 1.0, n)),
-    "linspace without its end": lambda x, n: sines(x, jnp.linspace(0.0, 9.0, n + 1)[1:]),
+    "linspace without its end": lambda x, n: sines(x, jnp.linspace(0, 9, n + 1)[1:]),
     "arange": lambda x, n: sines(x, jnp.arange(n)),
     "powers": lambda x, n: sines(x, 100.0 ** (-jnp.arange(n) / n)),
     "exp": lambda x, n: sines(x, jnp.exp(jnp.arange(0, 2 * n, 2) * (-4.0 / n))),

@@ -1,4 +1,4 @@
-"""Windows at places known only at run time: what they span narrows, what they cut stays.
+"""Windows at places known only at run time: what they span narrows.
 
 vmap makes gathers and scatters of them, with windows of full size along the units. The
 narrow network by hand is the function itself on weights that NumPy cut.
@@ -133,9 +133,7 @@ def test_recurrent_both_ways_with_lengths(cell):
     kept = ms.report(net).to_dict()["parameters"]
     assert kept["0.5"] / kept["1.0"] < 0.36
     small = net.plan.slice(variables, 0.5)
-    expected = jax.tree.map(
-        np.shape, Net(8).init(jax.random.key(0), X, lengths)
-    )
+    expected = jax.tree.map(np.shape, Net(8).init(jax.random.key(0), X, lengths))
     assert jax.tree.map(np.shape, small) == expected
     np.testing.assert_allclose(
         ms.slice_apply(net, X, 0.5, lengths),

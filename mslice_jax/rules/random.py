@@ -11,7 +11,6 @@ from typing import Any
 from .base import Dim, Dims, Narrow, Tie, rule
 from .folding import cut
 
-
 _OWN_KEY = "no argument reaches the key"
 
 
@@ -30,7 +29,7 @@ def _narrow_bits(n: Narrow, key: Any) -> Any:
 
 @rule("random_bits", narrow=_narrow_bits)
 def tie_bits(t: Tie) -> Sequence[Dims]:
-    """key (k) -> (k, a, b): new axes; with a key of its own the program has constants."""
+    """key (k) -> (k, a, b): new axes; of a key of the program's own, constants."""
     _note_own_key(t)
     return [[*t.ins[0].dims, *(Dim(size) for size in t.params["shape"])]]
 
