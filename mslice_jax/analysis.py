@@ -11,7 +11,7 @@ group norms narrow by groups and attention by heads (Model Slicing, section 3.2)
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from .counts import (
     Use,
     count,
     decide,
+    line_of,
     pair,
 )
 from .dims import (
@@ -49,7 +50,7 @@ from .dims import (
 from .growth import INPUT, PARAMETER
 from .rules import NO_RULE, RULES, Frame, Tie, Value, order
 from .rules.folding import FOLDED
-from .unify import Dim, Equations, Reason, atoms, factors, find
+from .unify import Dim, Equations, Reason, atoms, factors, find, segments
 
 UNREAD = "not read by the traced call"
 
@@ -188,21 +189,22 @@ class Analysis:
         """The operands of an equation that are other numbers at these widths."""
         own = self.own_program(widths)
         if own is not None:
-            others = own.operands.get((id(frame), index))
-            if not others and not self.asked.follow:
-                return {}
-            asked = self.counts.numbers(frame, index, widths)
-            asked = {
-                at: number
-                for at, number in asked.items()
-                if self.counts.asked.get(Use(id(frame), index, at))
-            }
-            return {
-                at: number
-                for at, number in (others or {}).items()
-                if not self.counts.stays(frame, index, at)
-            } | asked
+            return self._asked_of(
+                own.operands.get((id(frame), index), {}), frame, index, widths
+            )
         return self.counts.numbers(frame, index, widths)
+
+    def _asked_of(
+        self, own: Mapping[int, Any], frame: Frame, index: int, widths: Widths
+    ) -> Mapping[int, Any]:
+        """The numbers of the own program, but for what the user said."""
+        if self.asked == Asked():
+            return own
+        if own and self.asked.of(line_of(frame, index)) is False:
+            own = {}
+        counted = self.counts.numbers(frame, index, widths)
+        asked = (at for at in counted if Use(id(frame), index, at) in self.counts.asked)
+        return {**own, **{at: counted[at] for at in asked}}
 
     def cut(self, frame: Frame, var: Any, value: Any, widths: Widths) -> Any:
         """The part of a captured array that is kept at these widths."""
@@ -385,6 +387,7 @@ def walk(
     frame = Frame(jaxpr, consts, known, {}, {}, sources)
     for var, const in zip(jaxpr.constvars, consts, strict=True):
         frame.values[var] = _constant(var.aval, const)
+        equations.constant += frame.values[var].dims
 
     def call(inner: Any, operands: Sequence[Value]) -> tuple[Frame, list[Value]]:
         why = equations.why
@@ -397,6 +400,7 @@ def walk(
         for var in eqn.invars:
             if isinstance(var, core.Literal) and np.ndim(var.val):
                 frame.values[id(var)] = _constant(var.aval, var.val)
+                equations.constant += frame.values[id(var)].dims
         name = eqn.primitive.name
         equations.why = Reason(name, (eqn.source_info, *sources), name)
         tie = Tie(frame, index, equations, call)
@@ -408,6 +412,7 @@ def walk(
         if index not in frame.children:  # else known from what was called
             for result, found in zip(results, order.read(tie), strict=True):
                 result.order = result.order or found
+        equations.constant += [d for r in results for d in order.places(r)]
         frame.values.update(zip(eqn.outvars, results, strict=True))
     outs = []
     for var in jaxpr.outvars:
@@ -496,6 +501,9 @@ def _one_factor_narrows(
 ) -> dict[Dim, int]:
     """Of the factors of every product keeps one that narrows, and fixes the others.
 
+    It is the outermost, but for those that a constant is contracted with: they come
+    last. Several narrow where each is the axis of arrays without the other.
+
     Returns:
       For each outer factor that narrows: how many entries one of its indices stands
       for, counting what would have narrowed in its place.
@@ -507,6 +515,12 @@ def _one_factor_narrows(
         for axis in kind.inner
         for atom in atoms(dims[axis])
     }
+
+    made = Reason("stays whole: made by a constant, and no axis of a parameter alone")
+    for atom in _made_by_constants(parameters, equations):
+        equations.fix(atom, made)
+    mixed = {atom for dim in equations.mixed for atom in atoms(dim)}
+    free_of = _Independent(parameters, equations)
 
     def can_narrow(dim: Dim) -> bool:
         return any(
@@ -526,19 +540,88 @@ def _one_factor_narrows(
         changed = False
         for parts in (*asked, *products):
             narrows = [part for part in parts if can_narrow(part)]
+            if parts not in asked:
+                narrows.sort(key=lambda part: any(a in mixed for a in atoms(part)))
+                if free_of.each_other(narrows):
+                    continue
             for part in narrows[1:]:
                 changed = True
                 equations.fix(part, stays)
     spans: dict[Dim, int] = {}
     for parts in products:
+        if sum(map(can_narrow, parts)) > 1:
+            continue
         for i, part in enumerate(parts[:-1]):
             held = [
-                p for p in parts[i + 1 :] if all(a.fixed is stays for a in atoms(p))
+                p
+                for p in parts[i + 1 :]
+                if all(a.fixed is stays or a.fixed is made for a in atoms(p))
             ]
             span = math.prod(find(other).size for other in held)
             for atom in atoms(part):
                 spans[atom] = max(span, spans.get(atom, 1))
     return spans
+
+
+def _made_by_constants(
+    parameters: Sequence[tuple[Parameter, Sequence[Dim]]], equations: Equations
+) -> set[Dim]:
+    """Atoms that only constants brought in, and that reach a parameter in a product.
+
+    The rows of a picture that was resized, say, beside its channels in a flattened
+    axis. The heads of attention were split off an axis of units, whatever constants
+    (slopes of positions) go along them.
+    """
+    constant = {atom for dim in equations.constant for atom in atoms(dim)}
+    split = {atom for dims in equations.splits for dim in dims for atom in atoms(dim)}
+    within = {atom for _, dims in parameters for dim in dims for atom in atoms(dim)}
+    alone = {atom for _, dims in parameters for dim in dims for atom in _alone(dim)}
+    return (constant & within) - split - alone
+
+
+def _alone(dim: Dim) -> Iterator[Dim]:
+    """The atoms of an axis that are no factors of a product."""
+    for part in segments(dim):
+        root = find(part)
+        if root.factors is None:
+            yield root
+
+
+class _Independent:
+    """Which factors are units of their own, each made by a parameter of its own."""
+
+    def __init__(
+        self,
+        parameters: Sequence[tuple[Parameter, Sequence[Dim]]],
+        equations: Equations,
+    ) -> None:
+        self.alone: set[Dim] = set()
+        self.arrays: dict[Dim, set[int]] = {}  # that an atom runs through
+        for at, (_, dims) in enumerate(parameters):
+            for dim in dims:
+                self.alone.update(_alone(dim))
+                for atom in atoms(dim):
+                    self.arrays.setdefault(atom, set()).add(at)
+        self.joint: dict[Dim, set[int]] = {}  # the lists that an atom is in
+        for at, dims in enumerate((*equations.splits, *equations.joint)):
+            for dim in dims:
+                for atom in atoms(dim):
+                    self.joint.setdefault(atom, set()).add(at)
+
+    def each_other(self, parts: Sequence[Dim]) -> bool:
+        """Whether any two of these can narrow side by side."""
+        found = [find(part) for part in parts]
+        if len(found) < 2 or not all(part in self.alone for part in found):
+            return False
+        return all(
+            self._free(a, b) for i, a in enumerate(found) for b in found[i + 1 :]
+        )
+
+    def _free(self, a: Dim, b: Dim) -> bool:
+        # Heads and their size come from one projection, or are always together.
+        together = self.joint.get(a, set()) & self.joint.get(b, set())
+        of_a, of_b = self.arrays[a], self.arrays[b]
+        return a is not b and not together and bool(of_a - of_b and of_b - of_a)
 
 
 def _name(places: Sequence[tuple[str, int, int]], taken: Mapping[str, Any]) -> str:

@@ -197,7 +197,7 @@ def check_ranks(definition: Definition, call: Call, arrays: Sequence[Any]) -> No
     """Raises ValueError if an input has another rank than the one `upgrade` saw."""
     seen_args, seen_kwargs = definition.call.join(definition.arrays)
     args, kwargs = call.join(arrays)
-    pairs: dict[Any, Any] = dict(enumerate(zip(seen_args, args, strict=False)))
+    pairs: dict[int | str, Any] = dict(enumerate(zip(seen_args, args, strict=False)))
     pairs |= {k: (seen_kwargs[k], x) for k, x in kwargs.items() if k in seen_kwargs}
     for name, (seen, given) in pairs.items():
         if is_array(seen) and is_array(given) and len(seen.shape) != len(given.shape):
@@ -223,7 +223,7 @@ def check_shapes(
 
 
 def _inputs(call: Call, arrays: Sequence[Any]) -> tuple[Any, ...]:
-    """The inputs of a call, shapes for arrays; of its keywords those with arrays."""
+    """The inputs with shapes for arrays; of the keywords those that have arrays."""
     args, kwargs = call.join(arrays)
     named = [x for x in kwargs.values() if any(map(is_array, jax.tree.leaves(x)))]
     return jax.tree.map(lambda x: x.shape if is_array(x) else x, (*args, *named))

@@ -47,6 +47,8 @@ class SliceableModule(nn.Module):
                     "function has no initialisation. Use the variables it came with."
                 )
             fresh = function.init(self.make_rng("params"), *inputs, **kwargs)
+            if not _has_boxes(self.definition.plan.axes):  # upgrade got them unboxed
+                fresh = nn.unbox(fresh)
             if self.source != 1.0:
                 full = Sliceable(fresh, self.definition)
                 fresh = extract(full, self.source).variables
@@ -80,3 +82,12 @@ class SliceableModule(nn.Module):
             self.param(name, lambda _: value)
         else:
             self.variable(collection, name, lambda: jax.tree.map(lambda x: x, value))
+
+
+def _has_boxes(tree: Any) -> bool:
+    """Whether leaves come with names of mesh axes, as `nn.with_partitioning` does."""
+
+    def is_box(x: Any) -> bool:
+        return isinstance(x, nn.meta.AxisMetadata)
+
+    return any(map(is_box, jax.tree.leaves(tree, is_leaf=is_box)))

@@ -245,6 +245,16 @@ class WidthPlan:
             if not group.is_exact(rate)
         ]
 
+    def products(self) -> dict[str, str]:
+        """The axes of which several factors narrow: 'w:0' and '(8* x 6*)'."""
+        return {
+            f"{path.removeprefix('params/')}:{at}": str(axis)
+            for path, leaf in self._by_path.items()  # type: ignore[attr-defined]
+            for at, axis in enumerate(leaf.axes)
+            if isinstance(axis, dims.Product)
+            and sum(bool(dims.groups_in(factor)) for factor in axis.factors) > 1
+        }
+
     def parameters(self, rate: Rate) -> int:
         """How many numbers the tree holds at the rate."""
         kept, leaves = self.widths(rate), jax.tree.leaves(self.axes)

@@ -202,6 +202,9 @@ class Definition:
         Args:
           body: ``body(definition, *args)``.
           statics: how many of `args`, from the first, are static.
+
+        Returns:
+          A jitted function of `unkeyed_settings()` and `args`.
         """
         found = self._jitted.get(body)
         if found is None:
@@ -209,11 +212,11 @@ class Definition:
             # would wait for the garbage collector, and their programs with them.
             this = weakref.ref(self)
 
-            def run(*args: Any) -> Any:
+            def run(_: Any, *args: Any) -> Any:
                 return body(this(), *args)
 
             run.__name__ = run.__qualname__ = body.__name__.lstrip("_")
-            found = jax.jit(run, static_argnums=tuple(range(statics)))
+            found = jax.jit(run, static_argnums=tuple(range(1 + statics)))
             self._jitted[body] = found
         return found
 
@@ -222,8 +225,14 @@ class Definition:
     ) -> Program:
         """The program of a call, from types of full-width variables and of arrays."""
         own = rate if self.function.depends_on_rate else None
-        read = self.jitted(_read, 2)
-        return self._programs[read.eval_shape(own, call, variables, list(arrays))]
+        args = (unkeyed_settings(), own, call, variables, list(arrays))
+        return self._programs[self.jitted(_read, 2).eval_shape(*args)]
+
+
+def unkeyed_settings() -> tuple[Any, ...]:
+    """What changes a trace, and is not told apart by the caches of `jax.jit`."""
+    config: Any = jax.config
+    return config.jax_default_prng_impl, config.jax_enable_custom_prng
 
 
 @jax.tree_util.register_static

@@ -41,6 +41,8 @@ class Report:
           * ``fixed``: each axis of a parameter that keeps its size, the reason, the
             primitive that asks for it (empty where the user or the call does), and the
             user's line.
+          * ``products``: the axes of parameters of which several factors narrow, each
+            by itself, and what they are made of.
           * ``rounded``: where a group cannot keep exactly its rate.
           * ``numbers``: each number of the program that is a power of the size of an
             axis that narrows, whether it follows the width, why, and the user's line;
@@ -82,6 +84,7 @@ class Report:
                 }
                 for fixed in plan.fixed
             ],
+            "products": plan.products(),
             "rounded": [
                 {"group": name, "rate": rate, "width": width}
                 for name, rate, width in plan.inexact()
@@ -162,6 +165,9 @@ class Report:
         for why, axes in reasons.items():
             more = f", and {len(axes) - 3} more" if len(axes) > 3 else ""
             lines.append(f"  {why}: {', '.join(axes[:3])}{more}")
+        if data["products"]:
+            lines += ["", "axes of which several factors narrow, each by itself:"]
+            lines += [f"  {axis} = {of}" for axis, of in data["products"].items()]
         if data["rounded"]:
             lines += ["", "rates that a group cannot keep exactly:"]
         for rounded in data["rounded"]:

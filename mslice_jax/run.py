@@ -14,7 +14,7 @@ from .analysis import PlanError
 from .checks import check_keywords, check_ranks, check_shapes
 from .narrow import evaluate
 from .plan import WidthPlan, path_name, path_parts
-from .program import Call, Definition, type_of
+from .program import Call, Definition, type_of, unkeyed_settings
 from .rates import Rate
 
 
@@ -34,14 +34,15 @@ def run(
     outside of jit that is most of what a call of a small network costs.
     """
     run = definition.jitted(_run, 4)
-    return run(rate, source, call, tree, variables, arrays)
+    return run(unkeyed_settings(), rate, source, call, tree, variables, arrays)
 
 
 def slice_variables(
     definition: Definition, rate: Rate, source: Rate, variables: Any
 ) -> Any:
     """The variables, which are at `source`, at a rate."""
-    return definition.jitted(_slice_variables, 2)(rate, source, variables)
+    cut = definition.jitted(_slice_variables, 2)
+    return cut(unkeyed_settings(), rate, source, variables)
 
 
 def _slice_variables(

@@ -434,7 +434,8 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
     at = _resolved(net, rate)
     if at == net.rate:
         sliced = net.variables
-    elif _can_be_kept(jax.tree.leaves(net.variables)):
+    elif _can_be_kept(leaves := jax.tree.leaves(net.variables)):
+        _check_there(leaves)
         # The arrays go to the network that is made: kept here, too, they would die with
         # whichever of the two gives its weights away.
         net._narrow.pop(at, None)
@@ -442,7 +443,6 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
     else:
         cut = functools.partial(net.plan.slice, rate=at, source=net.rate)
         # Types have a plan too: what is cut from them are types.
-        leaves = jax.tree.leaves(net.variables)
         abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
         sliced = jax.eval_shape(cut, net.variables) if abstract else cut(net.variables)
     return Sliceable(_without_wider(net, sliced, at), net.definition, at)
@@ -472,19 +472,26 @@ def _kept(net: Sliceable, rate: Rate) -> _Kept | None:
     if kept is None or not kept.is_of(leaves, mesh):
         if not _can_be_kept(leaves):
             return None
+        _check_there(leaves)
         sources = tuple(map(weakref.ref, leaves))
         narrow, tree = jax.tree.flatten(_cut(net, rate))
         kept = net._narrow[rate] = _Kept(narrow, tree, sources, mesh)
+    else:
+        _check_there(leaves)
+    return kept
+
+
+_is_deleted = operator.methodcaller("is_deleted")
+
+
+def _check_there(leaves: Iterable[Any]) -> None:
+    """Raises RuntimeError if an array was deleted."""
     if any(map(_is_deleted, leaves)):
         raise RuntimeError(
             "the weights of this network were deleted, or given away to a jitted "
             "function that donates them. Use the network that it returned, or copy the "
             "weights beforehand: jax.tree.map(jnp.copy, net)."
         )
-    return kept
-
-
-_is_deleted = operator.methodcaller("is_deleted")
 
 
 def _cut(net: Sliceable, rate: Rate) -> Any:

@@ -116,6 +116,12 @@ class Equations:
         self.why: Reason | None = None
         # In each of these, read from the outermost, one dim may narrow.
         self.products: list[Sequence[Dim]] = []
+        # Dims that one axis was split into; and those of one projection.
+        self.splits: list[Sequence[Dim]] = []
+        self.joint: list[Sequence[Dim]] = []
+        # What constants brought in; and of these what they are contracted with.
+        self.constant: list[Dim] = []
+        self.mixed: list[Dim] = []
         # What a slice left out, and what slices took: what nobody takes is fixed.
         self.left_out: list[tuple[Dim, Reason | None]] = []
         self.taken: list[Dim] = []
@@ -143,6 +149,11 @@ class Equations:
 
     def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         """Sees `dim` as a product of new dims of these sizes, and returns them."""
+        parts = self._split(dim, sizes)
+        self.splits.append(parts)
+        return parts
+
+    def _split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         parts = [Dim(size) for size in sizes]
         self.equate(dim, self.product(parts))
         return parts
@@ -205,11 +216,11 @@ class Equations:
             if x.size == y.size:
                 self.equate(x, y)
             elif _divides(y.size, x.size):
-                outer, inner = self.split(x, (y.size, x.size // y.size))
+                outer, inner = self._split(x, (y.size, x.size // y.size))
                 self.equate(outer, y)
                 left.append(inner)
             elif _divides(x.size, y.size):
-                outer, inner = self.split(y, (x.size, y.size // x.size))
+                outer, inner = self._split(y, (x.size, y.size // x.size))
                 self.equate(x, outer)
                 right.append(inner)
             else:

@@ -19,15 +19,16 @@ PACKAGE = ROOT / "mslice_jax"
 ROWS = (
     {"rates", "patterns", "compilation"},
     {"dims", "source"},
-    {"unify"},
+    {"unify", "growth"},
     {"rules"},
+    {"counts"},
     {"analysis"},
     {"plan"},
     {"narrow", "flops"},
     {"norms"},
     {"functions"},
     {"program"},
-    {"checks", "fit"},
+    {"checks", "fit", "agreement"},
     {"run"},
     {"sliceable", "module", "nnx_module"},  # net.module makes what holds the other
     {"report", "calibration", "importance"},
@@ -45,7 +46,7 @@ ONLY = {
     "nn": {"rates"},
     "plots": {"rates"},
 }
-MAY_USE_JAX_EXTEND = {"rules", "analysis", "narrow"}
+MAY_USE_JAX_EXTEND = {"rules", "counts", "analysis", "narrow"}
 
 
 def module_name(file: pathlib.Path) -> str:

@@ -42,6 +42,7 @@ import mslice_jax as ms
 from experiments.benchmarks.result import save
 from mslice_jax.analysis import Parameter, discover
 from mslice_jax.models import CifarResNet
+from mslice_jax.program import Definition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,30 +125,31 @@ def measure(name: str, rounds: int) -> Row:
     net = ms.upgrade(model, variables, x, rates=(0.25, 0.5, 1.0))
     definition, weights = net.definition, net.variables
     closed = jax.make_jaxpr(
-        lambda v, x: definition.function(v, x, rate=1.0)  # with its norms swapped
+        lambda v, x: definition.function(v, 1.0, x)  # with its norms swapped
     )(weights, x)
     kinds: list[Parameter | str] = [
         Parameter(jax.tree_util.keystr(path))
         for path, _ in jax.tree.leaves_with_path(weights)
     ]
 
-    def sliced(rate: float, programs: dict[Any, Any]) -> dict[Any, Any]:
-        # A definition of its own: JAX would remember the trace.
-        fresh = dataclasses.replace(definition, _programs=programs)
+    def sliced(rate: float, fresh: Definition) -> Definition:
         jax.make_jaxpr(lambda w, x: ms.slice_apply(ms.Sliceable(w, fresh), x, rate))(
             weights, x
         )
-        return programs
+        return fresh
+
+    def new() -> Definition:  # JAX remembers what it traced for another
+        return dataclasses.replace(definition)
 
     def plain() -> None:
-        jax.make_jaxpr(lambda v, x: definition.function(v, x, rate=1.0))(weights, x)
+        jax.make_jaxpr(lambda v, x: definition.function(v, 1.0, x))(weights, x)
 
-    read = sliced(0.5, {})
+    read = [sliced(0.5, new()) for _ in range(rounds)]
     calls: dict[str, Callable[[], Any]] = {
         "analysis": lambda: discover(closed, [*kinds, "an input"], ["an output"]),
         "plain": plain,
-        "first": lambda: sliced(0.5, {}),
-        "again": lambda: sliced(0.25, dict(read)),
+        "first": lambda: sliced(0.5, new()),
+        "again": lambda: sliced(0.25, read.pop()),
     }
     times: dict[str, list[float]] = {call: [] for call in calls}
     for _ in range(rounds):

@@ -1,72 +1,56 @@
 """Does the transformation take the networks that people really have?
 
-    python -m experiments.benchmarks.coverage --out docs/coverage.md
+    python -m experiments.benchmarks.coverage --out docs/coverage/jax-0.10.json
 
-About 100 network families of other people's packages (`families/`), unmodified, with
-random weights and small inputs. Each is upgraded and goes through the proofs that need
-nothing hand-built:
+About 190 networks of other people's packages (`families/`), unmodified, with random
+weights and small inputs. Each is upgraded and goes through the proofs that need nothing
+hand-built, see `coverage_proofs`. Packages that are not installed are left out, and
+named. `coverage_page` makes docs/coverage.md of one run or more.
 
-    identity     rate 1 equals the original, jitted, bit for bit
-    rates        every rate runs, gives finite numbers, and not those of the full width
-    permutation  units of every group in random order: the full width gives the same
-    influence    NaN in everything that rate .5 drops: nothing changes
-    masking      zeros there: the full width gives what rate .5 gives (only for networks
-                 in which no mean and no softmax runs over an axis that narrows)
-
-The first and the fourth have to hold exactly, the others up to rounding: to `tolerance`
-times the largest entry. Packages that are not installed are left out, and named.
-
-Expected on two CPU cores: all proofs hold, in about 20 minutes. Needs the extra
+Expected on two CPU cores: all proofs hold, in about 25 minutes. Needs the extra
 `coverage`.
 """
 
 import collections
 import contextlib
 import dataclasses
+import datetime
 import fnmatch
 import gc
 import importlib.metadata
 import importlib.util
-import itertools
 import os
 import pathlib
+import platform
+import shlex
+import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import rich.console
 import rich.progress
 import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.analysis import equations_in
+from experiments.benchmarks.coverage_proofs import (
+    RATES,
+    SMALL,
+    gradient_error,
+    has_gradient,
+    prove,
+)
+from experiments.benchmarks.coverage_results import Row, Run
+from experiments.benchmarks.coverage_verdicts import NUMBER_WARNING, own_trace
 from experiments.benchmarks.families import FAMILIES
 from experiments.benchmarks.families.family import Family, Network, Tree
+from experiments.benchmarks.result import save
 
-RATES = (0.25, 0.5, 1.0)
-SMALL = 0.5
-"""The rate of the proofs of influence and masking."""
-EXACT = ("identity", "influence")
-"""The proofs that leave no room for rounding."""
-NOTES = """\
-The networks of transformers, diffusers and keras-hub have two layers or stages, no \
-wider than 128; those of jax-resnet and most of equimo have one block a stage; those \
-of keras are whole. RegNet keeps more than 30 % because the inputs of a group stay \
-whole in a grouped convolution. Where a backbone of keras-hub has no head (T5, XLNet, \
-DINOv3, ViTDet, VideoPrism), a linear map of its outputs stands in for one: what a \
-network returns keeps its size. The networks of equinox and jraph, and VQ-VAE, LSTM, \
-GRU, Conv-LSTM and Transformer of dm-haiku, are put together here from the package's \
-modules. Batch norms stay batch norms (`norm="shared"`).
-
-Not in the table, for they do not run with this JAX themselves: T5, mT5 and LongT5 of \
-transformers (keras-hub has a T5), StyleGAN2 of flaxmodels, FasterViT and SHViT of \
-equimo."""
-"""What a reader of the table should know."""
+PROGRAM = "experiments.benchmarks.coverage"
 USUAL = (
     "input of the function",
     "output of the function",
@@ -88,59 +72,42 @@ class Config:
     """How far a proof may be off, relative to the largest entry."""
     optimize: bool = False
     """Whether XLA optimizes the programs; compiling them then takes longer."""
+    gradients: bool = False
+    """Whether to compare gradients too; most of a run is then to compile them."""
     seed: int = 0
     out: pathlib.Path | None = None
-    """Where to write the table, as Markdown."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
-    """What was seen of one family.
-
-    `errors` has for each proof how far it is off, relative to the largest entry.
-    """
-
-    family: Family
-    equations: int
-    parameters: int
-    elastic: float
-    """Share of the parameters that an axis which narrows runs through."""
-    half: float
-    """Parameters at rate .5 over all of them."""
-    seconds: float
-    """CPU time of `upgrade` beyond the trace."""
-    errors: dict[str, float]
-    fixed: str
-
-    def failed(self, tolerance: float) -> list[str]:
-        """The proofs that do not hold."""
-        return [
-            proof
-            for proof, error in self.errors.items()
-            if not error <= (0.0 if proof in EXACT else tolerance)  # NaN fails
-        ]
+    """Where to write what was seen, as JSON."""
 
 
 # -- one family
 
 
-def examine(family: Family, seed: int = 0) -> Row:
+def examine(family: Family, seed: int = 0, *, gradients: bool = False) -> Row:
     """Builds a network, upgrades it, and measures how far each proof is off."""
+    start = time.perf_counter()
     with others_warnings_ignored():
         network = family.build()
-        net, equations, seconds = upgraded(network)
+        with numbers_told() as numbers:
+            net, equations, seconds = upgraded(network)
         report = ms.report(net).to_dict()
         parameters = report["parameters"]
-        return Row(
-            family=family,
-            equations=equations,
-            parameters=parameters["1.0"],
-            elastic=report["elastic"]["parameters"],
-            half=parameters[str(SMALL)] / parameters["1.0"],
-            seconds=seconds,
-            errors=prove(network, net, seed=seed, masking=family.maskable),
-            fixed=unusual([fixed["reason"] for fixed in report["fixed"]]),
-        )
+        errors = prove(network, net, seed=seed, masking=family.maskable)
+        if gradients and has_gradient(network):
+            errors["gradient"] = gradient_error(network, net)
+    return Row(
+        package=family.package,
+        name=family.name,
+        equations=equations,
+        parameters=parameters["1.0"],
+        elastic=report["elastic"]["parameters"],
+        half=parameters[str(SMALL)] / parameters["1.0"],
+        seconds=seconds,
+        errors=errors,
+        fixed=unusual([fixed["reason"] for fixed in report["fixed"]]),
+        own_trace=own_trace(net),
+        numbers=None if NUMBER_WARNING is None else len(numbers),
+        wall=time.perf_counter() - start,
+    )
 
 
 def upgraded(network: Network) -> tuple[ms.Sliceable, int, float]:
@@ -154,9 +121,7 @@ def upgraded(network: Network) -> tuple[ms.Sliceable, int, float]:
     closed = jax.make_jaxpr(original)(network.variables, *network.inputs)
     traced = time.process_time()
     net = ms.upgrade(
-        network.model,
-        network.variables,
-        *network.inputs,
+        *network.arguments,
         rates=RATES,
         norm="shared",
         **network.call,
@@ -164,84 +129,6 @@ def upgraded(network: Network) -> tuple[ms.Sliceable, int, float]:
     done = time.process_time()
     seconds = max(0.0, (done - traced) - (traced - start))
     return net, equations_in(closed.jaxpr), seconds
-
-
-def prove(
-    network: Network, net: ms.Sliceable, *, seed: int = 0, masking: bool = False
-) -> dict[str, float]:
-    """How far each proof is off, relative to the largest entry of the output.
-
-    Args:
-      network: the original.
-      net: the same, upgraded with `RATES`.
-      seed: of the permutations.
-      masking: whether the narrow network equals the full one with zeros.
-    """
-
-    def run(net: ms.Sliceable, rate: float) -> list[np.ndarray]:
-        first, *more = network.inputs
-        return arrays(ms.slice_apply(net, first, rate, *more, **network.call))
-
-    def original(variables: Tree, *inputs: Any) -> Any:
-        return network.function(variables, *inputs, **network.call)
-
-    full = run(net, 1.0)
-    errors = {
-        "identity": distance(
-            full, arrays(jax.jit(original)(network.variables, *network.inputs))
-        )
-    }
-    narrow = {rate: run(net, rate) for rate in RATES[:-1]}
-    fine = all(
-        np.isfinite(distance(outputs, full)) and distance(outputs, full) > 1e-4
-        for outputs in narrow.values()
-    )
-    errors["rates"] = 0.0 if fine else np.inf
-
-    rng = np.random.default_rng(seed)
-    orders = {
-        name: rng.permutation(group.size) for name, group in net.plan.groups.items()
-    }
-    errors["permutation"] = distance(run(net.permute(orders), 1.0), full)
-
-    kept = net.plan.mask(net.variables, SMALL)
-    poisoned = net.replace(filled(net.variables, kept, np.nan))
-    errors["influence"] = distance(run(poisoned, SMALL), narrow[SMALL])
-    if masking:
-        masked = net.replace(filled(net.variables, kept, 0.0))
-        errors["masking"] = distance(run(masked, 1.0), narrow[SMALL])
-    return errors
-
-
-def filled(variables: Tree, kept: Tree, value: float) -> Tree:
-    """The variables with a value in every floating entry that is not kept."""
-
-    def fill(leaf: Any, keep: np.ndarray) -> Any:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return np.where(keep, leaf, np.asarray(value, leaf.dtype))
-
-    return jax.tree.map(fill, variables, kept)
-
-
-def arrays(output: Any) -> list[np.ndarray]:
-    """The arrays of an output; low precision and booleans as float32."""
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(output)]
-    return [np.asarray(leaf, np.float32) for leaf in leaves]
-
-
-def distance(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest difference over the largest entry, of the worst array.
-
-    NaN where anything is not finite: then nothing is proved.
-    """
-    worst = 0.0
-    for a, b in zip(actual, expected, strict=True):
-        if a.shape != b.shape:
-            raise ValueError(f"expected an output of shape {b.shape}; got {a.shape}.")
-        largest = np.max(np.abs(b), initial=np.finfo(np.float32).tiny)
-        worst = np.maximum(worst, np.max(np.abs(a - b), initial=0.0) / largest)
-    return float(worst)
 
 
 def unusual(reasons: Sequence[str]) -> str:
@@ -261,6 +148,15 @@ def others_warnings_ignored() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def numbers_told() -> Iterator[list[Any]]:
+    """Collects what the library warns of numbers that stay; that is no error."""
+    with warnings.catch_warnings(record=True) as told:
+        if NUMBER_WARNING is not None:
+            warnings.filterwarnings("always", category=NUMBER_WARNING)
+        yield told  # other warnings are errors, or ignored
+
+
 def installed(family: Family) -> bool:
     """Whether the family's package can be imported."""
     return importlib.util.find_spec(family.module) is not None
@@ -269,8 +165,9 @@ def installed(family: Family) -> bool:
 # -- all of them
 
 
-def main(config: Config) -> list[Row]:
-    """Examines the families, prints a line for each, and writes the table."""
+def main(config: Config) -> Run:
+    """Examines the families, prints a line for each, and writes what it saw."""
+    start = time.perf_counter()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     jax.config.update("jax_disable_most_optimizations", not config.optimize)
     console = rich.console.Console(emoji=False)  # a family may be called llama
@@ -281,118 +178,55 @@ def main(config: Config) -> list[Row]:
     )
     if absent:
         console.print(f"not installed, so left out: {', '.join(absent)}")
-    rows, crashed = [], []
+    packages = dict.fromkeys(["jax", *(family.package for family in families)])
+    run = Run(
+        command=shlex.join(["python", "-m", PROGRAM, *sys.argv[1:]]),
+        date=datetime.date.today().isoformat(),
+        python=platform.python_version(),
+        versions={package: importlib.metadata.version(package) for package in packages},
+        cores=os.cpu_count() or 0,
+        minutes=0.0,
+        tolerance=config.tolerance,
+        rates=RATES,
+        rows=(),
+        crashed={},
+        absent=tuple(absent),
+    )
     with rich.progress.Progress(console=console) as progress:
         task = progress.add_task("proving", total=len(families))
         for family in families:
             progress.update(task, description=str(family))
             try:
-                row = examine(family, config.seed)
-            except Exception:  # the table has to tell of the others
-                crashed.append(str(family))
+                row = examine(family, config.seed, gradients=config.gradients)
+            except Exception as error:  # the table has to tell of the others
+                last = f"{type(error).__name__}: {error}".splitlines()[0]
+                run.crashed[str(family)] = last
                 progress.console.print(
                     f"{family} crashed\n{traceback.format_exc()}", markup=False
                 )
             else:
-                rows.append(row)
-                failed = row.failed(config.tolerance)
-                told = f"fails: {', '.join(failed)}" if failed else "holds"
+                run = dataclasses.replace(run, rows=(*run.rows, row))
                 progress.console.print(
-                    f"{family}: {row.equations} equations, {row.half:.1%} at r = "
-                    f"{SMALL:g}, {told} {row.errors if failed else ''}",
-                    highlight=False,
-                    markup=False,
+                    told(row, config.tolerance), highlight=False, markup=False
                 )
             progress.advance(task)
             jax.clear_caches()
             gc.collect()
-            if config.out is not None:  # each time: what stops a run loses nothing
-                config.out.parent.mkdir(parents=True, exist_ok=True)
-                config.out.write_text(markdown(rows, crashed, absent, config.tolerance))
-    return rows
+            # Written each time: what stops a run loses nothing.
+            minutes = (time.perf_counter() - start) / 60
+            run = dataclasses.replace(run, minutes=minutes)
+            save(config.out, run.to_dict())
+    return run
 
 
-# -- the table
-
-
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "family": lambda row: row.family.name,
-    "equations": lambda row: f"{row.equations:,}",
-    "parameters": lambda row: f"{row.parameters:,}",
-    "elastic": lambda row: f"{row.elastic:.1%}",
-    "at r = .5": lambda row: f"{row.half:.1%}",
-    "analysis/s": lambda row: f"{row.seconds:.2f}",
-}
-
-
-def markdown(
-    rows: Sequence[Row], crashed: Sequence[str], absent: Sequence[str], tolerance: float
-) -> str:
-    """The page of the docs."""
-    whole = sum(not row.failed(tolerance) for row in rows)
-    above = [row.family.name for row in rows if row.half > 0.3]
-    lines = [
-        "# Coverage",
-        "",
-        f"{len(rows) + len(crashed)} networks of other people's packages, of "
-        f"{len({row.family.name for row in rows})} names, unmodified, with random "
-        f"weights and small inputs: {whole} hold every proof. Made by",
-        "",
-        "    python -m experiments.benchmarks.coverage --out docs/coverage.md",
-        "",
-        f"with jax {jax.__version__} on {os.cpu_count()} CPU cores. The proofs:",
-        "",
-        "* **identity**: rate 1 equals the jitted original, bit for bit.",
-        f"* **rates**: the rates {', '.join(f'{rate:g}' for rate in RATES)} run; the "
-        "outputs are finite, and differ from the full width's.",
-        "* **permutation**: with the units of every group in random order the full "
-        f"width gives the same to {tolerance:g} of its largest entry.",
-        f"* **influence**: with NaN in all that rate {SMALL:g} drops its output stays "
-        "the same, bit for bit.",
-        "* **masking**: with zeros there the full width gives the output of rate "
-        f"{SMALL:g}, to {tolerance:g}. Only where no mean and no softmax runs over an "
-        "axis that narrows.",
-        "",
-        "*Elastic* is the share of the parameters that some narrowing axis runs "
-        "through; *at r = .5* is what that rate keeps of all parameters; *analysis* is "
-        "the CPU time of `upgrade` beyond the trace. The last column leaves out what "
-        "every network fixes: axes of inputs and outputs, windows of convolutions, "
-        "rows of lookup tables, the inner factor of a split (the size of a head), and "
-        "what the call does not read. In brackets: of how many axes of parameters.",
-        "",
-        f"{len(rows) - len(above)} families keep at most 30 % of their parameters at "
-        f"r = {SMALL:g}; more keep {', '.join(above) or 'none'}. No analysis took "
-        f"longer than {max((row.seconds for row in rows), default=0):.2f} s.",
-        "",
-        NOTES,
-    ]
-    for package, members in itertools.groupby(rows, lambda row: row.family.package):
-        version = importlib.metadata.version(package)
-        headings = [*COLUMNS, "proofs", "fixed, and why"]
-        lines += [
-            "",
-            f"## {package} {version}",
-            "",
-            f"| {' | '.join(headings)} |",
-            f"|---|{'---:|' * (len(COLUMNS) - 1)}---|---|",
-        ]
-        for row in members:
-            cells = [cell(row) for cell in COLUMNS.values()]
-            cells += [proofs(row, tolerance), row.fixed.replace("|", "/")]
-            lines.append(f"| {' | '.join(cells)} |")
-    if crashed:
-        lines += ["", f"Not upgraded: {', '.join(crashed)}."]
-    if absent:
-        lines += ["", f"Not installed, so left out: {', '.join(absent)}."]
-    return "\n".join(lines) + "\n"
-
-
-def proofs(row: Row, tolerance: float) -> str:
-    """Which proofs hold: 'all 4', or which do not and by how much."""
+def told(row: Row, tolerance: float) -> str:
+    """A network in a line."""
     failed = row.failed(tolerance)
-    if not failed:
-        return f"all {len(row.errors)}"
-    return "not " + ", ".join(f"{proof} ({row.errors[proof]:.1e})" for proof in failed)
+    verdict = f"fails: {', '.join(failed)} {row.errors}" if failed else "holds"
+    return (
+        f"{row}: {row.equations} equations, {row.half:.1%} at r = {SMALL:g}, "
+        f"{row.wall:.0f} s, {verdict}"
+    )
 
 
 if __name__ == "__main__":

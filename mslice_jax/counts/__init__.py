@@ -12,6 +12,7 @@ from .decisions import Number as Number
 from .decisions import NumberWarning as NumberWarning
 from .decisions import decide as decide
 from .decisions import describe as describe
+from .decisions import line_of as line_of
 from .decisions import lines as lines
 from .decisions import unmatched as unmatched
 from .decisions import warning as warning

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from ..dims import Axis, groups_in, width
 from ..growth import Follow, Use, equal
+from ..rules import Frame
 from ..source import user_line
 from .own import Own
 from .result import Counts
@@ -73,17 +74,19 @@ def _names(pattern: str, line: str) -> bool:
     return fnmatchcase(line, pattern) or fnmatchcase(line.partition(" ")[0], pattern)
 
 
-def line_of(counts: Counts, use: Use) -> str:
-    """The user's line of a number."""
-    frame = counts.frames[use.frame]
-    eqn = frame.jaxpr.eqns[use.index]
-    return user_line((eqn.source_info, *frame.sources))
+def line_of(frame: Frame, index: int) -> str:
+    """The user's line of an equation."""
+    return user_line((frame.jaxpr.eqns[index].source_info, *frame.sources))
+
+
+def _line(counts: Counts, use: Use) -> str:
+    return line_of(counts.frames[use.frame], use.index)
 
 
 def decide(counts: Counts, asked: Asked) -> None:
     """Has numbers follow and stay as the user asked."""
     for use, seen in list(counts.seen.items()) if asked != Asked() else ():
-        follows = asked.of(line_of(counts, use))
+        follows = asked.of(_line(counts, use))
         if follows is None:
             continue
         counts.asked[use] = follows
@@ -117,21 +120,29 @@ def describe(counts: Counts, owns: Sequence[Own]) -> tuple[Number, ...]:
         if use in counts.asked:
             why = _ASKED
         elif owns:
-            frame = counts.frames[use.frame]
-            follows = any(own.follows(frame, use.index, use.operand) for own in owns)
-            why = _OWN
-            if use in counts.follows and not follows:
+            follows, why = _any_follows(counts, owns, [use]), _OWN
+            others = counts.others.get(use, (use,))
+            if use in counts.follows and not _any_follows(counts, owns, others):
                 why, meets = "", _HELD
         found[use] = Number(
             value=float(seen.value),
             size=width(seen.axis),
             groups=_groups(seen.axis),
-            where=line_of(counts, use),
+            where=_line(counts, use),
             follows=follows,
             why=why,
             meets="" if why else meets,
         )
     return tuple(dict.fromkeys(found.values()))
+
+
+def _any_follows(counts: Counts, owns: Sequence[Own], uses: Iterable[Use]) -> bool:
+    """Whether one of the numbers is another one in the function's own programs."""
+    return any(
+        own.follows(counts.frames[use.frame], use.index, use.operand)
+        for own in owns
+        for use in uses
+    )
 
 
 def _groups(axis: Axis) -> tuple[str, ...]:
@@ -140,7 +151,7 @@ def _groups(axis: Axis) -> tuple[str, ...]:
 
 def lines(counts: Counts) -> list[str]:
     """The lines of all numbers that can be decided."""
-    return list(dict.fromkeys(line_of(counts, use) for use in counts.seen))
+    return list(dict.fromkeys(_line(counts, use) for use in counts.seen))
 
 
 def unmatched(patterns: Iterable[str], known: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ class Counts:
       seen: the numbers that are a power of a size that narrows, the former among them.
       frames: the frames by their ids, of all uses.
       values: the numbers themselves, at full width.
+      others: of numbers that cancel a growth together, those that could follow instead.
       asked: what the user said of some, see `decisions`.
       operands: what is known of the operands of equations with their own derivative.
       results: what is known of the results of the program.
@@ -43,11 +44,8 @@ class Counts:
     results: list[Known] = field(default_factory=list)
     values: dict[Use, float] = field(default_factory=dict)
     asked: dict[Use, bool] = field(default_factory=dict)
+    others: dict[Use, tuple[Use, ...]] = field(default_factory=dict)
     _at: dict[tuple[int, int], dict[Use, Follow]] | None = None
-
-    def stays(self, frame: Frame, index: int, operand: int) -> bool:
-        """Whether the user said that a number stays."""
-        return self.asked.get(Use(id(frame), index, operand)) is False
 
     def numbers(self, frame: Frame, index: int, widths: Widths) -> dict[int, float]:
         """The operands of an equation that are other numbers at these widths."""

@@ -3,6 +3,7 @@
 from . import calls as calls
 from . import contract as contract
 from . import elementwise as elementwise
+from . import equinox as equinox
 from . import fixed as fixed
 from . import indexing as indexing
 from . import linalg as linalg

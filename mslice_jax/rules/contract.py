@@ -19,6 +19,7 @@ def tie_dot(t: Tie) -> Sequence[Dims]:
     # of one axis (heads x head size): one of them narrows. The order is the kernel's.
     pairs = sorted(zip(rhs_k, lhs_k, strict=True))
     t.equations.products += [[lhs[i] for _, i in pairs], lhs_free, rhs_free]
+    t.equations.joint += [lhs_free, rhs_free]
     return [[*(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free]]
 
 

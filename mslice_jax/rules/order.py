@@ -210,6 +210,14 @@ def read(t: Any) -> list[Order]:
     return orders
 
 
+def places(value: Any) -> list[Any]:
+    """The axes of a constant along which its entries differ."""
+    order = value.order
+    if order is None or order.source is None:
+        return []
+    return [d for d, a in zip(value.dims, order.along, strict=True) if a is PLACE]
+
+
 def _operands(t: Any) -> list[Order]:
     return [value.order or data(len(value.dims)) for value in t.ins]
 
@@ -355,12 +363,16 @@ def _size(sizes: Sequence[Any], axes: Sequence[int]) -> Any:
 
 
 def _contracted(t: Any, ins: Sequence[Order], constant: bool) -> list[Along]:
-    """Free axes are features; a code tells the entries apart that it sums over."""
+    """Free axes are features; a code tells apart what it picks, and where it puts it."""
     (lhs_k, rhs_k), (lhs_batch, rhs_batch) = t.params["dimension_numbers"]
-    for order, axes, value in zip(ins, (lhs_k, rhs_k), t.ins, strict=True):
+    for order, value in zip(ins, t.ins, strict=True):
+        places = [
+            dim for dim, a in zip(value.dims, order.along, strict=True) if a is PLACE
+        ]
         if order.code and not constant:
-            told = [value.dims[i] for i in axes if order.along[i] is PLACE]
-            t.fix(told, _TEXT)
+            t.fix(places, _TEXT)
+        elif order.source is not None and not constant:
+            t.equations.mixed += places
     batch = [
         _together([ins[0].along[i], ins[1].along[j]])
         for i, j in zip(lhs_batch, rhs_batch, strict=True)

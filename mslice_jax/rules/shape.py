@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..dims import Whole, slice_array, take
+from ..unify import find
 from .base import Dim, Dims, Narrow, Repeat, Tie, Value, is_fixed, rule
 
 
@@ -25,6 +26,7 @@ def tie_broadcast(t: Tie) -> Sequence[Value]:
         if x.dims[source].size == dims[target].size:
             dims[target] = x.dims[source]
             new.remove(target)
+    t.equations.constant += [dims[i] for i in new]
     again = [Repeat(x.origin or x, dims[i]) for i in sorted(new)] if x.dims else []
     return [Value(tuple(dims), (*x.repeats, *again), x.summed)]
 
@@ -56,6 +58,8 @@ def tie_reshape(t: Tie) -> Sequence[Value]:
             t.equations.equate(merged[0], split[0])
         else:
             product = t.equations.product
+            if len(merged) == 1 and find(merged[0]).factors is None:
+                t.equations.splits.append(split)
             t.equations.equate(product(merged), product(split))
     merged_or_split = tuple(Dim(1) if dim is None else dim for dim in outs)
     return [Value(merged_or_split, (), x.summed, x.origin or x)]

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 Tree = Any
 
@@ -18,8 +19,8 @@ class Network:
     """A network to upgrade: `model` and `variables` as `mslice_jax.upgrade` takes them.
 
     Attributes:
-      model: a Linen module, or a function fn(variables, *inputs, **call).
-      variables: a tree of arrays.
+      model: a Linen module, an NNX model, or a function fn(variables, *inputs, **call).
+      variables: a tree of arrays; the state of an NNX model.
       inputs: arrays.
       call: keyword arguments of every call.
     """
@@ -32,7 +33,22 @@ class Network:
     @property
     def function(self) -> Callable[..., Any]:
         """The original as a function of variables and inputs."""
-        return getattr(self.model, "apply", self.model)
+        if not isinstance(self.model, nnx.Module):
+            return getattr(self.model, "apply", self.model)
+        graphdef = nnx.graphdef(self.model)
+
+        def function(state: Tree, *inputs: Any, method: Any = None, **call: Any) -> Any:
+            model = nnx.merge(graphdef, state)
+            return (method or type(model).__call__)(model, *inputs, **call)
+
+        return function
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What `mslice_jax.upgrade` takes; an NNX model holds its variables."""
+        if isinstance(self.model, nnx.Module):
+            return self.model, *self.inputs
+        return self.model, self.variables, *self.inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

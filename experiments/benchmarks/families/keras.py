@@ -35,15 +35,11 @@ def as_network(model: Any, *, readout: int = 0) -> Network:
         output's last axis to 10 numbers stands in for the head.
     """
     scope = load("keras").StatelessScope
-    trained, others = model.trainable_variables, model.non_trainable_variables
-    types: dict[str, jax.ShapeDtypeStruct] = {}
-    names: list[str] = []
-    for variable in (*trained, *others):
-        name = variable.path
-        while name in types:  # Keras does not keep its layers' names apart
-            name += "'"
-        names.append(name)
-        types[name] = jax.ShapeDtypeStruct(variable.shape, variable.dtype)
+    trained, names = model.trainable_variables, named_variables(model)
+    types = {
+        name: jax.ShapeDtypeStruct(variable.shape, variable.dtype)
+        for name, variable in names.items()
+    }
     if readout:
         types["readout"] = jax.ShapeDtypeStruct((readout, 10), np.float32)
 
@@ -64,6 +60,17 @@ def as_network(model: Any, *, readout: int = 0) -> Network:
     else:
         inputs = example(asked.name, asked.shape)
     return Network(model=function, variables=drawn(types), inputs=(inputs,))
+
+
+def named_variables(model: Any) -> dict[str, Any]:
+    """The variables of a Keras model by name, those that are trained first."""
+    named: dict[str, Any] = {}
+    for variable in (*model.trainable_variables, *model.non_trainable_variables):
+        name = variable.path
+        while name in named:  # Keras does not keep its layers' names apart
+            name += "'"
+        named[name] = variable
+    return named
 
 
 def example(name: str, shape: tuple[int | None, ...]) -> Any:

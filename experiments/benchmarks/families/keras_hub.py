@@ -4,8 +4,15 @@ import functools
 import inspect
 from typing import Any
 
-from experiments.benchmarks.families.family import Family, Network, load
-from experiments.benchmarks.families.keras import as_network, load_keras
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmarks.families.family import Family, Network, load, tokens
+from experiments.benchmarks.families.keras import (
+    as_network,
+    load_keras,
+    named_variables,
+)
 
 TINY = {
     **dict.fromkeys(("vocabulary_size", "vocab_size"), 97),
@@ -25,31 +32,60 @@ TINY = {
 """Settings of any backbone that has them."""
 
 
-def network(backbone: str, task: str | None, settings: dict[str, Any]) -> Network:
-    """A backbone with tiny settings, with the head of a task on it."""
+def task(backbone: str, head: str | None, settings: dict[str, Any]) -> Any:
+    """A backbone with tiny settings, with the head of a task on it if there is one."""
     load_keras()
     models = load("keras_hub").models
     kind = getattr(models, backbone)
     known = inspect.signature(kind.__init__).parameters
     tiny = {name: value for name, value in TINY.items() if name in known}
     model = kind(**tiny | settings)
-    if task is None:
-        return as_network(model, readout=settings.get("num_output_channels", 64))
+    if head is None:
+        return model
     # Only a classifier has to be told the number of its outputs.
-    classes = {} if task.endswith("LM") else {"num_classes": 10}
-    head = getattr(models, task)(backbone=model, preprocessor=None, **classes)
-    return as_network(head)
+    classes = {} if head.endswith("LM") else {"num_classes": 10}
+    return getattr(models, head)(backbone=model, preprocessor=None, **classes)
+
+
+def network(backbone: str, head: str | None, settings: dict[str, Any]) -> Network:
+    """A backbone and its head; where it has none, a linear map stands in for one."""
+    model = task(backbone, head, settings)
+    if head is None:
+        return as_network(model, readout=settings.get("num_output_channels", 64))
+    return as_network(model)
+
+
+def generation(backbone: str, head: str) -> Network:
+    """What a decoder generates, greedily: a while loop around it with its cache."""
+    model = task(backbone, head, {})
+    model.compile(sampler="greedy")
+    forward, variables = as_network(model), named_variables(model)
+
+    def function(values: Any, ids: jax.Array, given: jax.Array) -> Any:
+        state = [(variable, values[name]) for name, variable in variables.items()]
+        inputs = {"token_ids": ids, "padding_mask": given}
+        with load("keras").StatelessScope(state, initialize_variables=False):
+            inputs = model.generate_step(inputs, stop_token_ids=None)
+        # Tokens alone would tell little of a network.
+        return forward.function(values, inputs)
+
+    given = jnp.broadcast_to(jnp.arange(16) < 6, (2, 16))
+    return Network(
+        model=function,
+        variables=forward.variables,
+        inputs=(tokens(2, 16) * given, given),
+    )
 
 
 def family(
-    name: str, backbone: str, task: str | None, *, at_most: float = 0.3, **settings: Any
+    name: str, backbone: str, head: str | None, *, at_most: float = 0.3, **settings: Any
 ) -> Family:
     """One family of KerasHub."""
     return Family(
         name=name,
         package="keras-hub",
         module="keras_hub",
-        build=functools.partial(network, backbone, task, settings),
+        build=functools.partial(network, backbone, head, settings),
         at_most=at_most,
     )
 
@@ -209,5 +245,15 @@ FAMILIES = (
         num_spatial_layers=1,
         num_temporal_layers=1,
         num_auxiliary_layers=1,
+    ),
+    # A loop around a network and its cache.
+    *(
+        Family(
+            name=f"{name} generation",
+            package="keras-hub",
+            module="keras_hub",
+            build=functools.partial(generation, f"{kind}Backbone", f"{kind}CausalLM"),
+        )
+        for name, kind in {"GPT-2": "GPT2", "Llama": "Llama"}.items()
     ),
 )

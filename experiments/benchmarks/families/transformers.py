@@ -138,6 +138,24 @@ def whisper() -> Network:
     return Network(model=function, variables=variables, inputs=inputs)
 
 
+def generation(model: str, config: str, **search: Any) -> Network:
+    """What a model generates: a while loop around the model with its caches."""
+    speaker, variables = model_of(model, tiny(config))
+    encoded = speaker.config.is_encoder_decoder
+
+    def function(variables: Any, prompt: jax.Array) -> jax.Array:
+        params = variables["params"]
+        ids = speaker.generate(prompt, params=params, max_length=12, **search).sequences
+        # Tokens alone would tell little of a network.
+        return speaker(
+            prompt if encoded else ids,
+            **({"decoder_input_ids": ids} if encoded else {}),
+            params=params,
+        ).logits
+
+    return Network(model=function, variables=variables, inputs=(tokens(2, 6),))
+
+
 def family(
     name: str, kind: Any, *args: str, at_most: float = 0.3, **settings: Any
 ) -> Family:
@@ -237,4 +255,12 @@ FAMILIES = (
     family("Whisper", whisper),
     family("XGLM", text, "FlaxXGLMForCausalLM", "XGLMConfig"),
     family("XLM-RoBERTa", text, "FlaxXLMRobertaForMaskedLM", "XLMRobertaConfig"),
+    family("GPT-2 generation", generation, "FlaxGPT2LMHeadModel", "GPT2Config"),
+    family(
+        "BART beam search",
+        generation,
+        "FlaxBartForConditionalGeneration",
+        "BartConfig",
+        num_beams=2,
+    ),
 )

@@ -1,0 +1,227 @@
+"""The ninth proof: the function's own program at narrow shapes is the narrow program.
+
+Where it is comparable it decides which numbers follow; where it is not, the reason is
+told; where it is another program, upgrade says which equation.
+"""
+
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import mslice_jax as ms
+from mslice_jax.analysis import PlanError
+from mslice_jax.rules import RULES
+from mslice_jax.rules.base import Rule
+
+H, K = 24, 6
+
+
+def weights(units=H):
+    """Of a network 5 -> 24 -> 3, cut by NumPy to the leading units."""
+    rng = np.random.default_rng(0)
+    w1, w2, s = (rng.normal(size=size) for size in ((5, H), (H, 3), (H,)))
+    cut = {"w1": w1[:, :units], "w2": w2[:units], "s": s[:units]}
+    return {name: w.astype(np.float32) for name, w in cut.items()}
+
+
+X = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+
+
+def network(hidden):
+    return lambda p, x: hidden(x @ p["w1"], p["s"]) @ p["w2"]
+
+
+def upgraded(hidden, **options):
+    return ms.upgrade(network(hidden), weights(), X, rates=(K / H, 1.0), **options)
+
+
+def assert_like_by_hand(net, hidden):
+    expected = network(hidden)(weights(K), X)
+    np.testing.assert_allclose(
+        ms.slice_apply(net, X, K / H), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+# Numbers that no sum would tell: made of the size, each in its own way.
+SIZES = {
+    "times a root": lambda h, s: h * jnp.sqrt(h.shape[-1]),
+    "a temperature": lambda h, s: jnp.tanh(h / h.shape[-1] ** 0.25),
+    "any function": lambda h, s: h * np.sin(h.shape[-1]) + 1 / (3 + h.shape[-1]),
+    "frequencies": lambda h, s: (
+        h * jnp.exp(-jnp.arange(h.shape[-1])[None] / h.shape[-1])
+    ),
+    "a table of NumPy": lambda h, s: (
+        h + np.full((1, h.shape[-1]), 1 / h.shape[-1], "f")
+    ),
+    "within a call": lambda h, s: jax.jit(lambda v: v * v.shape[-1])(h),
+    "within a loop": lambda h, s: lax.fori_loop(
+        0, 3, lambda _, v: jnp.tanh(v) / v.shape[-1] ** 0.1, h
+    ),
+    "in a branch": lambda h, s: lax.cond(
+        h.sum() > 0, lambda v: v * v.shape[-1], lambda v: v / v.shape[-1], h
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_numbers_are_those_of_the_own_program(name):
+    hidden = SIZES[name]
+    net = upgraded(hidden)
+    assert net.definition.agreement.comparable
+    assert_like_by_hand(net, hidden)
+
+
+def test_gradients_are_those_of_the_own_program():
+    @jax.custom_vjp
+    def scaled(h):
+        return h * jnp.cos(h.shape[-1] * 0.1)
+
+    def backward(size, g):
+        return (g * jnp.sqrt(size),)  # of its own
+
+    scaled.defvjp(lambda h: (scaled(h), h.shape[-1]), backward)
+    hidden = lambda h, s: scaled(jnp.tanh(h))  # noqa: E731
+    net = upgraded(hidden)
+    assert net.definition.agreement.comparable
+    run = jax.grad(lambda n: jnp.sum(ms.slice_apply(n, X, K / H) ** 2))
+    by_hand = jax.grad(lambda p: jnp.sum(network(hidden)(p, X) ** 2))(weights(K))
+    slopes = net.plan.slice(run(net).variables, K / H)
+    np.testing.assert_allclose(slopes["w1"], by_hand["w1"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(slopes["w2"], by_hand["w2"], rtol=1e-3, atol=1e-3)
+
+
+def test_widths_that_were_not_declared_together():
+    def two(p, x):
+        h = x @ p["a"]
+        h = jnp.tanh(h / h.shape[-1] ** 0.3) @ p["b"]
+        return (h * jnp.sqrt(h.shape[-1])) @ p["c"]
+
+    rng = np.random.default_rng(2)
+    p = {n: rng.normal(size=s).astype("f") for n, s in
+         {"a": (5, 16), "b": (16, 24), "c": (24, 2)}.items()}  # fmt: skip
+    net = ms.upgrade(two, p, X, rates=(0.25, 0.5, 1.0))
+    cut = {"a": p["a"][:, :4], "b": p["b"][:4, :12], "c": p["c"][:12]}
+    mixed = {"a:1": 0.25, "b:1": 0.5}
+    np.testing.assert_allclose(
+        ms.slice_apply(net, X, mixed), two(cut, X), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_batch_as_large_as_the_width_is_told_apart():
+    """The same number twice: one is the batch's, one the units'."""
+    x = np.random.default_rng(1).normal(size=(H, 5)).astype(np.float32)
+
+    def apply(p, x):
+        h = x @ p["w1"]
+        return (h - h.sum() / h.shape[0] / h.shape[1]) @ p["w2"]
+
+    net = ms.upgrade(apply, weights(), x, rates=(K / H, 1.0))
+    for rows in (H, 7):  # a network does not change its meaning with the batch
+        np.testing.assert_allclose(
+            ms.slice_apply(net, x[:rows], K / H),
+            apply(weights(K), x[:rows]),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+
+
+TABLE = np.linspace(1, 2, H, dtype="f")[None]
+REASONS = {
+    "a size written out": (
+        lambda h, s: jax.nn.softmax(h.reshape(4, 4, -1), -1).reshape(4, -1),
+        "reshape",
+    ),
+    "a captured array": (
+        lambda h, s: h * TABLE,
+        "TypeError",
+    ),
+    "numbers of a fixed key": (
+        lambda h, s: h * jax.random.normal(jax.random.key(3), (1, h.shape[-1])),
+        "fixed key",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_cannot_be_compared_says_why(name):
+    hidden, words = REASONS[name]
+    agreement = upgraded(hidden).definition.agreement
+    assert not agreement.comparable
+    assert words in agreement.reason
+    assert words in ms.report(upgraded(hidden)).to_dict()["own_program"]
+
+
+def test_a_module_that_holds_its_sizes_is_not_compared():
+    model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(2)])
+    net = ms.upgrade(model, model.init(jax.random.key(0), X), X, rates=(0.5, 1.0))
+    assert "ScopeParamShapeError" in net.definition.agreement.reason
+
+
+def test_another_program_is_an_error_that_names_the_line():
+    def hidden(h, s):
+        return jnp.tanh(h) if h.shape[-1] == H else jnp.sin(h)
+
+    with pytest.raises(PlanError, match=r"tanh at test_agreement\.py:\d+ "):
+        upgraded(hidden)
+    net = upgraded(hidden, check=False)
+    np.testing.assert_allclose(
+        ms.slice_apply(net, X, K / H),
+        network(lambda h, s: jnp.tanh(h))(weights(K), X),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_without_the_check_nothing_is_traced_again():
+    traces = []
+
+    def hidden(h, s):
+        traces.append(h.shape)
+        return jnp.tanh(h)
+
+    upgraded(hidden, check=False)
+    assert traces == [(4, H)]
+    traces.clear()
+    upgraded(hidden)
+    assert traces == [(4, H), (4, K)]  # one more for a rate
+
+
+def test_a_wrong_tie_is_found(monkeypatch):
+    """Were tokens tied to units that are as many, the own program would show it."""
+
+    def hidden(h, s):
+        tokens = jnp.broadcast_to(h.max(-1, keepdims=True), (4, H))
+        return (h + s[None]) * tokens.max(-1, keepdims=True)
+
+    upgraded(hidden)
+    units, right = [], RULES["broadcast_in_dim"]
+    wrong = Rule(lambda t: _tied(t, right, units), right.narrow)
+    monkeypatch.setitem(RULES, "broadcast_in_dim", wrong)
+    with pytest.raises(PlanError, match="broadcast_in_dim"):
+        upgraded(hidden)
+
+
+def _tied(t, rule, units):
+    (value,) = rule.tie(t)
+    units.extend(dim for dim in value.dims if dim.size == H)
+    for dim in units[1:]:
+        t.equations.equate(units[0], dim)
+    return [value]
+
+
+def test_user_and_own_program():
+    hidden = SIZES["times a root"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = upgraded(hidden, stay="test_agreement.py:*")
+    expected = network(lambda h, s: h * np.sqrt(H))(weights(K), X)
+    np.testing.assert_allclose(
+        ms.slice_apply(net, X, K / H), expected, rtol=1e-4, atol=1e-4
+    )
+    (number,) = net.definition.agreement.numbers
+    assert not number.follows and number.why == "as asked"

@@ -1,0 +1,180 @@
+"""Numbers that look like the size of an axis: told, decided by the user, an error."""
+
+import math
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mslice_jax as ms
+from mslice_jax.analysis import PlanError
+
+TOKENS = np.array([[1, 5, 7], [0, 2, 2]])
+
+
+class Model(nn.Module):
+    """Embeds, scales by sqrt(d), normalises, and divides logits by sqrt(fan-in)."""
+
+    d: int = 64
+    embedding: bool = True
+    logits: bool = True
+
+    @nn.compact
+    def __call__(self, t):
+        x = nn.Embed(10, self.d)(t)
+        if self.embedding:
+            x = x * math.sqrt(self.d)
+        x = nn.LayerNorm()(nn.relu(nn.Dense(self.d)(x)))
+        y = nn.Dense(3)(x)
+        return y / math.sqrt(self.d) if self.logits else y
+
+
+def variables(d=64):
+    return Model(d).init(jax.random.key(0), TOKENS)
+
+
+def cut(tree, d):
+    """The variables of `Model(d)` by NumPy; the last axis of the logits is whole."""
+    p = jax.tree.map(np.asarray, tree)["params"]
+    return {
+        "params": {
+            "Embed_0": {"embedding": p["Embed_0"]["embedding"][:, :d]},
+            "Dense_0": {
+                "kernel": p["Dense_0"]["kernel"][:d, :d],
+                "bias": p["Dense_0"]["bias"][:d],
+            },
+            "LayerNorm_0": {k: v[:d] for k, v in p["LayerNorm_0"].items()},
+            "Dense_1": {
+                "kernel": p["Dense_1"]["kernel"][:d],
+                "bias": p["Dense_1"]["bias"],
+            },
+        }
+    }
+
+
+def upgraded(d=64, **options):
+    return ms.upgrade(Model(d), variables(d), TOKENS, rates=(0.5, 1.0), **options)
+
+
+def lines_of(net, follows=None):
+    return [
+        number["where"]
+        for number in ms.report(net).to_dict()["numbers"]
+        if follows is None or number["follows"] is follows
+    ]
+
+
+@pytest.mark.parametrize("d", [64, 66])
+def test_what_stays_and_matters_is_said_once(d):
+    with pytest.warns(ms.NumberWarning) as record:
+        net = upgraded(d)
+    assert len(record) == 1
+    text = str(record[0].message)
+    assert text.count("test_numbers.py") == 2 and "Model.__call__" in text
+    assert "it scales a parameter" in text and "contracted" in text
+    assert record[0].filename == __file__
+    numbers = ms.report(net).to_dict()["numbers"]
+    assert [n["open"] for n in numbers if not n["follows"]] == [True, True]
+    assert all(n["size"] == d for n in numbers)
+    assert lines_of(net, follows=True)  # those of the layer norm
+
+
+def test_without_such_numbers_nothing_is_said():
+    model = Model(embedding=False, logits=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ms.upgrade(model, variables(), TOKENS, rates=(0.5, 1.0), strict=True)
+
+
+def test_strict_makes_it_an_error():
+    with pytest.raises(PlanError, match="no number is left open"):
+        upgraded(strict=True)
+
+
+def _lines():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = upgraded()
+    return [where.partition(" ")[0] for where in lines_of(net, follows=False)]
+
+
+def test_the_user_decides_by_line():
+    embedding, logits = _lines()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = upgraded(follow=embedding, stay=[logits], strict=True)
+
+    class Narrow(Model):
+        """At half width, its logits divided as before."""
+
+        @nn.compact
+        def __call__(self, t):
+            return Model(self.d, logits=False, parent=None).apply(
+                {"params": self.variables["params"]}, t
+            ) / math.sqrt(64)
+
+    expected = Narrow(32).apply(cut(variables(), 32), TOKENS)
+    np.testing.assert_allclose(
+        ms.slice_apply(net, TOKENS, 0.5), expected, rtol=1e-4, atol=1e-5
+    )
+    whys = {n["where"]: n["why"] for n in ms.report(net).to_dict()["numbers"]}
+    assert whys[next(w for w in whys if w.startswith(embedding))] == "as asked"
+
+
+def test_a_pattern_names_many_lines():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = upgraded(follow="*(Model.__call__)")
+    expected = Model(32).apply(cut(variables(), 32), TOKENS)
+    np.testing.assert_allclose(
+        ms.slice_apply(net, TOKENS, 0.5), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_pattern_that_names_no_line_is_an_error():
+    with pytest.raises(PlanError, match="follow: the pattern 'nowhere.py:1'"):
+        upgraded(follow="nowhere.py:1")
+
+
+def test_a_size_that_a_function_holds_is_told():
+    """The function runs narrow, but its own program keeps the number of a mean."""
+    rng = np.random.default_rng(0)
+    p = {"a": rng.normal(size=(5, 24)).astype("f"), "b": np.ones((24, 2), "f")}
+    x, n = np.ones((2, 5), "f"), 24
+
+    def f(p, x):
+        h = x @ p["a"]
+        return (h - h.sum(-1, keepdims=True) / n) @ p["b"]
+
+    with pytest.warns(ms.NumberWarning, match="holds it fixed"):
+        net = ms.upgrade(f, p, x, rates=(0.25, 1.0))
+    small = {"a": p["a"][:, :6], "b": p["b"][:6]}
+    np.testing.assert_allclose(
+        ms.slice_apply(net, x, 0.25), f(small, x), rtol=1e-4, atol=1e-4
+    )
+    follows = ms.upgrade(f, p, x, rates=(0.25, 1.0), follow="test_numbers.py:*")
+    h = x @ small["a"]
+    np.testing.assert_allclose(
+        ms.slice_apply(follows, x, 0.25),
+        (h - h.sum(-1, keepdims=True) / 6) @ small["b"],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_half_beside_a_width_of_two_or_four_is_no_finding(width):
+    class Small(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            h = nn.Dense(width)(x)
+            return nn.Dense(2)(jnp.where(h > 0, h, 0.5 * h)) * 0.5
+
+    x = np.ones((3, 4), "f")
+    tree = Small().init(jax.random.key(0), x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ms.upgrade(Small(), tree, x, rates=(0.5, 1.0), strict=True)
