@@ -207,8 +207,8 @@ def matches(
     """The ways in which a number cancels as much of a growth as it can.
 
     The number may be the size, have one factor n less one, or, with `multiples`, be a
-    simple multiple of it; with either sign. With `partly` these are all ways, also those
-    that cancel half a power.
+    simple multiple of it; with either sign. With `partly` these are all ways, also
+    those that cancel half a power.
     """
     value, power = abs(pending.value), pending.power
     if value in (0.0, 1.0) or not math.isfinite(value):
@@ -229,7 +229,9 @@ def matches(
             for factor, least in _MULTIPLES.items()
         ):
             found.append((left + 0.5, Match(cancels, Follow(exponents))))
-        if entries > 2 and {e for _, e in exponents} <= _WHOLE_POWERS:
+        # A variance divides by n - 1; what takes away a norm's growth never is so.
+        divides = all(e > 0 for e in cancels.values())
+        if divides and entries > 2 and {e for _, e in exponents} <= _WHOLE_POWERS:
             less = {_less_one(float(entries), e) for _, e in exponents}
             if len(less) == 1 and equal(value, less.pop(), rounding):
                 found.append((left + 0.25, Match(cancels, Follow(exponents, less=1))))
@@ -262,14 +264,15 @@ def _parts(growth: Growth, halves: bool) -> Iterator[dict[Axis, float]]:
 
 
 def log_match(value: float, logs: Growth, rounding: float) -> Follow | None:
-    """How a number is the logarithm that a value grows by, up to its sign."""
+    """How a number, its sign aside, is the logarithm that a value grows by, or 1 / it."""
     axes = [(a, e) for a, e in logs.items() if isinstance(width(a), int)]
     if len({e for _, e in axes}) != 1:
         return None
     total = axes[0][1] * math.log(math.prod(width(a) for a, _ in axes))
-    if total == 0 or not equal(abs(value), abs(total), rounding):
-        return None
-    return Follow(tuple((axis, 1.0) for axis, _ in axes), log=True)
+    for exponent in (1.0, -1.0) if total else ():
+        if equal(abs(value), abs(total) ** exponent, rounding):
+            return Follow(tuple((axis, exponent) for axis, _ in axes), log=True)
+    return None
 
 
 def sizes_in(value: float, axes: tuple[Axis, ...], rounding: float) -> Axis | None:

@@ -94,17 +94,18 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
         return DATA if e.data else PLAIN
     if x.logs and x.plain is False and not x.growth:
         found = log_match(value, x.logs, rounding)
-        if found is not None and power < 0:  # entropy over log(n)
+        divides = found is not None and found.axes[0][1] * power < 0
+        if found is not None and divides:  # entropy over log(n)
             flow.follow([use], value, found)
             return dataclasses.replace(x, logs={}, number=None)
         scaled = to_power(x.logs, 1.0)
         return dataclasses.replace(
             x, logs={a: e_ * value**power for a, e_ in scaled.items()}, number=None
         )
-    flow.meet(e, at, value, x, e.axes(1 - at))
-    waiting, last = x.pending, None
+    last = Pending((use,), value, power)
+    flow.meet(e, last, x, e.axes(1 - at))
+    waiting = x.pending
     if abs(value) != 1.0:
-        last = Pending((use,), value, power)
         waiting = (*x.pending, last)[-WAITING:]
     scaled = dataclasses.replace(x, number=None, pending=waiting, origin=None)
     scaled = flow.settle(scaled, rounding, last)
@@ -162,6 +163,9 @@ def _power(e: Eqn) -> Known:
         if exponent is None:
             return unknown(e)
     exponent = float(exponent)
+    if e.name == "pow":
+        found = sizes_in(exponent, e.axes(0), e.rounding())
+        e.flow.see(e.use(1), exponent, found)
     if x.powers:
         found = matches(Pending((), exponent, 1.0), x.powers, e.rounding())
         if found and one_meaning(found) and e.name == "pow":
@@ -228,7 +232,9 @@ def _alike(e: Eqn, places: Sequence[int]) -> Known:
         number=None,
         data=e.data,
         parameter=False,
-        weight=added and any(e.ins[i].weight for i in terms),
+        # A bias is added to activations; a weight that moved has the shape of its step.
+        weight=added
+        and any(e.ins[i].weight and e.shape(i) == e.out_shape for i in terms),
         counted=total.counted and guarded,
         contracted=total.contracted if added else (),
     )
@@ -297,9 +303,13 @@ def _with_number(e: Eqn, x: Known, at: int) -> Known:
         e.flow.see(use, value, sizes_in(value, e.out_axes(), rounding))
     if x.logs:
         # log(sum) - log(n): what the number adds is what the value has grown by.
-        sign = -1.0 if e.name == "sub" else 1.0
+        sign = -1.0 if e.name == "sub" and at == 1 else 1.0
         found = log_match(value, x.logs, rounding)
-        if found is not None and sign * value * _total(x.logs) < 0:
+        if (
+            found is not None
+            and found.axes[0][1] > 0
+            and sign * value * _total(x.logs) < 0
+        ):
             e.flow.follow([use], value, found)
             return dataclasses.replace(x, logs={})
         return x

@@ -86,6 +86,12 @@ class Eqn:
         aval: Any = self.eqn.invars[operand].aval
         return aval.shape
 
+    @property
+    def out_shape(self) -> tuple[Any, ...]:
+        """The shape of the first result."""
+        aval: Any = self.eqn.outvars[0].aval
+        return aval.shape
+
     def use(self, operand: int) -> Use:
         """The place of an operand."""
         return Use(id(self.frame), self.index, operand)
@@ -149,13 +155,18 @@ class _Flow:
         if known is None or (meets and not known.meets):
             self.counts.seen[use] = Seen(value, axis, meets)
 
-    def meet(self, e: Eqn, operand: int, value: float, other: Known, other_axes: Any):
+    def meet(
+        self, e: Eqn, number: Pending, other: Known, other_axes: Sequence[Axis]
+    ) -> None:
         """Notes what a number that multiplies or divides a value looks like."""
-        use, rounding = e.use(operand), e.rounding()
+        (use,), value, rounding = number.uses, number.value, e.rounding()
         self.values[use] = value
-        grown = tuple(axis for axis in other.growth if narrows(axis))
+        for match in matches(number, other.growth, rounding, partly=True):
+            grown = next((axis for axis in match.cancels if narrows(axis)), None)
+            if grown is not None:
+                self.see(use, value, grown, "what it scales is a sum over the axis")
+                return
         for axes, meets in (
-            (grown, "what it scales is a sum over the axis"),
             (other.contracted, "what it scales was contracted over the axis"),
             (other_axes if other.parameter else (), "it scales a parameter"),
             (other_axes if other.counted else (), "it scales positions"),

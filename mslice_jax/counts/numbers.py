@@ -11,15 +11,23 @@ _OPERATIONS: dict[str, Any] = {
     "abs": np.abs,
     "add": np.add,
     "copy": lambda x: x,
+    "and": np.bitwise_and,
     "div": np.divide,
+    "eq": np.equal,
     "exp": np.exp,
     "integer_pow": None,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "le": np.less_equal,
     "log": np.log,
     "log2": np.log2,
+    "lt": np.less,
     "max": np.maximum,
     "min": np.minimum,
     "mul": np.multiply,
+    "ne": np.not_equal,
     "neg": np.negative,
+    "or": np.bitwise_or,
     "pow": np.power,
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sign": np.sign,
@@ -57,8 +65,8 @@ def fold(eqn: Any, numbers: Sequence[Any]) -> Any:
             number = np.power(np.asarray(numbers[0], float), eqn.params["y"])
         elif name in _OPERATIONS:
             number = _OPERATIONS[name](*numbers)
-        elif name == "select_n" and all(n == numbers[1] for n in numbers[2:]):
-            number = numbers[1]
+        elif name == "select_n":
+            number = numbers[1 + int(numbers[0])]
         else:
             return None
         return _cast(number, eqn.outvars[0].aval.dtype)

@@ -241,6 +241,7 @@ class _Pairing:
             kept = self.cut(frame, var, const, self.widths)
             if not _equal(kept, other):
                 self.own.consts.setdefault(id(frame), {})[at] = other
+                self.own.changed.add((id(frame), var))
 
     def _results(self, frame: Frame, jaxpr: Any, twin: Mapping) -> None:
         pairs = zip(frame.jaxpr.outvars, jaxpr.outvars, strict=True)

@@ -27,42 +27,41 @@ def _broadcast(e: Eqn) -> Known:
         if (i not in mapped or i in one_to_many) and shape[i] != 1
     ]
     if x.number is not None:
-        _spread_number(e, 0, x.number, new)
-        return Known(number=x.number)
+        return _spread_number(e, x, new)
     same = view(e)
     return _spread(e, dataclasses.replace(same, weight=same.weight and not new), new)
 
 
 def _spread(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
     """A value that was spread over new axes: a fresh 1/n among its numbers follows."""
-    growth: Growth = {}
-    for axis in new:
-        growth = times(growth, {axis: 1.0})
-    pending = list(x.pending)
-    for waiting in [p for p in pending if p.fresh and narrowing(growth)]:
-        found = [m for m in matches(waiting, growth, e.rounding()) if m.follow.narrows]
+    over: Growth = dict.fromkeys(new, 1.0)
+    growth, pending = x.growth, list(x.pending)
+    for waiting in [p for p in pending if p.fresh and narrowing(over)]:
+        found = [m for m in matches(waiting, over, e.rounding()) if m.follow.narrows]
         if found and one_meaning(found):
             e.flow.follow(waiting.uses, waiting.value, found[0].follow)
             pending.remove(waiting)
+            growth = times(growth, found[0].cancels, -1)
     if len(pending) == len(x.pending):
         return x
-    return dataclasses.replace(x, pending=tuple(pending))
+    return dataclasses.replace(x, growth=growth, pending=tuple(pending))
 
 
-def _spread_number(e: Eqn, operand: int, number: Any, new: Sequence[Axis]) -> None:
+def _spread_number(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
     """A constant 1/n, spread over n entries, is the gradient of a mean."""
-    growth: Growth = {}
-    for axis in new:
-        growth = times(growth, {axis: 1.0})
-    if not narrowing(growth) or not 0 < abs(number) < 1:
-        return
-    found = matches(Pending((), float(number), 1.0), growth, e.rounding())
+    over: Growth = dict.fromkeys(new, 1.0)
+    value = float(abs(x.number))
+    if not narrowing(over) or not 0 < value < 1:
+        return Known(number=x.number)
+    found = matches(Pending((), value, 1.0), over, e.rounding())
     found = [match for match in found if match.follow.narrows]
-    if found and one_meaning(found) and not e.ins[operand].data:
-        entries = math.prod(width(a) for a in found[0].cancels)
-        literal = isinstance(e.eqn.invars[operand], core.Literal)
-        if not literal or entries > 4:  # 0.5 and 0.25 are numbers of many meanings
-            e.flow.follow([e.use(operand)], float(number), found[0].follow)
+    if not found or not one_meaning(found):
+        return Known(number=x.number)
+    entries = math.prod(width(a) for a in found[0].cancels)
+    if isinstance(e.eqn.invars[0], core.Literal) and entries <= 4:
+        return Known(number=x.number)  # 0.5 and 0.25 are numbers of many meanings
+    e.flow.follow([e.use(0)], float(x.number), found[0].follow)
+    return Known(growth=times({}, found[0].cancels, -1))
 
 
 @knows("reduce_sum", "cumsum", "psum", "psum_invariant", "unreduced_psum",
@@ -164,8 +163,8 @@ def _contraction(
         if known.number is not None:
             growth = _grown(e, e.ins[1 - at], over)
             if float(abs(known.number)) != 1.0:
-                e.flow.meet(e, at, float(known.number), growth, tuple(over))
                 waiting = Pending((e.use(at),), float(known.number), 1.0)
+                e.flow.meet(e, waiting, growth, over)
                 growth = dataclasses.replace(
                     growth, pending=(*growth.pending, waiting)[-WAITING:]
                 )
