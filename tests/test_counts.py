@@ -21,6 +21,7 @@ from tests.spellings import FOLLOWS, MAY_BE_WHOLE, REPORTED, STAYS
 H, ROWS = 24, 4
 CHECKS = (True, False)
 WAYS = ("from arrays", "held fixed")
+HELD = "the function holds it fixed"
 TOLERANCE = {"16": 3e-2, "precision": 3e-2}  # by a part of the name: half precision
 OPTIONS = {
     "xla_backend_optimization_level": 0,
@@ -111,7 +112,8 @@ def near(actual, wanted, tolerance, what, scale=0.0):
 def follows(name, way, full, kept):
     """A spelling at `kept` (by rate) of `full` units, with the ninth proof or without.
 
-    Most often both give one program, which is then run once.
+    Most often both give one program, which is then run once. A function that runs on
+    narrow arrays and still has the full number there contradicts itself; it is told.
     """
     spelling, fixed = FOLLOWS[name], way == "held fixed"
     apply = network(spelling, full if fixed else None)
@@ -125,6 +127,10 @@ def follows(name, way, full, kept):
         except PlanError as error:
             if name in MAY_BE_WHOLE and "narrow" in str(error):
                 return
+            raise
+        except NumberWarning as warning:
+            if fixed and check and HELD in str(warning):
+                continue
             raise
         programs = tuple(str(program(net, rate)) for rate in kept)
         if programs not in seen:
@@ -246,7 +252,11 @@ def test_a_batch_as_large_as_the_width(name, way, check):
     spelling, fixed = FOLLOWS[name], way == "held fixed"
     apply = network(spelling, H if fixed else None)
     by_hand = {0.25: network(spelling, 6 if fixed else None)}
-    net = upgraded(apply, weights(H), inputs(H), (0.25,), check)
+    try:
+        net = upgraded(apply, weights(H), inputs(H), (0.25,), check)
+    except NumberWarning as warning:
+        assert fixed and check and HELD in str(warning)
+        return
     for rows in (H, 6, 5):
         compare(net, inputs(rows), by_hand, {0.25: 6, 1.0: H})
 
@@ -281,9 +291,10 @@ def test_a_share_that_is_kept_is_no_count(full):
     compare(net, inputs(), {0.5: apply}, {0.5: full // 2, 1.0: full})
 
 
-def test_seven_times_a_softmax_of_eight():
+@pytest.mark.parametrize("check", CHECKS)
+def test_seven_times_a_softmax_of_eight(check):
     apply = network(lambda h, s, n: 7 * jax.nn.softmax(h, -1))
-    net = upgraded(apply, weights(8), inputs(), (0.5,), True)
+    net = upgraded(apply, weights(8), inputs(), (0.5,), check)
     compare(net, inputs(), {0.5: apply}, {0.5: 4, 1.0: 8})
 
 
@@ -341,6 +352,8 @@ KERNELS = (standardised, of_unit_columns, quantised)
 @pytest.mark.parametrize("kernel_of", KERNELS, ids=lambda f: f.__name__)
 def test_means_over_the_inputs_of_a_kernel(kernel_of, way, check):
     apply, fixed = kernel_network(kernel_of), way == "held fixed"
+    if fixed and check:
+        pytest.skip("contradicts itself, and is told so")
     k = np.random.default_rng(2).normal(size=(H, 16)).astype(np.float32)
     w2 = np.random.default_rng(3).normal(size=(16, 3)).astype(np.float32)
     p = {**weights(H), "k": k, "w2": w2}

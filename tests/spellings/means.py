@@ -287,7 +287,6 @@ MEANS: dict[str, Spelling] = {
     # The sum.
     "einsum": lambda h, s, n: jnp.einsum("bd->b", h)[:, None] / n,
     "einsum_squares": lambda h, s, n: jnp.einsum("bd,bd->b", h, h)[:, None] / n,
-    "einsum_two": lambda h, s, n: jnp.einsum("bd,bd->b", h, jnp.cos(h))[:, None] / n,
     "vecdot": lambda h, s, n: jnp.vecdot(h, h)[:, None] / n,
     "vdot": lambda h, s, n: jax.vmap(jnp.vdot)(h, h)[:, None] / n,
     "dot_general": lambda h, s, n: (
@@ -329,7 +328,6 @@ MEANS: dict[str, Spelling] = {
     "terms_times": lambda h, s, n: total(h * (1 / n)),
     "terms_over_root_squared": lambda h, s, n: total((h / jnp.sqrt(n)) ** 2),
     "terms_of_a_product": lambda h, s, n: total((h / n) * jnp.cos(h)),
-    "terms_of_a_contraction": lambda h, s, n: jnp.vecdot(h / n, jnp.cos(h))[:, None],
     "terms_of_a_later_sum": lambda h, s, n: total(jnp.abs(h / n - 0.0)),
     "product_over": lambda h, s, n: h * total(h) / n,
     "product_of_sums": lambda h, s, n: total(h) * total(h * h) / n**2,

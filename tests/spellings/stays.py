@@ -70,6 +70,8 @@ REPORTED: dict[str, Spelling] = {
     "contraction_over": lambda h, s, n: h + (h @ s[:, None]) / n,
     "contraction_times": lambda h, s, n: jnp.einsum("bd,d->b", h, s)[:, None] * (1 / n),
     "parameter_over": lambda h, s, n: h @ (s / n)[:, None],
+    "contraction_of_two": lambda h, s, n: jnp.vecdot(h, jnp.cos(h))[:, None] / n,
+    "terms_of_a_contraction": lambda h, s, n: jnp.vecdot(h / n, jnp.cos(h))[:, None],
     "attention": attention,
 }
 """They meet what grows, or a parameter, along the axis, and are no mean's: they stay

@@ -83,6 +83,6 @@ def random_constant(n: Builder, r: random.Random) -> None:
         n.emit(f"x = x * drawn({kind!r}, {lead}, {c})")
     else:
         width = r.choice(WIDTHS)
-        n.emit(f"x = jnp.sin(x @ drawn({kind!r}, {c}, {width}) / {c**0.5:.2f})", width)
+        n.emit(f"x = jnp.sin(x @ drawn({kind!r}, {c}, {width}) / 3)", width)
         n.not_maskable = "a captured kernel"
         n.emit(f"x = {n.dense(width)}")
