@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from .base import Dim, Dims, Narrow, Tie, Value, fix_everything, rule
+from .base import RULES, Dim, Dims, Narrow, Rule, Tie, Value, fix_everything, rule
 from .fixed import HOST
 
 
@@ -63,7 +63,6 @@ def _narrow_callback(n: Narrow, *operands: Any) -> Any:
     return n.bind(*operands, result_avals=tuple(avals))
 
 
-@rule("pure_callback", narrow=_narrow_callback)
 def tie_callback(t: Tie) -> Sequence[Dims]:
     """fixed, but where Equinox raises an error: what a function does is not known."""
     function = getattr(t.params["callback"], "callback_func", None)
@@ -73,3 +72,7 @@ def tie_callback(t: Tie) -> Sequence[Dims]:
     # Nothing comes back from it, but on TPU something of the shapes that are asked for.
     t.note("raises an error")
     return [[Dim(size) for size in aval.shape] for aval in t.outs]
+
+
+# Other callbacks are fixed, see `fixed`.
+RULES["pure_callback"] = Rule(tie_callback, _narrow_callback)

@@ -62,6 +62,7 @@ FIXED: dict[str, str] = {
     "program_order": "orders effects",
     "psend": _STARTED,
     "psum_done": _STARTED,
+    "pure_callback": HOST,
     "psum_invariant_start": _STARTED,
     "psum_start": _STARTED,
     "ragged_all_to_all": "rows are sent to devices by counts known at run time",
