@@ -49,6 +49,7 @@ from .dims import (
 )
 from .growth import INPUT, PARAMETER
 from .rules import NO_RULE, RULES, Frame, Tie, Value, order
+from .rules import places as places_lib
 from .rules.folding import FOLDED
 from .unify import Dim, Equations, Reason, atoms, factors, find, segments
 
@@ -404,15 +405,15 @@ def walk(
         name = eqn.primitive.name
         equations.why = Reason(name, (eqn.source_info, *sources), name)
         tie = Tie(frame, index, equations, call)
-        rule = FOLDED if order.folds(tie) else RULES.get(name, NO_RULE)
+        rule = FOLDED if places_lib.folds(tie) else RULES.get(name, NO_RULE)
         results = [
             result if isinstance(result, Value) else Value(tuple(result))
             for result in rule.tie(tie)
         ]
         if index not in frame.children:  # else known from what was called
-            for result, found in zip(results, order.read(tie), strict=True):
+            for result, found in zip(results, places_lib.read(tie), strict=True):
                 result.order = result.order or found
-        equations.constant += [d for r in results for d in order.places(r)]
+        equations.constant += [d for r in results for d in places_lib.axes(r)]
         frame.values.update(zip(eqn.outvars, results, strict=True))
     outs = []
     for var in jaxpr.outvars:

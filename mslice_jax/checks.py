@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -213,8 +213,9 @@ def check_shapes(
     definition: Definition, call: Call, arrays: Sequence[Any], cause: Exception
 ) -> None:
     """Raises ValueError if a call failed that had other shapes than `upgrade` saw."""
-    given = _inputs(call, arrays)
-    seen = _inputs(definition.call, definition.arrays)
+    first = definition.call
+    given = _inputs(call, arrays, first.keywords)
+    seen = _inputs(first, definition.arrays, call.keywords)
     if given != seen:
         raise ValueError(
             f"the call failed with inputs of shape {_listed(given)}, where `upgrade` "
@@ -222,10 +223,12 @@ def check_shapes(
         ) from cause
 
 
-def _inputs(call: Call, arrays: Sequence[Any]) -> tuple[Any, ...]:
-    """The inputs with shapes for arrays; of the keywords those that have arrays."""
+def _inputs(
+    call: Call, arrays: Sequence[Any], keywords: Collection[str]
+) -> tuple[Any, ...]:
+    """The inputs with shapes for arrays; of these keywords those that are arrays."""
     args, kwargs = call.join(arrays)
-    named = [x for x in kwargs.values() if any(map(is_array, jax.tree.leaves(x)))]
+    named = [x for k, x in kwargs.items() if k in keywords and is_array(x)]
     return jax.tree.map(lambda x: x.shape if is_array(x) else x, (*args, *named))
 
 

@@ -264,7 +264,7 @@ def _parts(growth: Growth, halves: bool) -> Iterator[dict[Axis, float]]:
 
 
 def log_match(value: float, logs: Growth, rounding: float) -> Follow | None:
-    """How a number, its sign aside, is the logarithm that a value grows by, or 1 / it."""
+    """How a number, its sign aside, is the logarithm of a growth, or its inverse."""
     axes = [(a, e) for a, e in logs.items() if isinstance(width(a), int)]
     if len({e for _, e in axes}) != 1:
         return None

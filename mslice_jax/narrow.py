@@ -52,7 +52,7 @@ def evaluate(
     for index, eqn in enumerate(jaxpr.eqns):
         narrow = Narrow(frame, index, analysis, widths, evaluate)
         rule = RULES.get(eqn.primitive.name, NO_RULE)
-        if is_folded(narrow):
+        if is_folded(frame, index):
             rule = FOLDED
         # Names of layers and the user's lines stay with the narrow program.
         info = eqn.source_info

@@ -248,7 +248,7 @@ class WidthPlan:
     def products(self) -> dict[str, str]:
         """The axes of which several factors narrow: 'w:0' and '(8* x 6*)'."""
         return {
-            f"{path.removeprefix('params/')}:{at}": str(axis)
+            f"{str(path).removeprefix('params/')}:{at}": str(axis)
             for path, leaf in self._by_path.items()  # type: ignore[attr-defined]
             for at, axis in enumerate(leaf.axes)
             if isinstance(axis, dims.Product)

@@ -58,6 +58,12 @@ class Call:
         leaves = [next(each) if s is _ARRAY else _value(s) for s in self.statics]
         return jax.tree.unflatten(self.treedef, leaves)
 
+    @property
+    def keywords(self) -> frozenset[str]:
+        """The names of the arguments that are given by keyword."""
+        _, kwargs = jax.tree.unflatten(self.treedef, self.statics)
+        return frozenset(kwargs)
+
 
 class _Array:
     """Stands for an array among static arguments; there is one, also in a copy."""

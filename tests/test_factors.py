@@ -142,6 +142,36 @@ def test_elements_that_a_constant_mixes_come_after_features():
     check(f, full, narrow, normal(3, 7, 4))
 
 
+@pytest.mark.parametrize("constant_first", [False, True])
+def test_a_kernel_that_a_constant_transforms_narrows_in_and_out(constant_first):
+    full = {"a": normal(4, 16), "b": normal(6, 16, 10), "c": normal(6, 2)}
+    basis = normal(10, 7)
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        if constant_first:
+            kernel = jnp.tensordot(basis, p["b"], axes=(0, 2)).transpose(1, 2, 0)
+        else:
+            kernel = jnp.tensordot(p["b"], basis, axes=1)
+        return jnp.tanh(jnp.einsum("btr,otr->bo", h[..., None] * ROW, kernel)) @ p["c"]
+
+    def by_hand(p, x):
+        kernel = np.einsum("otg,gr->otr", p["b"], basis[: p["b"].shape[2]])
+        h = np.tanh(x @ p["a"])[..., None] * ROW
+        return np.tanh(np.einsum("btr,otr->bo", h, kernel)) @ p["c"]
+
+    x = normal(3, 4)
+    net = ms.upgrade(f, full, x, rates=(0.5, 1.0))
+    narrow = {"a": full["a"][:, :8], "b": full["b"][:3, :8, :5], "c": full["c"][:3]}
+    small = dict(ms.extract(net, 0.5).variables)
+    jax.tree.map(np.testing.assert_array_equal, small, narrow)
+    got = ms.slice_apply(net, x, 0.5)
+    np.testing.assert_allclose(got, by_hand(narrow, x), rtol=1e-3, atol=1e-3)
+
+
+ROW = normal(7)
+
+
 def outer(p, x):
     left, right = jnp.tanh(x @ p["l"]), jnp.tanh(x @ p["r"])
     both = left[:, :, None] * right[:, None, :]

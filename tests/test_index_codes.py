@@ -94,7 +94,7 @@ CODES = {
     "a permutation matrix": lambda i, n: jnp.asarray(EYE[::-1])[n - 1 - i],
     "concatenated": lambda i, n: floats(i[:, None] == parts(n)),
     "rolled": lambda i, n: floats(
-        i[:, None] == jnp.roll(jnp.arange(1.0, n + 1), 0) - 1
+        i[:, None] == jnp.roll(jnp.roll(jnp.arange(1.0 * n), 3), -3)
     ),
     "running sum": lambda i, n: floats(i[:, None] == jnp.cumsum(jnp.ones(n)) - 1),
     "linspace": lambda i, n: floats(i[:, None] == jnp.linspace(0.0, n - 1, n)),
@@ -192,9 +192,7 @@ FEATURES = {
     "linspace": lambda x, n: sines(x, jnp.linspace(1.0, 6.0, n)),
     "geomspace": lambda x, n: sines(x, jnp.geomspace(1.0, 60.0, n)),
     "logspace": lambda x, n: sines(x, jnp.logspace(0.0, 1.0, n)),
-    "linspace without its end": lambda x, n: sines(
-        x, jnp.linspace(0.0, 9.0, n + 1)[1:]
-    ),
+    "linspace without its end": lambda x, n: sines(x, jnp.linspace(0, 9, n + 1)[1:]),
     "arange": lambda x, n: sines(x, jnp.arange(n)),
     "powers": lambda x, n: sines(x, 100.0 ** (-jnp.arange(n) / n)),
     "exp": lambda x, n: sines(x, jnp.exp(jnp.arange(0, 2 * n, 2) * (-4.0 / n))),

@@ -1,4 +1,4 @@
-"""Windows at places known only at run time: what they span narrows, what they cut stays.
+"""Windows at places known only at run time: what they span narrows.
 
 vmap makes gathers and scatters of them, with windows of full size along the units. The
 narrow network by hand is the function itself on weights that NumPy cut.

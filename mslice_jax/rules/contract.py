@@ -18,8 +18,12 @@ def tie_dot(t: Tie) -> Sequence[Dims]:
     # Axes of one operand that are contracted together, or none of them, are the factors
     # of one axis (heads x head size): one of them narrows. The order is the kernel's.
     pairs = sorted(zip(rhs_k, lhs_k, strict=True))
-    t.equations.products += [[lhs[i] for _, i in pairs], lhs_free, rhs_free]
-    t.equations.joint += [lhs_free, rhs_free]
+    t.equations.products.append([lhs[i] for _, i in pairs])
+    # What a constant is contracted with stays what it was: a kernel, say, in and out.
+    for free, other in ((lhs_free, t.ins[1]), (rhs_free, t.ins[0])):
+        if other.order is None or other.order.source is None:
+            t.equations.products.append(free)
+            t.equations.joint.append(free)
     return [[*(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free]]
 
 

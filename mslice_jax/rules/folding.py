@@ -11,7 +11,7 @@ from typing import Any
 
 from ..dims import Whole, groups_in, shape, slice_array, take
 from . import order
-from .base import Dim, Narrow, Rule, Tie, Value
+from .base import Dim, Frame, Narrow, Rule, Tie, Value
 
 _NOTE = "a constant"
 
@@ -48,6 +48,6 @@ def _tie(t: Tie) -> Sequence[Value]:
 FOLDED = Rule(_tie, _narrow)
 
 
-def is_folded(n: Narrow) -> bool:
-    """Whether the equation makes such a constant."""
-    return n.note is _NOTE
+def is_folded(frame: Frame, index: int) -> bool:
+    """Whether an equation makes such a constant; what it calls was not read then."""
+    return frame.notes.get(index) is _NOTE

@@ -5,14 +5,57 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 
-from . import order
 from .base import Narrow, Tie, Value, rule
+from .order import PLACE, Order, data
+from .places import TEXT
 
 
 def _plain(values: Sequence[Value]) -> list[Value]:
     """The axes alone: a number known before a loop need not be the same inside."""
     return [Value(value.dims, order=value.order) for value in values]
+
+
+def _step(t: Any, order: Order | None, dims: Sequence[Any]) -> Order | None:
+    """Of what a loop takes, turn by turn, from an array along its first axis."""
+    if order is None:
+        return None
+    if order.code:  # row by row, the places are gone through
+        t.fix([d for d, a in zip(dims, order.along, strict=True) if a is PLACE], TEXT)
+    return Order(order.along[1:], None, order.reached, order.counts)
+
+
+def _carried(
+    jaxpr: Any, fixed: Sequence[Any], carry: Sequence[Any], steps: Sequence[Any]
+) -> list[Order]:
+    """Of what a loop carries: which of it an argument reaches, after any turn."""
+    reached = [_reached(value) for value in carry]
+    others = [_reached(v) for v in fixed], [_reached(v) for v in steps]
+    while not all(reached):
+        outs = _reach(jaxpr.jaxpr, [*others[0], *reached, *others[1]])
+        after = [a or b for a, b in zip(reached, outs, strict=False)]
+        if after == reached:
+            break
+        reached = after
+    return [data(len(v.dims), r) for v, r in zip(carry, reached, strict=True)]
+
+
+def _reached(value: Any) -> bool:
+    return value.order is None or value.order.reached
+
+
+def _reach(jaxpr: Any, ins: Sequence[bool]) -> list[bool]:
+    """Which results an argument reaches: those of equations that it reaches."""
+    reached = {var for var, r in zip(jaxpr.invars, ins, strict=True) if r}
+
+    def reads(var: Any) -> bool:
+        return not isinstance(var, core.Literal) and var in reached
+
+    for eqn in jaxpr.eqns:
+        if any(map(reads, eqn.invars)):
+            reached.update(eqn.outvars)
+    return [reads(var) for var in jaxpr.outvars]
 
 
 def counts_of_scan(params: dict[str, Any]) -> tuple[int, int]:
@@ -54,11 +97,11 @@ def tie_scan(t: Tie) -> Sequence[Value]:
     fixed, carry = t.ins[:consts], _plain(t.ins[consts : consts + carried])
     xs = t.ins[consts + carried :]
     for value, of in zip(
-        carry, order.carried(t.params["jaxpr"], fixed, carry, xs), strict=True
+        carry, _carried(t.params["jaxpr"], fixed, carry, xs), strict=True
     ):
         value.order = of
     t.fix([value.dims[0] for value in xs], "the loop runs along the axis")
-    steps = [Value(v.dims[1:], order=order.a_step(t, v.order, v.dims)) for v in xs]
+    steps = [Value(v.dims[1:], order=_step(t, v.order, v.dims)) for v in xs]
     outs = t.call(t.params["jaxpr"], [*fixed, *carry, *steps])
     for before, after in zip(carry, outs[:carried], strict=True):
         t.equate(before.dims, after.dims)
@@ -104,7 +147,7 @@ def tie_while(t: Tie) -> Sequence[Value]:
     carry = _plain(t.ins[conds + bodies :])
     for_body = t.ins[conds : conds + bodies]
     for value, of in zip(
-        carry, order.carried(t.params["body_jaxpr"], for_body, carry, ()), strict=True
+        carry, _carried(t.params["body_jaxpr"], for_body, carry, ()), strict=True
     ):
         value.order = of
     (going,) = t.call(t.params["cond_jaxpr"], [*t.ins[:conds], *carry])

@@ -29,7 +29,7 @@ def _narrow_bits(n: Narrow, key: Any) -> Any:
 
 @rule("random_bits", narrow=_narrow_bits)
 def tie_bits(t: Tie) -> Sequence[Dims]:
-    """key (k) -> (k, a, b): new axes; with a key of its own the program has constants."""
+    """key (k) -> (k, a, b): new axes; of a key of the program's own, constants."""
     _note_own_key(t)
     return [[*t.ins[0].dims, *(Dim(size) for size in t.params["shape"])]]
 

@@ -31,12 +31,13 @@ def ordinary(adjoint: str) -> Network:
 
     def solve(model: Any, start: jax.Array) -> jax.Array:
         return diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: model(y)),
+            diffrax.ODETerm(lambda t, y, model: model(y)),
             diffrax.Tsit5(),
             t0=0.0,
             t1=1.0,
             dt0=0.1,
             y0=start,
+            args=model,
             saveat=diffrax.SaveAt(ts=TIMES),
             stepsize_controller=diffrax.PIDController(rtol=1e-3, atol=1e-6),
             adjoint=getattr(diffrax, adjoint)(),
