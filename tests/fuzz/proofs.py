@@ -170,7 +170,7 @@ def _equations(function: Any, *args: Any) -> collections.Counter[Any]:
 
 def _written(number: Any) -> str:
     number = number if hasattr(number, "dtype") else np.asarray(number)
-    if jax.dtypes.issubdtype(number.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(number.dtype, jax.dtypes.prng_key):
         number = jax.random.key_data(number)
         return str(number)
     return f"{np.asarray(number).item():.9g}"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 
 import mslice_jax as ms
+from mslice_jax.counts import Counts
 from mslice_jax.rules import RULES
 from mslice_jax.rules.base import Narrow, Rule
 from tests.fuzz.builder import Network
@@ -114,8 +115,7 @@ def test_proofs_hold_without_a_fault() -> None:
 
 
 def test_finds_a_mean_that_keeps_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("div", "mul"):
-        monkeypatch.setitem(RULES, name, Rule(RULES[name].tie))
+    monkeypatch.setattr(Counts, "numbers", lambda *where: {})
     with pytest.raises(ProofError, match="source on narrow weights"):
         check(NORMED, 0.5)
 
