@@ -12,6 +12,7 @@ from typing import Any
 from .analysis import Analysis
 from .dims import FULL, Axis, Widths, groups_in, width
 from .rules import Frame
+from .rules.folding import is_folded
 
 
 def flops(analysis: Analysis, widths: Widths = FULL) -> float:
@@ -42,6 +43,8 @@ def contractions(
     `cond` the one with the most work counts.
     """
     for index, eqn in enumerate(frame.jaxpr.eqns):
+        if is_folded(frame, index):
+            continue  # a constant, made once
         params = eqn.params
         match eqn.primitive.name:
             case "dot_general":

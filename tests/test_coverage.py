@@ -222,6 +222,19 @@ def test_gradient_holds_for_a_perceptron_and_tells_what_is_off(
     assert coverage_proofs.gradient_error(network, net) == np.inf
 
 
+def test_gradient_that_raises_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("no derivative")
+
+    network = small()
+    net, _, _ = coverage.upgraded(network)
+    monkeypatch.setattr(ms, "slice_apply", refuse)
+    assert coverage_proofs.gradient_error(network, net) == np.inf
+    assert "no derivative" in capsys.readouterr().err
+
+
 def test_a_while_loop_has_no_gradient() -> None:
     def loop(variables: Any, x: jax.Array) -> jax.Array:
         def longer(h: jax.Array) -> jax.Array:

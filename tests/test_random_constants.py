@@ -162,3 +162,19 @@ def test_a_key_that_is_an_argument_draws_for_the_narrow_shape():
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def test_the_work_of_making_constants_is_not_counted():
+    def f(p, t):
+        table = lax.scan(lambda c, i: (0.9 * c, c * i), jnp.ones(N), jnp.arange(2.0))[1]
+        mixed = table @ jax.random.orthogonal(jax.random.key(0), N)
+        return jnp.sin(t[:, None] * mixed[1]) @ p["w"] @ p["c"]
+
+    with jax.numpy_rank_promotion("allow"):
+        net = ms.upgrade(f, FULL, TIMES, rates=(0.25, 1.0))
+        flops = ms.report(net).to_dict()["flops"]
+    by_hand = {
+        str(rate): 2 * len(TIMES) * (n * h + h * 3)
+        for rate, n, h in ((0.25, KEPT, 6), (1.0, N, 24))
+    }
+    assert flops == by_hand

@@ -17,6 +17,7 @@ others up to rounding.
 """
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -120,7 +121,7 @@ def has_gradient(network: Network) -> bool:
 def gradient_error(network: Network, net: ms.Sliceable) -> float:
     """How far the gradient of `SMALL` is off that of the extracted network.
 
-    Infinite where an entry outside of the slice has a gradient.
+    Infinite where an entry outside of the slice has a gradient, or there is none.
     """
 
     def gradient(net: ms.Sliceable) -> Tree:
@@ -130,7 +131,11 @@ def gradient_error(network: Network, net: ms.Sliceable) -> float:
         return jax.grad(loss, allow_int=True)(net).variables
 
     small = ms.extract(net, SMALL)
-    full, narrow = jax.jit(lambda *nets: tuple(map(gradient, nets)))(net, small)
+    try:
+        full, narrow = jax.jit(lambda *nets: tuple(map(gradient, nets)))(net, small)
+    except Exception:  # the row has to tell of the other proofs
+        traceback.print_exc()
+        return np.inf
     kept = net.plan.mask(net.variables, SMALL)
     outside = jax.tree.map(
         lambda g, keep: g.dtype != jax.dtypes.float0 and np.any(np.where(keep, 0, g)),

@@ -30,6 +30,7 @@ from ..growth import (
     times,
 )
 from ..rules import Frame
+from ..rules.folding import is_folded
 from . import numbers
 from .result import Counts, Seen
 
@@ -267,7 +268,8 @@ def _results(e: Eqn) -> Sequence[Known]:
     number = numbers.fold(e.eqn, [known.number for known in e.ins])
     if number is not None:
         return [Known(number=number)]
-    f = _TABLE.get(e.name)
+    # A constant that is made at full width and cut has no frame of its own.
+    f = unknown if is_folded(e.frame, e.index) else _TABLE.get(e.name)
     if f is None:
         f = _TABLE[CALL] if e.index in e.frame.children else unknown
     found = f(e)

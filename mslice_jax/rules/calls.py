@@ -251,7 +251,13 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
         )
         cotangents = map(_tangent, cotangents)
         flat = n.evaluate(run, run.frame, n.widths, [*residuals, *cotangents])
-        grads = dict(zip(told.moving, flat, strict=True))
+        # What is zero for certain is handed on as such: 0 * inf is not 0 further back.
+        grads = {
+            i: None if known.zero else grad
+            for i, grad, known in zip(
+                told.moving, flat, run.counts.results, strict=True
+            )
+        }
         return tuple(
             grads[i] if i in grads else _no_tangent(x) for i, x in enumerate(operands)
         )

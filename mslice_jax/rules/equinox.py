@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from .base import Dims, Tie, Value, fix_everything, rule
+from .base import RULES, Dim, Dims, Narrow, Rule, Tie, Value, fix_everything, rule
+from .fixed import HOST
 
 
 @rule(
@@ -51,3 +52,27 @@ def tie_expanded(t: Tie) -> Sequence[Value]:
 def tie_noinline(t: Tie) -> Sequence[Dims]:
     """fixed: it runs as a program of its own, which is compiled for these sizes."""
     return fix_everything(t, "runs as a program of its own, compiled for these sizes")
+
+
+def _narrow_callback(n: Narrow, *operands: Any) -> Any:
+    if n.note is None:
+        return n.bind(*operands)
+    avals = n.params["result_avals"]
+    shapes = [n.shape(var) for var in n.eqn.outvars]
+    avals = [a.update(shape=shape) for a, shape in zip(avals, shapes, strict=True)]
+    return n.bind(*operands, result_avals=tuple(avals))
+
+
+def tie_callback(t: Tie) -> Sequence[Dims]:
+    """fixed, but where Equinox raises an error: what a function does is not known."""
+    function = getattr(t.params["callback"], "callback_func", None)
+    raises = getattr(function, "__module__", "") == "equinox._errors"
+    if not raises or getattr(function, "__name__", "") not in ("raises", "tpu_msg"):
+        return fix_everything(t, HOST)
+    # Nothing comes back from it, but on TPU something of the shapes that are asked for.
+    t.note("raises an error")
+    return [[Dim(size) for size in aval.shape] for aval in t.outs]
+
+
+# Other callbacks are fixed, see `fixed`.
+RULES["pure_callback"] = Rule(tie_callback, _narrow_callback)

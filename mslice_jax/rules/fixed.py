@@ -11,7 +11,7 @@ from .base import Dims, Tie, fix_everything, rule
 
 _KERNEL = "a kernel is written for the sizes of its blocks"
 _FOREIGN = "foreign code takes the sizes that it was built for"
-_HOST = "what a Python function on the host does with its axes is not known"
+HOST = "what a Python function on the host does with its axes is not known"
 _CUDNN = "a cuDNN kernel; dot_product_attention narrows with implementation='xla'"
 _SCALED = "a cuDNN kernel; jax.lax.scaled_dot narrows by whole blocks"
 _REF = "a mutable array is read and written in parts"
@@ -28,7 +28,7 @@ FIXED: dict[str, str] = {
     "all_gather_start": _STARTED,
     "all_to_all_done": _STARTED,
     "all_to_all_start": _STARTED,
-    "buffer_callback": _HOST,
+    "buffer_callback": HOST,
     "call_exported": _EXPORTED,
     "check": "an error message is made from the entries",
     "create_token": "orders effects",
@@ -47,7 +47,7 @@ FIXED: dict[str, str] = {
     "free_ref": _REF,
     "freeze": _REF,
     "get": _REF,
-    "io_callback": _HOST,
+    "io_callback": HOST,
     "iota_2x32_shape": _COUNTERS,
     "mpmd_map": _KERNEL,
     "new_ref": _REF,
@@ -62,9 +62,9 @@ FIXED: dict[str, str] = {
     "program_order": "orders effects",
     "psend": _STARTED,
     "psum_done": _STARTED,
+    "pure_callback": HOST,
     "psum_invariant_start": _STARTED,
     "psum_start": _STARTED,
-    "pure_callback": _HOST,
     "ragged_all_to_all": "rows are sent to devices by counts known at run time",
     "reduce_scatter_done": _STARTED,
     "reduce_scatter_start": _STARTED,

@@ -91,3 +91,21 @@ def test_marks_and_checks():
         return jnp.tanh(h @ p["b"]) @ p["c"]
 
     check(f, grad=False)
+
+
+def test_an_error_that_is_raised_by_a_condition():
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        h = eqx.error_if(h, h.sum() > 1e6, "too large")
+        return jnp.tanh(h @ p["b"]) @ p["c"]
+
+    check(f)
+
+    def raises(p, x):
+        h = x @ p["a"]
+        h = eqx.error_if(h, h.max() > 1e3, "too large")
+        return jnp.tanh(h @ p["b"]) @ p["c"]
+
+    net = ms.upgrade(raises, FULL, X, rates=(0.25, 1.0))
+    with pytest.raises(Exception, match="too large"):
+        jax.block_until_ready(ms.slice_apply(net, 1e6 * X, 0.25))
