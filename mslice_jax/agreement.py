@@ -9,13 +9,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from .analysis import Analysis, PlanError
 from .counts import (
     Different,
     Incomparable,
     NumberWarning,
     Own,
+    Place,
     describe,
+    held,
+    inputs_changed,
     lines,
     unmatched,
     warning,
@@ -23,7 +28,7 @@ from .counts import (
 from .functions.base import Function
 from .patterns import no_match
 from .plan import WidthPlan
-from .program import Agreement, Call, Settings, own_program
+from .program import Agreement, Call, Settings, own_program, plain_type, trace
 
 
 def agree(
@@ -75,10 +80,59 @@ def agree(
                 "equations at narrow shapes. If the function is meant to do something "
                 "else at another width, pass check=False; otherwise please report it."
             ) from None
-    numbers = describe(analysis.counts, owns)
+    of_inputs = _of_inputs(function, settings, analysis, call, variables, arrays, owns)
+    numbers = describe(analysis.counts, owns, of_inputs)
     text = warning(numbers)
     if text and settings.strict:
         raise PlanError(f"strict=True asks that no number is left open, but {text}")
     if text:
         warnings.warn(text, NumberWarning, stacklevel=4)
-    return Agreement(not reason, reason, numbers)
+    return Agreement(not reason, reason, numbers, frozenset(of_inputs))
+
+
+def _of_inputs(
+    function: Function,
+    settings: Settings,
+    analysis: Analysis,
+    call: Call,
+    variables: Any,
+    arrays: Sequence[Any],
+    owns: Sequence[Own],
+) -> dict[Place, bool]:
+    """Numbers that count, though the own program keeps them: sizes of inputs?
+
+    A batch may be as large as a layer is wide. Traced with inputs of another size, the
+    program has another number then.
+
+    Returns:
+      Those that are one (True), or may be (False).
+    """
+    counts = analysis.counts
+    found: dict[Place, bool] = {}
+    uses = [o for use in held(counts, owns) for o in counts.others.get(use, (use,))]
+    for use in uses if owns else ():
+        size = round(abs(counts.values[use]))
+        if not any(size in x.shape for x in arrays):
+            continue
+        try:
+            other = trace(
+                function,
+                settings.rates[-1],
+                call,
+                variables,
+                [_resized(x, size) for x in arrays],
+            )
+            own = inputs_changed(analysis.frame, other.closed, analysis.axes)
+        except Exception:  # other inputs do not fit: nothing can be told
+            found[counts.place(use)] = False
+            continue
+        if own.follows(counts.frames[use.frame], use.index, use.operand):
+            found[counts.place(use)] = True
+    return found
+
+
+def _resized(x: Any, size: int) -> jax.ShapeDtypeStruct:
+    """The type of an input, one larger along all axes of a size."""
+    plain = plain_type(x)
+    shape = tuple(n + 1 if n == size else n for n in plain.shape)
+    return jax.ShapeDtypeStruct(shape, plain.dtype, weak_type=plain.weak_type)

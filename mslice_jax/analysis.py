@@ -29,10 +29,10 @@ from .counts import (
     Incomparable,
     Known,
     Own,
-    Use,
+    Place,
     count,
     decide,
-    line_of,
+    merge,
     pair,
 )
 from .dims import (
@@ -131,9 +131,9 @@ class Analysis:
 
     `orders` has the groups whose indices the variables hold in another order than the
     constants of the program: what stood at `orders[group][i]` stands at i. `known` is
-    what is known of the inputs, `asked` what the user
-    said of numbers, and `own` gives the function's own program at given
-    widths, where it has one, see `counts`.
+    what is known of the inputs, see `counts`. `asked` is what the user said of numbers,
+    `own` gives the function's own program at given widths, where it has one, and
+    `of_inputs` the numbers that are sizes of inputs, see `counts.decisions`.
     """
 
     closed: core.ClosedJaxpr
@@ -144,7 +144,9 @@ class Analysis:
     known: Sequence[Known] = ()
     asked: Asked = Asked()
     own: Callable[[Widths], Any] | None = None
+    of_inputs: frozenset[Place] = frozenset()
     _own: dict[Any, Own | None] = field(default_factory=dict)
+    _own_numbers: dict[int, Any] = field(default_factory=dict)
     _memo: dict[Dim, Axis] = field(default_factory=dict)
     _counts: Counts | None = None
 
@@ -171,8 +173,11 @@ class Analysis:
         key = tuple(sorted(widths.items()))
         if key not in self._own:
             try:
-                closed = self.own(widths)
-                self._own[key] = closed and self.paired(closed, widths)
+                own = self.paired(self.own(widths), widths)
+                self._own[key] = own
+                self._own_numbers[id(own)] = merge(
+                    self.counts, own, self.asked, self.of_inputs, widths
+                )
             except Incomparable:
                 self._own[key] = None
             except Different as error:
@@ -190,22 +195,8 @@ class Analysis:
         """The operands of an equation that are other numbers at these widths."""
         own = self.own_program(widths)
         if own is not None:
-            return self._asked_of(
-                own.operands.get((id(frame), index), {}), frame, index, widths
-            )
+            return self._own_numbers[id(own)].get((id(frame), index), {})
         return self.counts.numbers(frame, index, widths)
-
-    def _asked_of(
-        self, own: Mapping[int, Any], frame: Frame, index: int, widths: Widths
-    ) -> Mapping[int, Any]:
-        """The numbers of the own program, but for what the user said."""
-        if self.asked == Asked():
-            return own
-        if own and self.asked.of(line_of(frame, index)) is False:
-            own = {}
-        counted = self.counts.numbers(frame, index, widths)
-        asked = (at for at in counted if Use(id(frame), index, at) in self.counts.asked)
-        return {**own, **{at: counted[at] for at in asked}}
 
     def cut(self, frame: Frame, var: Any, value: Any, widths: Widths) -> Any:
         """The part of a captured array that is kept at these widths."""
@@ -233,7 +224,7 @@ class Analysis:
         `own` is the function's own form of it at the widths that it will run at.
         """
         read = follow(closed, self.groups, ins, outs, known, self.orders)
-        read.asked = self.asked
+        read.asked, read.of_inputs = self.asked, self.of_inputs
         read.own = own and (lambda widths: own)
         return read
 

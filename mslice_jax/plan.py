@@ -248,8 +248,8 @@ class WidthPlan:
     def products(self) -> dict[str, str]:
         """The axes of which several factors narrow: 'w:0' and '(8* x 6*)'."""
         return {
-            f"{str(path).removeprefix('params/')}:{at}": str(axis)
-            for path, leaf in self._by_path.items()  # type: ignore[attr-defined]
+            f"{name.removeprefix('params/')}:{at}": str(axis)
+            for name, leaf in self._by_name.items()
             for at, axis in enumerate(leaf.axes)
             if isinstance(axis, dims.Product)
             and sum(bool(dims.groups_in(factor)) for factor in axis.factors) > 1

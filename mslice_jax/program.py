@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from .analysis import Analysis, Units, follow
-from .counts import Asked, Incomparable, Number
+from .counts import Asked, Incomparable, Number, Place
 from .dims import Axis, Whole, Widths, shape
 from .functions.base import Function
 from .growth import INPUT, PARAMETER
@@ -127,11 +127,13 @@ class Agreement:
       comparable: it has one at every declared rate, and they are the same.
       reason: why it was not compared; '' where it was.
       numbers: those of the program that are a power of a size that narrows.
+      of_inputs: numbers that are sizes of inputs, whatever else they look like.
     """
 
     comparable: bool = False
     reason: str = "not asked for (check=False)"
     numbers: tuple[Number, ...] = ()
+    of_inputs: frozenset[Place] = frozenset()
 
     def __str__(self) -> str:
         return "the same" if self.comparable else f"not comparable: {self.reason}"
@@ -273,6 +275,7 @@ def _read(
         traced.closed, definition.plan.groups, ins, outs, numbers, definition.orders
     )
     analysis.asked = definition.settings.asked
+    analysis.of_inputs = definition.agreement.of_inputs
     if definition.agreement.comparable:
         function, plan = definition.function, definition.plan
 

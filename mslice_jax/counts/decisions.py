@@ -1,15 +1,14 @@
 """Which numbers follow the width: as the user, the function or the analysis says."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
-from ..dims import Axis, groups_in, width
+from ..dims import Axis, Widths, groups_in, width
 from ..growth import Follow, Use, equal
-from ..rules import Frame
-from ..source import user_line
 from .own import Own
-from .result import Counts
+from .result import Counts, Place, line_of
 
 
 class NumberWarning(UserWarning):
@@ -51,7 +50,9 @@ class Number:
         return not self.follows and bool(self.meets)
 
 
-_HELD = "the function holds it fixed, though it counts what was summed over the axis"
+_HELD = "it counts what was summed over the axis, though the function holds it fixed"
+_OF_INPUT = "it is the size of an input"
+_MAY_BE_HELD = "it counts what was summed over the axis, or is the size of an input"
 _ASKED, _OWN = "as asked", "the function's own program says so"
 
 
@@ -74,19 +75,10 @@ def _names(pattern: str, line: str) -> bool:
     return fnmatchcase(line, pattern) or fnmatchcase(line.partition(" ")[0], pattern)
 
 
-def line_of(frame: Frame, index: int) -> str:
-    """The user's line of an equation."""
-    return user_line((frame.jaxpr.eqns[index].source_info, *frame.sources))
-
-
-def _line(counts: Counts, use: Use) -> str:
-    return line_of(counts.frames[use.frame], use.index)
-
-
 def decide(counts: Counts, asked: Asked) -> None:
     """Has numbers follow and stay as the user asked."""
     for use, seen in list(counts.seen.items()) if asked != Asked() else ():
-        follows = asked.of(_line(counts, use))
+        follows = asked.of(counts.line(use))
         if follows is None:
             continue
         counts.asked[use] = follows
@@ -107,28 +99,72 @@ def power_of(value: float, axis: Axis) -> Follow:
     return Follow(((axis, 1.0),), log=True)
 
 
-def describe(counts: Counts, owns: Sequence[Own]) -> tuple[Number, ...]:
+def merge(
+    counts: Counts, own: Own, asked: Asked, of_inputs: Set[Place], widths: Widths
+) -> dict[tuple[int, int], dict[int, Any]]:
+    """The numbers of a program that has one of its own, by (frame id, equation).
+
+    They are its own; where it holds a size fixed that counts what was summed, as a
+    module does in its attributes, the number is that of the analysis.
+
+    Args:
+      counts: what the analysis says.
+      own: the own program at these widths.
+      asked: what the user says.
+      of_inputs: numbers that are sizes of inputs, whatever they look like.
+      widths: how many indices each group keeps.
+    """
+    numbers = {where: dict(operands) for where, operands in own.operands.items()}
+    for frame, index in list(numbers) if asked.stay else ():
+        if asked.of(line_of(counts.frames[frame], index)) is False:
+            del numbers[frame, index]
+    for use in {*held(counts, [own]), *counts.asked} & counts.follows.keys():
+        others = () if use in counts.asked else counts.others.get(use, (use,))
+        for one in [o for o in others if counts.place(o) not in of_inputs] or [use]:
+            if use in counts.asked or counts.place(one) not in of_inputs:
+                number = counts.follows[use].at(counts.values[one], widths)
+                numbers.setdefault((one.frame, one.index), {})[one.operand] = number
+            break
+    return numbers
+
+
+def held(counts: Counts, owns: Sequence[Own]) -> list[Use]:
+    """Numbers that count what was summed, though the own programs keep them."""
+    return [
+        use
+        for use in counts.follows
+        if not _any_follows(counts, owns, counts.others.get(use, (use,)))
+    ]
+
+
+def describe(
+    counts: Counts, owns: Sequence[Own], of_inputs: Mapping[Place, bool]
+) -> tuple[Number, ...]:
     """The numbers of a program, for the report.
 
     Args:
       counts: what the analysis says.
       owns: the function's own programs at narrow widths, where it has them.
+      of_inputs: numbers that count, though the function holds them, and may be sizes
+        of inputs; and whether that is certain.
     """
     found = {}
     for use, seen in counts.seen.items():
         follows, why, meets = use in counts.follows, "", seen.meets
         if use in counts.asked:
             why = _ASKED
+        elif owns and use in counts.follows and use in held(counts, owns):
+            sure = of_inputs.get(counts.place(use))
+            follows = sure is None
+            why = _OF_INPUT if sure else _HELD if follows else ""
+            meets = _MAY_BE_HELD
         elif owns:
             follows, why = _any_follows(counts, owns, [use]), _OWN
-            others = counts.others.get(use, (use,))
-            if use in counts.follows and not _any_follows(counts, owns, others):
-                why, meets = "", _HELD
         found[use] = Number(
             value=float(seen.value),
-            size=width(seen.axis),
+            size=seen.size,
             groups=_groups(seen.axis),
-            where=_line(counts, use),
+            where=counts.line(use),
             follows=follows,
             why=why,
             meets="" if why else meets,
@@ -151,7 +187,7 @@ def _groups(axis: Axis) -> tuple[str, ...]:
 
 def lines(counts: Counts) -> list[str]:
     """The lines of all numbers that can be decided."""
-    return list(dict.fromkeys(_line(counts, use) for use in counts.seen))
+    return list(dict.fromkeys(counts.line(use) for use in counts.seen))
 
 
 def unmatched(patterns: Iterable[str], known: Sequence[str]) -> list[str]:

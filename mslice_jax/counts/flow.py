@@ -210,8 +210,11 @@ class _Flow:
         if growth and 1 < len(pending) <= WAITING:
             together = _together(pending, growth, rounding)
             if together is not None:
-                every = tuple(use for waiting, _ in together for use in waiting.uses)
-                self.counts.others.update(dict.fromkeys(every, every))
+                every = {use for waiting, _ in together for use in waiting.uses}
+                self.counts.others.update(dict.fromkeys(every, tuple(every)))
+                for use in every & self.counts.seen.keys():
+                    seen = self.counts.seen[use]
+                    self.counts.seen[use] = dataclasses.replace(seen, meets="")
                 for waiting, match in together:
                     self.follow(waiting.uses, waiting.value, match.follow)
                     growth = times(growth, match.cancels, -1)

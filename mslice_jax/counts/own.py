@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from ..dims import Unit, Whole, Widths, shape
+from ..dims import FULL, Unit, Whole, Widths, shape
 from ..rules import Frame
 from ..source import user_line
 
@@ -81,6 +81,22 @@ def pair(
     return pairing.own
 
 
+def inputs_changed(frame: Frame, closed: Any, axes: Callable[[Any], Any]) -> Own:
+    """What is different in a program of other inputs: numbers that are their sizes.
+
+    Args:
+      frame: of the program.
+      closed: the function traced with inputs of other sizes.
+      axes: dims -> axes.
+
+    Raises:
+      Incomparable, Different: where that is another program.
+    """
+    pairing = _Pairing(axes, lambda frame, var, const, widths: const, None)
+    pairing.walk(frame, closed.jaxpr, closed.consts, [False] * len(frame.jaxpr.invars))
+    return pairing.own
+
+
 _WRITTEN_OUT = ("dynamic_slice", "reshape", "slice", "split", "gather")
 _DRAWS = ("random_bits", "rng_bit_generator", "rng_uniform", "threefry2x32")
 # What says how an equation works; sizes are held against the plan by the shapes.
@@ -94,12 +110,12 @@ _SAME = (
 class _Pairing:
     """A walk through two programs at once."""
 
-    def __init__(self, axes: Any, cut: Any, widths: Widths):
+    def __init__(self, axes: Any, cut: Any, widths: Widths | None):
         self.axes, self.cut, self.widths = axes, cut, widths
         self.own = Own()
 
     def narrow_shape(self, frame: Frame, var: Any) -> tuple[Any, ...]:
-        return shape(self.axes(frame.value(var).dims), self.widths)
+        return shape(self.axes(frame.value(var).dims), self.widths or FULL)
 
     def walk(
         self, frame: Frame, jaxpr: Any, consts: Sequence[Any], fixed: Sequence[bool]
@@ -168,6 +184,8 @@ class _Pairing:
 
     def _shapes(self, frame: Frame, eqn: Any, other: Any, alone: bool) -> None:
         name = eqn.primitive.name
+        if self.widths is None:
+            return
         for var, out in zip(eqn.outvars, other.outvars, strict=True):
             planned = self.narrow_shape(frame, var)
             if tuple(out.aval.shape) != planned:
@@ -238,7 +256,7 @@ class _Pairing:
                 raise Incomparable(
                     f"a captured array of shape {np.shape(const)} would have to narrow"
                 )
-            kept = self.cut(frame, var, const, self.widths)
+            kept = self.cut(frame, var, const, self.widths or FULL)
             if not _equal(kept, other):
                 self.own.consts.setdefault(id(frame), {})[at] = other
                 self.own.changed.add((id(frame), var))

@@ -1,10 +1,20 @@
 """What the analysis of a program says of its numbers."""
 
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from ..dims import Axis, Widths
+from ..dims import Axis, Widths, width
 from ..growth import Follow, Known, Use
 from ..rules import Frame
+from ..source import user_line
+
+Place: TypeAlias = tuple[str, int]
+"""The user's line of a number, and the how manieth of that line it is."""
+
+
+def line_of(frame: Frame, index: int) -> str:
+    """The user's line of an equation."""
+    return user_line((frame.jaxpr.eqns[index].source_info, *frame.sources))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +30,11 @@ class Seen:
     value: float
     axis: Axis
     meets: str = ""
+
+    @property
+    def size(self) -> int:
+        """The size of the axis."""
+        return width(self.axis)
 
 
 @dataclass(slots=True)
@@ -45,7 +60,23 @@ class Counts:
     values: dict[Use, float] = field(default_factory=dict)
     asked: dict[Use, bool] = field(default_factory=dict)
     others: dict[Use, tuple[Use, ...]] = field(default_factory=dict)
+    _places: dict[Use, Place] | None = None
     _at: dict[tuple[int, int], dict[Use, Follow]] | None = None
+
+    def line(self, use: Use) -> str:
+        """The user's line of a number."""
+        return line_of(self.frames[use.frame], use.index)
+
+    def place(self, use: Use) -> Place:
+        """Which number it is, also in another program of the function."""
+        if self._places is None:
+            seen: dict[str, int] = {}
+            self._places = {}
+            for each in self.values:
+                line = self.line(each)
+                seen[line] = seen.get(line, -1) + 1
+                self._places[each] = line, seen[line]
+        return self._places[use]
 
     def numbers(self, frame: Frame, index: int, widths: Widths) -> dict[int, float]:
         """The operands of an equation that are other numbers at these widths."""
