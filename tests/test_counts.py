@@ -23,7 +23,7 @@ from tests.spellings import FOLLOWS, MAY_BE_WHOLE, REPORTED, STAYS
 H, ROWS = 24, 4
 CHECKS = (True, False)
 WAYS = ("from arrays", "held fixed")
-HELD = "the function holds it fixed"
+HELD = "it counts what was summed over the axis"
 TOLERANCE = {"16": 3e-2, "precision": 3e-2}  # by a part of the name: half precision
 OPTIONS = {
     "xla_backend_optimization_level": 0,
@@ -121,7 +121,8 @@ def follows(name, full, kept):
     """A spelling at `kept` (by rate) of `full` units: both ways, by analysis and proof.
 
     Most often all of them give one program, which is run once. A function that runs on
-    narrow arrays and still has the full number there contradicts itself: it is told.
+    narrow arrays and still has the full number there contradicts itself: that is told
+    where nobody knows whether the number follows.
     """
     spelling, seen = FOLLOWS[name], set()
     tolerance = next((t for part, t in TOLERANCE.items() if part in name), 2e-4)
