@@ -111,7 +111,8 @@ def _of_inputs(
     found: dict[Place, bool] = {}
     uses = [o for use in held(counts, owns) for o in counts.others.get(use, (use,))]
     for use in uses if owns else ():
-        size = round(abs(counts.values[use]))
+        seen = counts.seen.get(use)
+        size = seen.size if seen is not None else counts.values[use]
         if not any(size in x.shape for x in arrays):
             continue
         try:

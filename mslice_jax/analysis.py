@@ -47,7 +47,7 @@ from .dims import (
     slice_array,
     take,
 )
-from .growth import INPUT, PARAMETER
+from .growth import INPUT, PARAMETER, Growth
 from .rules import NO_RULE, RULES, Frame, Tie, Value, order
 from .rules import places as places_lib
 from .rules.folding import FOLDED
@@ -131,7 +131,8 @@ class Analysis:
 
     `orders` has the groups whose indices the variables hold in another order than the
     constants of the program: what stood at `orders[group][i]` stands at i. `known` is
-    what is known of the inputs, see `counts`. `asked` is what the user said of numbers,
+    what is known of the inputs, see `counts`, and `wanted` how results grow, where that
+    is known from elsewhere. `asked` is what the user said of numbers,
     `own` gives the function's own program at given widths, where it has one, and
     `of_inputs` the numbers that are sizes of inputs, see `counts.decisions`.
     """
@@ -142,6 +143,7 @@ class Analysis:
     equations: Equations
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
     known: Sequence[Known] = ()
+    wanted: Sequence[Growth] = ()
     asked: Asked = Asked()
     own: Callable[[Widths], Any] | None = None
     of_inputs: frozenset[Place] = frozenset()
@@ -158,7 +160,7 @@ class Analysis:
     def counts(self) -> Counts:
         """What the numbers of the program stand for."""
         if self._counts is None:
-            self._counts = count(self, self.frame, self.known)
+            self._counts = count(self, self.frame, self.known, self.wanted)
             decide(self._counts, self.asked)
         return self._counts
 

@@ -65,6 +65,9 @@ class Known:
       origin: the variable it is a view of, for those that only changed shape.
       parameter: whether it is (a part of) a parameter: numbers beside it are told.
       weight: whether it is a parameter, wherever something moved it: no activation.
+      cotangent: whether it is made of what comes into a backward pass.
+      spread: axes along which such a value was repeated: the transpose of a sum over
+        them. The transpose of a mean has 1/n there.
       counted: whether it is made of the positions along an axis.
       contracted: axes over which it was contracted with a parameter. A weight learns
         its own scale, so that is no growth, but a number of that size is told.
@@ -79,6 +82,8 @@ class Known:
     origin: Any = None
     parameter: bool = False
     weight: bool = False
+    cotangent: bool = False
+    spread: tuple[Axis, ...] = ()
     counted: bool = False
     contracted: tuple[Axis, ...] = ()
 
@@ -94,6 +99,7 @@ class Known:
 
 
 PARAMETER, INPUT = Known(parameter=True, weight=True), Known(data=True)
+COTANGENT = Known(data=True, cotangent=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,12 +119,13 @@ def merge(
         if asked.of(line_of(counts.frames[frame], index)) is False:
             del numbers[frame, index]
     for use in {*held(counts, [own]), *counts.asked} & counts.follows.keys():
-        others = () if use in counts.asked else counts.others.get(use, (use,))
-        for one in [o for o in others if counts.place(o) not in of_inputs] or [use]:
-            if use in counts.asked or counts.place(one) not in of_inputs:
-                number = counts.follows[use].at(counts.values[one], widths)
-                numbers.setdefault((one.frame, one.index), {})[one.operand] = number
-            break
+        others = () if use in counts.asked else (use, *counts.others.get(use, ()))
+        one = next((o for o in others if counts.place(o) not in of_inputs), None)
+        if use in counts.asked:
+            one = use
+        if one is not None:
+            number = counts.follows[use].at(counts.values[one], widths)
+            numbers.setdefault((one.frame, one.index), {})[one.operand] = number
     return numbers
 
 

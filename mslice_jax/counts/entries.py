@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dims import width
+from ..dims import Axis, width
 from ..growth import (
     Follow,
     Growth,
@@ -16,6 +16,8 @@ from ..growth import (
     equal,
     log_match,
     matches,
+    narrowing,
+    narrows,
     sizes_in,
     times,
     to_power,
@@ -64,7 +66,8 @@ def _product(e: Eqn) -> Known:
     power = 1.0 if e.name == "mul" else -1.0
     if x.number is not None or y.number is not None:
         at = 0 if x.number is not None else 1
-        other, own = e.ins[1 - at], power if at == 1 else 1.0
+        other = spread(e, e.ins[1 - at], e.spread(1 - at))
+        own = power if at == 1 else 1.0
         if at == 0 and power < 0:  # a number over a value
             other = _raised(other, -1.0)
         return _scaled(e, at, e.ins[at].number, own, other)
@@ -75,12 +78,15 @@ def _product(e: Eqn) -> Known:
         logs = x.logs
     elif y.logs and not x.logs and power > 0:
         logs = y.logs
+    x, y = (spread(e, each, e.spread(at)) for at, each in enumerate((x, y)))
     product = Known(
         growth=times(x.growth, y.growth),
         logs=logs,
         pending=joined(x.pending, y.pending),
         data=e.data,
         counted=x.counted and y.counted,
+        cotangent=x.cotangent or y.cotangent,
+        spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
     )
     product = e.flow.settle(product, e.rounding())
     return stale(product)
@@ -104,6 +110,13 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
         )
     last = Pending((use,), value, power)
     flow.meet(e, last, x, e.axes(1 - at))
+    over = {axis: 1.0 for axis in x.spread if narrows(axis)}
+    found = matches(last, over, rounding, multiples=True) if over else []
+    if found and one_meaning(found):
+        flow.follow([use], value, found[0].follow)
+        left = tuple(a for a in x.spread if a not in found[0].cancels)
+        growth = times(x.growth, found[0].cancels, -1)
+        return dataclasses.replace(x, number=None, growth=growth, spread=left)
     waiting = x.pending
     if abs(value) != 1.0:
         waiting = (*x.pending, last)[-WAITING:]
@@ -112,6 +125,26 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
     if e.name == "rem":  # as large as the number
         return dataclasses.replace(scaled, growth=x.growth)
     return scaled
+
+
+def spread(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
+    """A value repeated along new axes: a fresh 1/n among its numbers follows."""
+    if not new:
+        return x
+    over: Growth = dict.fromkeys(new, 1.0)
+    growth, pending = x.growth, list(x.pending)
+    for waiting in [p for p in pending if p.fresh and narrowing(over)]:
+        found = [m for m in matches(waiting, over, e.rounding()) if m.follow.narrows]
+        if found and one_meaning(found):
+            e.flow.follow(waiting.uses, waiting.value, found[0].follow)
+            pending.remove(waiting)
+            growth = times(growth, found[0].cancels, -1)
+    along = x.spread
+    if x.cotangent and len(pending) == len(x.pending):
+        along = tuple(dict.fromkeys((*along, *new)))
+    return dataclasses.replace(
+        x, growth=growth, pending=tuple(pending), spread=along, weight=False
+    )
 
 
 def joined(a: tuple[Pending, ...], b: tuple[Pending, ...]) -> tuple[Pending, ...]:
@@ -218,10 +251,14 @@ def _alike(e: Eqn, places: Sequence[int]) -> Known:
     constants = [i for i in places if e.ins[i].number is not None]
     if not terms:
         return DATA if e.data else PLAIN
-    total = dataclasses.replace(e.ins[terms[0]], origin=None)
+    entries = added or e.name in ("complex", "max", "min", "atan2")
+    values = {i: e.ins[i] for i in terms}
+    if entries:
+        values = {i: spread(e, each, e.spread(i)) for i, each in values.items()}
+    total = dataclasses.replace(values[terms[0]], origin=None)
     for i in terms[1:]:
         sign = -1.0 if e.name == "sub" else 1.0
-        total = _added(e, total, e.ins[i], sign if added else 0.0)
+        total = _added(e, total, values[i], sign if added else 0.0)
     if e.name == "sub" and terms[0] == 1:  # a number less a value
         total = dataclasses.replace(total, logs=to_power(total.logs, -1))
     for i in constants if added else ():
@@ -248,8 +285,12 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
     elif x.logs == y.logs:
         logs = x.logs
     if x.plain and y.plain:
-        contracted = x.contracted or y.contracted
-        return Known(data=x.data or y.data, contracted=contracted)
+        return Known(
+            data=x.data or y.data,
+            contracted=x.contracted or y.contracted,
+            cotangent=x.cotangent or y.cotangent,
+            spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
+        )
     if x.growth != y.growth:
         x, y = _reconciled(e, x, y)
     # A term that does not grow leaves the growth of the other: all but one of a sum.
@@ -259,8 +300,15 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
     powers = x.powers if x.powers == y.powers else {}
     if logs and growth:
         logs = {}
-    return Known(growth=growth, logs=logs, powers=powers, pending=pending,
-                 contracted=x.contracted or y.contracted)  # fmt: skip
+    return Known(
+        growth=growth,
+        logs=logs,
+        powers=powers,
+        pending=pending,
+        contracted=x.contracted or y.contracted,
+        cotangent=x.cotangent or y.cotangent,
+        spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
+    )
 
 
 def _reconciled(e: Eqn, x: Known, y: Known) -> tuple[Known, Known]:

@@ -25,6 +25,7 @@ from ..growth import (
     Pending,
     Use,
     matches,
+    narrowing,
     narrows,
     sizes_in,
     times,
@@ -39,16 +40,24 @@ WAITING = 6  # numbers that wait for a sum at the same time
 DATA, PLAIN = Known(data=True), Known()
 
 
-def count(analysis: Any, frame: Frame, known: Sequence[Known]) -> Counts:
+def count(
+    analysis: Any,
+    frame: Frame,
+    known: Sequence[Known],
+    wanted: Sequence[Growth] = (),
+) -> Counts:
     """Runs through a program.
 
     Args:
       analysis: that read it: `axes(dims)` freezes what narrows.
       frame: of the program.
       known: what is known of its inputs.
+      wanted: how its results grow, where that is known from elsewhere.
     """
     flow = _Flow(analysis)
     flow.counts.results = flow.run(frame, known)
+    for result, growth in zip(flow.counts.results, wanted, strict=False):
+        flow.reach(result, growth)
     for use, axis in flow.ambiguous.items():
         if use not in flow.counts.follows:
             flow.see(use, flow.values[use], axis, "it could stand for several axes")
@@ -81,6 +90,13 @@ class Eqn:
     def out_axes(self, result: int = 0) -> tuple[Axis, ...]:
         """The axes of a result."""
         return self.flow.axes(self.frame, self.eqn.outvars[result])
+
+    def spread(self, operand: int) -> list[Axis]:
+        """The axes of the result along which an operand of one entry is repeated."""
+        shape, out = self.shape(operand), self.out_shape
+        missing = [True] * len(out) if not shape else [n == 1 for n in shape]
+        axes = zip(self.out_axes(), out, missing, strict=True)
+        return [axis for axis, n, gone in axes if gone and n != 1]
 
     def shape(self, operand: int) -> tuple[Any, ...]:
         """The shape of an operand."""
@@ -180,6 +196,17 @@ class _Flow:
                 self.see(use, value, found, meets)
                 return
         self.see(use, value, sizes_in(value, tuple(other_axes), rounding))
+
+    def reach(self, known: Known, growth: Growth) -> bool:
+        """Has a number that waits follow, so that a value grows as it has to."""
+        lacking = times(known.growth, growth, -1)
+        for waiting in reversed(known.pending) if narrowing(lacking) else ():
+            found = matches(waiting, lacking, 0.0)
+            complete = [m for m in found if not times(lacking, m.cancels, -1)]
+            if complete and one_meaning(complete):
+                self.follow(waiting.uses, waiting.value, complete[0].follow)
+                return True
+        return False
 
     def settle(
         self, known: Known, rounding: float, last: Pending | None = None

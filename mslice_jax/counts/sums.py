@@ -9,7 +9,7 @@ from jax.extend import core
 
 from ..dims import Axis, Whole, width
 from ..growth import Growth, Known, Pending, matches, narrowing, narrows, times
-from .entries import joined, stale, view
+from .entries import joined, spread, stale, view
 from .flow import WAITING, Eqn, knows, one_meaning, unknown
 
 
@@ -29,22 +29,7 @@ def _broadcast(e: Eqn) -> Known:
     if x.number is not None:
         return _spread_number(e, x, new)
     same = view(e)
-    return _spread(e, dataclasses.replace(same, weight=same.weight and not new), new)
-
-
-def _spread(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
-    """A value that was spread over new axes: a fresh 1/n among its numbers follows."""
-    over: Growth = dict.fromkeys(new, 1.0)
-    growth, pending = x.growth, list(x.pending)
-    for waiting in [p for p in pending if p.fresh and narrowing(over)]:
-        found = [m for m in matches(waiting, over, e.rounding()) if m.follow.narrows]
-        if found and one_meaning(found):
-            e.flow.follow(waiting.uses, waiting.value, found[0].follow)
-            pending.remove(waiting)
-            growth = times(growth, found[0].cancels, -1)
-    if len(pending) == len(x.pending):
-        return x
-    return dataclasses.replace(x, growth=growth, pending=tuple(pending))
+    return spread(e, same, new)
 
 
 def _spread_number(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
@@ -108,6 +93,8 @@ def _grown(e: Eqn, x: Known, over: Sequence[Axis]) -> Known:
         logs=x.logs if not growth else {},
         pending=x.pending,
         data=x.data,
+        cotangent=x.cotangent,
+        spread=tuple(axis for axis in x.spread if axis not in over),
     )
     if growth is x.growth:  # over axes of one entry
         return known
@@ -150,12 +137,12 @@ def _dot(e: Eqn) -> Known:
     ]
     axes = e.axes(0), e.axes(1)
     over = [axes[0][i] for i in lhs_k]
-    spread = [[axes[1 - n][i] for i in free[1 - n]] for n in (0, 1)]
-    return _contraction(e, over, spread)
+    repeated = [[axes[1 - n][i] for i in free[1 - n]] for n in (0, 1)]
+    return _contraction(e, over, repeated)
 
 
 def _contraction(
-    e: Eqn, over: Sequence[Axis], spread: Sequence[Sequence[Axis]]
+    e: Eqn, over: Sequence[Axis], repeated: Sequence[Sequence[Axis]]
 ) -> Known:
     """A sum of products over axes; each operand is spread over the axes given."""
     x, y = e.ins[:2]
@@ -170,7 +157,7 @@ def _contraction(
                 )
                 growth = e.flow.settle(growth, e.rounding(), waiting)
             return dataclasses.replace(growth, data=e.data)
-    x, y = (_spread(e, known, new) for known, new in zip((x, y), spread, strict=True))
+    x, y = (spread(e, known, new) for known, new in zip((x, y), repeated, strict=True))
     itself = _same(e, x, y)
     activations = all(known.data and not known.weight for known in (x, y))
     if itself or activations:
@@ -178,6 +165,8 @@ def _contraction(
             growth=times(x.growth, y.growth),
             pending=joined(x.pending, y.pending),
             data=e.data,
+            cotangent=x.cotangent or y.cotangent,
+            spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
         )
         return _grown(e, product, over)
     inner = tuple(axis for axis in over if narrows(axis))

@@ -6,6 +6,7 @@ batching rule of its own keeps it: the jaxpr of the author's rule is taken at fu
 width, read and narrowed like any program.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from jax import dtypes
 from jax.extend import core
 
 from ..dims import Whole
-from ..growth import INPUT, Known
+from ..growth import COTANGENT, INPUT, Known, to_power
 from .base import Dims, Narrow, Tie, Value, fix_everything, rule
 
 
@@ -138,7 +139,12 @@ def _moving(eqn: Any, perturbed: Sequence[bool]) -> list[int]:
 
 def _each(n: Narrow, make: Callable[[Any], Any]) -> tuple[Any, Any]:
     """make(equation), and the same of the function's own equation at these widths."""
-    return make(n.eqn), None if n.own is None else make(n.own)
+    full, own = make(n.eqn), None
+    if n.own is not None:
+        # A size that the author's derivative holds fixed fits no narrow array.
+        with contextlib.suppress(TypeError, ValueError):
+            own = make(n.own)
+    return full, own
 
 
 def _tangent(x: Any) -> Any:
@@ -206,9 +212,22 @@ class _Forward:
             residuals, self._tree = jax.tree.flatten(pullback)
             return out, residuals
 
+        self._vjp = vjp
         self.traced = jax.make_jaxpr(vjp)(*avals)
+        self.backward = self._backward()
 
-    def backward(self) -> Any:
+    def both(self) -> Any:
+        """Forward and backward in one, traced: results, residuals, gradients."""
+
+        def run(primals: Any, cotangents: Any) -> Any:
+            out, residuals = self._vjp(*primals)
+            pullback = jax.tree.unflatten(self._tree, residuals)
+            return out, residuals, pullback(list(cotangents))
+
+        types = self.traced.out_avals
+        return jax.make_jaxpr(run)(self.traced.in_avals, types[: self.outs])
+
+    def _backward(self) -> Any:
         """The pullback, traced: residuals and cotangents to gradients."""
         types = self.traced.out_avals
 
@@ -225,15 +244,19 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
     def forward(*given: Any) -> Any:
         moving = _moving(n.eqn, [each.perturbed for each in given])
         full, own = _each(n, lambda eqn: _Forward(eqn, moving))
-        run = n.analysis.follow(
-            full.traced,
-            axes,
-            [*outs, *[None] * (len(full.traced.out_avals) - len(outs))],
-            n.known,
-            own and own.traced,
+        # What a residual is tied to may show in the backward pass alone.
+        count = len(full.traced.out_avals)
+        grads = [axes[i] for i in moving]
+        both = n.analysis.follow(
+            full.both(),
+            [*axes, *outs],
+            [*outs, *[None] * (count - len(outs)), *grads],
+            [*n.known, *(INPUT for _ in outs)],
         )
+        kept = [both.axes(both.frame.value(v).dims) for v in both.closed.jaxpr.outvars]
+        kept = kept[:count]
+        run = n.analysis.follow(full.traced, axes, kept, n.known, own and own.traced)
         flat = n.evaluate(run, run.frame, n.widths, [each.value for each in given])
-        kept = [run.axes(run.frame.value(v).dims) for v in run.frame.jaxpr.outvars]
         # What was known of residuals reaches the backward pass, numbers that wait for
         # a sum do not: they have been computed with.
         known = [replace(each, pending=()) for each in run.counts.results]
@@ -243,12 +266,14 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
     def pull(saved: Any, cotangents: Any) -> Any:
         residuals, told = saved
         run = n.analysis.follow(
-            told.full.backward(),
+            told.full.backward,
             [*told.kept, *outs],
             [axes[i] for i in told.moving],
-            [*told.known, *(INPUT for _ in outs)],
-            told.own and told.own.backward(),
+            [*told.known, *(COTANGENT for _ in outs)],
+            told.own and told.own.backward,
         )
+        # The gradient of what has grown shrinks as much.
+        run.wanted = [to_power(n.known[i].growth, -1) for i in told.moving]
         cotangents = map(_tangent, cotangents)
         flat = n.evaluate(run, run.frame, n.widths, [*residuals, *cotangents])
         # What is zero for certain is handed on as such: 0 * inf is not 0 further back.
@@ -360,7 +385,7 @@ def _narrow_linear_call(n: Narrow, *operands: Any) -> Any:
             ),
             [*axes[consts:held], *outs],
             axes[held:],
-            [*n.known[consts:held], *(INPUT for _ in outs)],
+            [*n.known[consts:held], *(COTANGENT for _ in outs)],
         )
         xs = [*residuals[consts:], *cotangents]
         return tuple(n.evaluate(run, run.frame, n.widths, xs))
