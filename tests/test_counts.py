@@ -5,7 +5,9 @@ it holds fixed, as a module does in its attributes. The narrow network by hand i
 same code on weights that NumPy cut, told the narrow number of units.
 """
 
+import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from tests.spellings import FOLLOWS, MAY_BE_WHOLE, REPORTED, STAYS
 H, ROWS = 24, 4
 CHECKS = (True, False)
 WAYS = ("from arrays", "held fixed")
-HELD = "the function holds it fixed"
+HELD = "it counts what was summed over the axis"
 TOLERANCE = {"16": 3e-2, "precision": 3e-2}  # by a part of the name: half precision
 OPTIONS = {
     "xla_backend_optimization_level": 0,
@@ -75,7 +77,7 @@ def value_and_slopes(apply):
     return run
 
 
-def compare(net, x, by_hand, sizes, tolerance=2e-4):
+def compare(net, x, by_hand, sizes, tolerance=2e-4, way=""):
     """Value and gradient at each rate against `by_hand[rate]` on cut weights."""
     rates = [rate for rate in sizes if rate != 1.0]
     for rate in rates:
@@ -96,10 +98,16 @@ def compare(net, x, by_hand, sizes, tolerance=2e-4):
     for rate, ((y, slopes), (y_by_hand, wanted)) in results.items():
         largest = max(np.abs(w).max() for w in wanted.values())
         assert np.isfinite(y_by_hand).all() and np.isfinite(largest)
-        near(y, y_by_hand, tolerance, f"value at {rate}")
+        near(y, y_by_hand, tolerance, f"value at {rate} {way}")
         slopes = net.plan.slice(slopes.variables, rate)
         for name, slope in wanted.items():
-            near(slopes[name], slope, tolerance, f"slope of {name}, {rate}", largest)
+            near(
+                slopes[name],
+                slope,
+                tolerance,
+                f"slope of {name}, {rate} {way}",
+                largest,
+            )
 
 
 def near(actual, wanted, tolerance, what, scale=0.0):
@@ -109,19 +117,20 @@ def near(actual, wanted, tolerance, what, scale=0.0):
     )
 
 
-def follows(name, way, full, kept):
-    """A spelling at `kept` (by rate) of `full` units, with the ninth proof or without.
+def follows(name, full, kept):
+    """A spelling at `kept` (by rate) of `full` units: both ways, by analysis and proof.
 
-    Most often both give one program, which is then run once. A function that runs on
-    narrow arrays and still has the full number there contradicts itself; it is told.
+    Most often all of them give one program, which is run once. A function that runs on
+    narrow arrays and still has the full number there contradicts itself: that is told
+    where nobody knows whether the number follows.
     """
-    spelling, fixed = FOLLOWS[name], way == "held fixed"
-    apply = network(spelling, full if fixed else None)
-    sizes = {**kept, 1.0: full}
-    by_hand = {r: network(spelling, n if fixed else None) for r, n in sizes.items()}
+    spelling, seen = FOLLOWS[name], set()
     tolerance = next((t for part, t in TOLERANCE.items() if part in name), 2e-4)
-    seen = set()
-    for check in CHECKS:
+    sizes = {**kept, 1.0: full}
+    by_hand = {rate: network(spelling, size) for rate, size in sizes.items()}
+    for way, check in itertools.product(WAYS, CHECKS):
+        fixed = way == "held fixed"
+        apply = network(spelling, full if fixed else None)
         try:
             net = upgraded(apply, weights(full), inputs(), kept, check)
         except PlanError as error:
@@ -132,29 +141,30 @@ def follows(name, way, full, kept):
             if fixed and check and HELD in str(warning):
                 continue
             raise
-        programs = tuple(str(program(net, rate)) for rate in kept)
+        programs = tuple(program(net, rate) for rate in kept)
         if programs not in seen:
             seen.add(programs)
-            compare(net, inputs(), by_hand, sizes, tolerance)
+            compare(net, inputs(), by_hand, sizes, tolerance, f"{way}, {check}")
 
 
 def program(net, rate):
     run = value_and_slopes(lambda p, x: ms.slice_apply(p, x, rate))
-    return jax.make_jaxpr(run)(net, inputs())
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(run)(net, inputs())))
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", FOLLOWS)
-def test_a_number_that_counts_follows(name, way):
-    follows(name, way, H, {0.25: 6, 0.5: 12})
+def test_a_number_that_counts_follows(name):
+    follows(name, H, {0.25: 6})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("full", "rate", "kept"), [(16, 0.5, 8), (66, 1 / 3, 22)])
+@pytest.mark.parametrize(
+    ("full", "kept"), [(H, {0.5: 12}), (16, {0.5: 8}), (66, {1 / 3: 22})]
+)
 @pytest.mark.parametrize("name", FOLLOWS)
-def test_the_width_changes_no_verdict(name, full, rate, kept):
+def test_the_width_changes_no_verdict(name, full, kept):
     """16 is a power of two and four, 66 is three times 22."""
-    follows(name, "held fixed", full, {rate: kept})
+    follows(name, full, kept)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -347,23 +357,26 @@ def quantised(k, n):
 KERNELS = (standardised, of_unit_columns, quantised)
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "check"), [(WAYS[0], True), (WAYS[0], False), (WAYS[1], False)]
+)
 @pytest.mark.parametrize("kernel_of", KERNELS, ids=lambda f: f.__name__)
 def test_means_over_the_inputs_of_a_kernel(kernel_of, way, check):
     apply, fixed = kernel_network(kernel_of), way == "held fixed"
-    if fixed and check:
-        pytest.skip("contradicts itself, and is told so")
     k = np.random.default_rng(2).normal(size=(H, 16)).astype(np.float32)
     w2 = np.random.default_rng(3).normal(size=(16, 3)).astype(np.float32)
     p = {**weights(H), "k": k, "w2": w2}
     narrow = {**weights(H, 6), "k": k[:6, :4], "w2": w2[:4]}
     x = inputs()
     net = upgraded(lambda p, x: apply(p, x, H if fixed else None), p, x, (0.25,), check)
-    y, slopes = value_and_slopes(lambda p, x: ms.slice_apply(p, x, 0.25))(net, x)
-    y_by_hand, wanted = value_and_slopes(
-        lambda p, x: apply(p, x, 6 if fixed else None)
-    )(narrow, x)
+
+    def both(net, narrow, x):
+        ours = value_and_slopes(lambda p, x: ms.slice_apply(p, x, 0.25))(net, x)
+        n = 6 if fixed else None
+        return ours, value_and_slopes(lambda p, x: apply(p, x, n))(narrow, x)
+
+    run = jax.jit(both, compiler_options=OPTIONS)
+    (y, slopes), (y_by_hand, wanted) = run(net, narrow, x)
     near(y, y_by_hand, 1e-4, "value")
     slopes = net.plan.slice(slopes.variables, 0.25)
     largest = max(np.abs(slope).max() for slope in wanted.values())
