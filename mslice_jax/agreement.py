@@ -5,6 +5,7 @@ against the narrow program, and decides which numbers follow the width (`counts.
 Nothing is compiled. What remains open is told: see `counts.decisions`.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +14,13 @@ import jax
 
 from .analysis import Analysis, PlanError
 from .counts import (
+    Counts,
     Different,
     Incomparable,
     NumberWarning,
     Own,
     Place,
+    Use,
     describe,
     held,
     inputs_changed,
@@ -25,7 +28,9 @@ from .counts import (
     unmatched,
     warning,
 )
+from .dims import width
 from .functions.base import Function
+from .growth import narrows
 from .patterns import no_match
 from .plan import WidthPlan
 from .program import Agreement, Call, Settings, own_program, plain_type, trace
@@ -127,9 +132,25 @@ def _of_inputs(
         except Exception:  # other inputs do not fit: nothing can be told
             found[counts.place(use)] = False
             continue
-        if own.follows(counts.frames[use.frame], use.index, use.operand):
+        if not own.follows(counts.frames[use.frame], use.index, use.operand):
+            continue
+        after = own.operands.get((use.frame, use.index), {}).get(use.operand)
+        if after is None or not _only_fixed(counts, use, after, size):
             found[counts.place(use)] = True
     return found
+
+
+def _only_fixed(counts: Counts, use: Use, after: Any, size: Any) -> bool:
+    """Whether a number changes with the inputs as its axes that never narrow do.
+
+    The rest of it is then a size that the function holds: rows times units.
+    """
+    follow = counts.follows.get(use)
+    if follow is None:
+        return False
+    fixed = [e for axis, e in follow.axes if not narrows(axis) and width(axis) == size]
+    wanted = ((size + 1) / size) ** sum(fixed)
+    return bool(fixed) and math.isclose(float(after) / counts.values[use], wanted)
 
 
 def _resized(x: Any, size: int) -> jax.ShapeDtypeStruct:

@@ -115,8 +115,8 @@ def to_nnx(net: Sliceable, rate: Any) -> Any:
     args, kwargs = call.join([_random(x) for x in net.definition.arrays])
     kwargs.pop("mutable", None)
     if "rngs" not in kwargs and function.streams():
-        # From keys of its own the network keeps a part of the wide draw, the model draws
-        # as many numbers as it needs.
+        # From keys of its own the network keeps a part of the wide draw, while the
+        # model draws as many numbers as it needs.
         kwargs["rngs"] = jax.random.key(0)
     at: Any = small.rate
     expected = shaken(at, *args, **kwargs)

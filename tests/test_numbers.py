@@ -139,30 +139,56 @@ def test_a_pattern_that_names_no_line_is_an_error():
         upgraded(follow="nowhere.py:1")
 
 
-def test_a_size_that_a_function_holds_is_told():
+def _held(p, x, n=24):
+    h = x @ p["a"]
+    return (h - h.sum(-1, keepdims=True) / n) @ p["b"]
+
+
+def test_a_size_that_a_function_holds_follows():
     """The function runs narrow, but its own program keeps the number of a mean."""
     rng = np.random.default_rng(0)
     p = {"a": rng.normal(size=(5, 24)).astype("f"), "b": np.ones((24, 2), "f")}
-    x, n = np.ones((2, 5), "f"), 24
-
-    def f(p, x):
-        h = x @ p["a"]
-        return (h - h.sum(-1, keepdims=True) / n) @ p["b"]
-
-    with pytest.warns(ms.NumberWarning, match="holds it fixed"):
-        net = ms.upgrade(f, p, x, rates=(0.25, 1.0))
+    x = np.ones((2, 5), "f")
+    net = ms.upgrade(_held, p, x, rates=(0.25, 1.0))
     small = {"a": p["a"][:, :6], "b": p["b"][:6]}
     np.testing.assert_allclose(
-        ms.slice_apply(net, x, 0.25), f(small, x), rtol=1e-4, atol=1e-4
+        ms.slice_apply(net, x, 0.25), _held(small, x, 6), rtol=1e-4, atol=1e-4
     )
-    follows = ms.upgrade(f, p, x, rates=(0.25, 1.0), follow="test_numbers.py:*")
-    h = x @ small["a"]
+    (number,) = ms.report(net).to_dict()["numbers"]
+    assert number["follows"] and "the function holds it fixed" in number["why"]
+    stays = ms.upgrade(_held, p, x, rates=(0.25, 1.0), stay="test_numbers.py:*")
     np.testing.assert_allclose(
-        ms.slice_apply(follows, x, 0.25),
-        (h - h.sum(-1, keepdims=True) / 6) @ small["b"],
-        rtol=1e-4,
-        atol=1e-4,
+        ms.slice_apply(stays, x, 0.25), _held(small, x, 24), rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_size_that_may_be_held_is_told():
+    """Before the sum the number may be there by chance: 4 is the root of 16."""
+
+    def f(p, x):
+        h = x @ p["a"] / 4
+        return jnp.cos(h) * jnp.tanh((h * h).sum(-1, keepdims=True)) @ p["b"]
+
+    p = {"a": np.ones((5, 16), "f"), "b": np.ones((16, 2), "f")}
+    x = np.ones((2, 5), "f")
+    with pytest.warns(ms.NumberWarning, match="the function holds it fixed"):
+        net = ms.upgrade(f, p, x, rates=(0.25, 1.0))
+    small = {"a": p["a"][:, :4], "b": p["b"][:4]}
+    np.testing.assert_allclose(ms.slice_apply(net, x, 0.25), f(small, x), rtol=1e-5)
+
+    def counted(p, x):
+        h = x @ p["a"] / 4
+        mean = (h * h).sum(-1, keepdims=True) / h.shape[-1]
+        return jnp.cos(h) * jnp.tanh(mean) @ p["b"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = ms.upgrade(counted, p, x, rates=(0.25, 1.0))
+        without = ms.upgrade(counted, p, x, rates=(0.25, 1.0), check=False)
+    for one in (net, without):
+        np.testing.assert_allclose(
+            ms.slice_apply(one, x, 0.25), counted(small, x), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("width", [2, 4])

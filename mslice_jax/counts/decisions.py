@@ -52,7 +52,7 @@ class Number:
 
 _HELD = "it counts what was summed over the axis, though the function holds it fixed"
 _OF_INPUT = "it is the size of an input"
-_MAY_BE_HELD = "it counts what was summed over the axis, or is the size of an input"
+_MAY_COUNT = "it may count what is summed over the axis; the function holds it fixed"
 _ASKED, _OWN = "as asked", "the function's own program says so"
 
 
@@ -104,8 +104,9 @@ def merge(
 ) -> dict[tuple[int, int], dict[int, Any]]:
     """The numbers of a program that has one of its own, by (frame id, equation).
 
-    They are its own; where it holds a size fixed that counts what was summed, as a
-    module does in its attributes, the number is that of the analysis.
+    They are its own; where it holds a size fixed right behind the sum that it counts,
+    as a module does in its attributes, the number is that of the analysis. Elsewhere it
+    may be there by chance: it stays, and is told.
 
     Args:
       counts: what the analysis says.
@@ -118,7 +119,8 @@ def merge(
     for frame, index in list(numbers) if asked.stay else ():
         if asked.of(line_of(counts.frames[frame], index)) is False:
             del numbers[frame, index]
-    for use in {*held(counts, [own]), *counts.asked} & counts.follows.keys():
+    sure = counts.direct & {*held(counts, [own])}
+    for use in {*sure, *counts.asked} & counts.follows.keys():
         others = () if use in counts.asked else (use, *counts.others.get(use, ()))
         one = next((o for o in others if counts.place(o) not in of_inputs), None)
         if use in counts.asked:
@@ -149,16 +151,16 @@ def describe(
       of_inputs: numbers that count, though the function holds them, and may be sizes
         of inputs; and whether that is certain.
     """
-    found = {}
+    found, of_held = {}, set(held(counts, owns))
     for use, seen in counts.seen.items():
         follows, why, meets = use in counts.follows, "", seen.meets
         if use in counts.asked:
             why = _ASKED
-        elif owns and use in counts.follows and use in held(counts, owns):
-            sure = of_inputs.get(counts.place(use))
-            follows = sure is None
-            why = _OF_INPUT if sure else _HELD if follows else ""
-            meets = _MAY_BE_HELD
+        elif owns and use in of_held:
+            of_input = of_inputs.get(counts.place(use))
+            follows = of_input is None and use in counts.direct
+            why = _OF_INPUT if of_input else _HELD if follows else ""
+            meets = _MAY_COUNT
         elif owns:
             follows, why = _any_follows(counts, owns, [use]), _OWN
         found[use] = Number(

@@ -43,6 +43,9 @@ _SOME = (
 )  # fmt: skip
 
 
+_AS_MANY = ("broadcast_in_dim", "slice")
+
+
 @knows(*_SAME, *_SOME)
 def view(e: Eqn) -> Known:
     """Entries of an operand grow as they did there."""
@@ -55,7 +58,7 @@ def view(e: Eqn) -> Known:
         origin=(x.origin or e.eqn.invars[0]) if same else None,
         data=e.data,
         weight=x.weight and e.name not in ("dynamic_slice", "gather"),
-        contracted=x.contracted if same or e.name == "slice" else (),
+        contracted=x.contracted if same or e.name in _AS_MANY else (),
     )
 
 
@@ -66,7 +69,7 @@ def _product(e: Eqn) -> Known:
     power = 1.0 if e.name == "mul" else -1.0
     if x.number is not None or y.number is not None:
         at = 0 if x.number is not None else 1
-        other = spread(e, e.ins[1 - at], e.spread(1 - at))
+        other = repeated(e, e.ins[1 - at], 1 - at)
         own = power if at == 1 else 1.0
         if at == 0 and power < 0:  # a number over a value
             other = _raised(other, -1.0)
@@ -78,7 +81,7 @@ def _product(e: Eqn) -> Known:
         logs = x.logs
     elif y.logs and not x.logs and power > 0:
         logs = y.logs
-    x, y = (spread(e, each, e.spread(at)) for at, each in enumerate((x, y)))
+    x, y = (repeated(e, each, at) for at, each in enumerate((x, y)))
     product = Known(
         growth=times(x.growth, y.growth),
         logs=logs,
@@ -88,7 +91,6 @@ def _product(e: Eqn) -> Known:
         cotangent=x.cotangent or y.cotangent,
         spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
     )
-    product = e.flow.settle(product, e.rounding())
     return stale(product)
 
 
@@ -102,7 +104,7 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
         found = log_match(value, x.logs, rounding)
         divides = found is not None and found.axes[0][1] * power < 0
         if found is not None and divides:  # entropy over log(n)
-            flow.follow([use], value, found)
+            flow.follow([use], value, found, direct=True)
             return dataclasses.replace(x, logs={}, number=None)
         scaled = to_power(x.logs, 1.0)
         return dataclasses.replace(
@@ -113,7 +115,7 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
     over = {axis: 1.0 for axis in x.spread if narrows(axis)}
     found = matches(last, over, rounding, multiples=True) if over else []
     if found and one_meaning(found):
-        flow.follow([use], value, found[0].follow)
+        flow.follow([use], value, found[0].follow, direct=True)
         left = tuple(a for a in x.spread if a not in found[0].cancels)
         growth = times(x.growth, found[0].cancels, -1)
         return dataclasses.replace(x, number=None, growth=growth, spread=left)
@@ -121,7 +123,8 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
     if abs(value) != 1.0:
         waiting = (*x.pending, last)[-WAITING:]
     scaled = dataclasses.replace(x, number=None, pending=waiting, origin=None)
-    scaled = flow.settle(scaled, rounding, last)
+    if last in waiting:
+        scaled = flow.settle(scaled, rounding, last)
     if e.name == "rem":  # as large as the number
         return dataclasses.replace(scaled, growth=x.growth)
     return scaled
@@ -131,12 +134,12 @@ def spread(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
     """A value repeated along new axes: a fresh 1/n among its numbers follows."""
     if not new:
         return x
-    over: Growth = dict.fromkeys(new, 1.0)
+    over = grown_by(new)
     growth, pending = x.growth, list(x.pending)
     for waiting in [p for p in pending if p.fresh and narrowing(over)]:
         found = [m for m in matches(waiting, over, e.rounding()) if m.follow.narrows]
         if found and one_meaning(found):
-            e.flow.follow(waiting.uses, waiting.value, found[0].follow)
+            e.flow.follow(waiting.uses, waiting.value, found[0].follow, direct=True)
             pending.remove(waiting)
             growth = times(growth, found[0].cancels, -1)
     along = x.spread
@@ -145,6 +148,23 @@ def spread(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
     return dataclasses.replace(
         x, growth=growth, pending=tuple(pending), spread=along, weight=False
     )
+
+
+def repeated(e: Eqn, x: Known, operand: int) -> Known:
+    """An operand along the axes of the result that it has one entry of.
+
+    In a backward pass that is the transpose of a sum, elsewhere people write it so.
+    """
+    return spread(e, x, e.spread(operand)) if x.cotangent else x
+
+
+def grown_by(axes: Sequence[Axis]) -> Growth:
+    """The growth of a sum over the axes."""
+    growth: Growth = {}
+    for axis in axes:
+        if isinstance(width(axis), int) and width(axis) > 1:
+            growth = times(growth, {axis: 1.0})
+    return growth
 
 
 def joined(a: tuple[Pending, ...], b: tuple[Pending, ...]) -> tuple[Pending, ...]:
@@ -202,9 +222,9 @@ def _power(e: Eqn) -> Known:
     if x.powers:
         found = matches(Pending((), exponent, 1.0), x.powers, e.rounding())
         if found and one_meaning(found) and e.name == "pow":
-            e.flow.follow([e.use(1)], exponent, found[0].follow)
+            e.flow.follow([e.use(1)], exponent, found[0].follow, direct=True)
         return DATA if e.data else PLAIN
-    return e.flow.settle(_raised(x, exponent), e.rounding())
+    return _raised(x, exponent)
 
 
 @knows("log", "log2")
@@ -254,7 +274,7 @@ def _alike(e: Eqn, places: Sequence[int]) -> Known:
     entries = added or e.name in ("complex", "max", "min", "atan2")
     values = {i: e.ins[i] for i in terms}
     if entries:
-        values = {i: spread(e, each, e.spread(i)) for i, each in values.items()}
+        values = {i: repeated(e, each, i) for i, each in values.items()}
     total = dataclasses.replace(values[terms[0]], origin=None)
     for i in terms[1:]:
         sign = -1.0 if e.name == "sub" else 1.0
@@ -320,7 +340,9 @@ def _reconciled(e: Eqn, x: Known, y: Known) -> tuple[Known, Known]:
             found = matches(waiting, lacking, e.rounding())
             complete = [m for m in found if not times(lacking, m.cancels, -1)]
             if complete and one_meaning(complete):
-                e.flow.follow(waiting.uses, waiting.value, complete[0].follow)
+                e.flow.follow(
+                    waiting.uses, waiting.value, complete[0].follow, direct=True
+                )
                 rest = tuple(p for p in a.pending if p is not waiting)
                 a = dataclasses.replace(a, growth=b.growth, pending=rest)
                 return (b, a) if swap else (a, b)
@@ -358,7 +380,7 @@ def _with_number(e: Eqn, x: Known, at: int) -> Known:
             and found.axes[0][1] > 0
             and sign * value * _total(x.logs) < 0
         ):
-            e.flow.follow([use], value, found)
+            e.flow.follow([use], value, found, direct=True)
             return dataclasses.replace(x, logs={})
         return x
     if not x.growth:
@@ -369,7 +391,7 @@ def _with_number(e: Eqn, x: Known, at: int) -> Known:
     e.flow.values[use] = value
     size = math.prod(float(width(a)) ** k for a, k in x.growth.items())
     if equal(abs(value), size, rounding):
-        e.flow.follow([use], value, Follow(tuple(x.growth.items())))
+        e.flow.follow([use], value, Follow(tuple(x.growth.items())), direct=True)
         return x
     return dataclasses.replace(x, pending=())
 

@@ -58,6 +58,8 @@ def count(
     flow.counts.results = flow.run(frame, known)
     for result, growth in zip(flow.counts.results, wanted, strict=False):
         flow.reach(result, growth)
+    for result in flow.counts.results if not wanted else ():
+        flow.finish(result)
     for use, axis in flow.ambiguous.items():
         if use not in flow.counts.follows:
             flow.see(use, flow.values[use], axis, "it could stand for several axes")
@@ -153,9 +155,13 @@ class _Flow:
 
     # -- numbers
 
-    def follow(self, uses: Sequence[Use], value: float, follow: Follow) -> None:
-        """A number follows the width, wherever it stands."""
+    def follow(
+        self, uses: Sequence[Use], value: float, follow: Follow, *, direct: bool = False
+    ) -> None:
+        """A number follows the width, wherever it stands; `direct`: behind its sum."""
         for use in uses:
+            if direct:
+                self.counts.direct.add(use)
             self.ambiguous.pop(use, None)
             self.values[use] = value
             if follow.narrows:
@@ -197,58 +203,71 @@ class _Flow:
                 return
         self.see(use, value, sizes_in(value, tuple(other_axes), rounding))
 
-    def reach(self, known: Known, growth: Growth) -> bool:
+    def reach(self, known: Known, growth: Growth) -> None:
         """Has a number that waits follow, so that a value grows as it has to."""
         lacking = times(known.growth, growth, -1)
         for waiting in reversed(known.pending) if narrowing(lacking) else ():
             found = matches(waiting, lacking, 0.0)
             complete = [m for m in found if not times(lacking, m.cancels, -1)]
             if complete and one_meaning(complete):
-                self.follow(waiting.uses, waiting.value, complete[0].follow)
-                return True
-        return False
+                self.follow(
+                    waiting.uses, waiting.value, complete[0].follow, direct=True
+                )
+                return
 
-    def settle(
-        self, known: Known, rounding: float, last: Pending | None = None
-    ) -> Known:
-        """Lets numbers that wait cancel what has grown.
+    def settle(self, known: Known, rounding: float, last: Pending) -> Known:
+        """Lets the number that was just multiplied in cancel what has grown.
 
-        A number that stands right there, `last`, may be a multiple of the size. Of one
-        that was there before the sum nothing tells a multiple from chance.
+        Standing right there, it may be a multiple of the size. Where it alone could
+        mean several axes, the numbers before it may settle that with it.
+        """
+        growth, pending = known.growth, known.pending
+        found = matches(last, growth, rounding, multiples=True) if growth else []
+        if found and one_meaning(found):
+            self.follow(last.uses, last.value, found[0].follow, direct=True)
+            growth = times(growth, found[0].cancels, -1)
+            pending = tuple(p for p in pending if p is not last)
+        elif growth and 1 < len(pending) <= WAITING:
+            together = _together(pending, growth, rounding)
+            for waiting, match in together or ():
+                self.follow(waiting.uses, waiting.value, match.follow, direct=True)
+                growth = times(growth, match.cancels, -1)
+                pending = tuple(p for p in pending if p is not waiting)
+            self._are_alternatives([p for p, _ in together or ()])
+        if found and growth is known.growth:
+            axis = next((a for a in growth if narrows(a)), None)
+            for use in last.uses if axis is not None else ():
+                self.ambiguous[use] = axis
+        return dataclasses.replace(known, growth=growth, pending=pending)
+
+    def _are_alternatives(self, pending: Sequence[Pending]) -> None:
+        """Notes numbers that cancel a growth together: any of them might follow."""
+        every = {use for waiting in pending for use in waiting.uses}
+        self.counts.others.update(dict.fromkeys(every, tuple(every)))
+        for use in every & self.counts.seen.keys():
+            seen = self.counts.seen[use]
+            self.counts.seen[use] = dataclasses.replace(seen, meets="")
+
+    def finish(self, known: Known) -> None:
+        """Nothing more is known of a value: numbers from before its sum count, if ever.
+
+        An everyday constant before a sum may be a power of its size by chance; so a
+        number that stands behind the sum comes first.
         """
         growth, pending = known.growth, list(known.pending)
-        again = bool(growth and pending)
-        while again:
-            again = False
-            for waiting in reversed(pending):
-                if last is None and abs(waiting.value) in (0.5, 2.0):
-                    continue
-                found = matches(waiting, growth, rounding, multiples=waiting is last)
-                if found and one_meaning(found):
-                    self.follow(waiting.uses, waiting.value, found[0].follow)
-                    growth = times(growth, found[0].cancels, -1)
-                    pending.remove(waiting)
-                    again = bool(growth and pending)
-                    break
-                for use in waiting.uses if found else ():
-                    axis = next((a for a in growth if narrows(a)), None)
-                    if axis is not None:
-                        self.ambiguous[use] = axis
-        if growth and 1 < len(pending) <= WAITING:
-            together = _together(pending, growth, rounding)
-            if together is not None:
-                every = {use for waiting, _ in together for use in waiting.uses}
-                self.counts.others.update(dict.fromkeys(every, tuple(every)))
-                for use in every & self.counts.seen.keys():
-                    seen = self.counts.seen[use]
-                    self.counts.seen[use] = dataclasses.replace(seen, meets="")
-                for waiting, match in together:
-                    self.follow(waiting.uses, waiting.value, match.follow)
-                    growth = times(growth, match.cancels, -1)
-                    pending.remove(waiting)
-        if growth is known.growth:
-            return known
-        return dataclasses.replace(known, growth=growth, pending=tuple(pending))
+        for waiting in reversed(known.pending) if narrowing(growth) else ():
+            if abs(waiting.value) in (0.5, 2.0):
+                continue
+            found = matches(waiting, growth, 0.0)
+            complete = [m for m in found if not times(growth, m.cancels, -1)]
+            if complete and one_meaning(complete):
+                self.follow(waiting.uses, waiting.value, complete[0].follow)
+                return
+        together = _together(pending, growth, 0.0) if len(pending) > 1 else None
+        if together and narrowing(growth):
+            for waiting, match in together:
+                self.follow(waiting.uses, waiting.value, match.follow)
+            self._are_alternatives([p for p, _ in together])
 
 
 def one_meaning(found: Sequence[Match]) -> bool:
@@ -303,7 +322,18 @@ def _results(e: Eqn) -> Sequence[Known]:
     if f is None:
         f = _TABLE[CALL] if e.index in e.frame.children else unknown
     found = f(e)
-    return [found] * len(e.eqn.outvars) if isinstance(found, Known) else found
+    outs = [found] * len(e.eqn.outvars) if isinstance(found, Known) else found
+    for known in e.ins:
+        if known.growth and known.pending and not _goes_on(known, outs):
+            e.flow.finish(known)
+    return outs
+
+
+def _goes_on(known: Known, outs: Sequence[Known]) -> bool:
+    """Whether the numbers that wait in an operand still wait in a result."""
+    uses = {use for waiting in known.pending for use in waiting.uses}
+    left = {use for out in outs for p in out.pending for use in p.uses}
+    return bool(uses & left)
 
 
 def unknown(e: Eqn) -> Known:

@@ -46,6 +46,7 @@ class Counts:
       seen: the numbers that are a power of a size that narrows, the former among them.
       frames: the frames by their ids, of all uses.
       values: the numbers themselves, at full width.
+      direct: those that stand right behind the sum that they count.
       others: of numbers that cancel a growth together, those that could follow instead.
       asked: what the user said of some, see `decisions`.
       operands: what is known of the operands of equations with their own derivative.
@@ -59,6 +60,7 @@ class Counts:
     results: list[Known] = field(default_factory=list)
     values: dict[Use, float] = field(default_factory=dict)
     asked: dict[Use, bool] = field(default_factory=dict)
+    direct: set[Use] = field(default_factory=set)
     others: dict[Use, tuple[Use, ...]] = field(default_factory=dict)
     _places: dict[Use, Place] | None = None
     _at: dict[tuple[int, int], dict[Use, Follow]] | None = None

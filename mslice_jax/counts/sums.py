@@ -9,7 +9,7 @@ from jax.extend import core
 
 from ..dims import Axis, Whole, width
 from ..growth import Growth, Known, Pending, matches, narrowing, narrows, times
-from .entries import joined, spread, stale, view
+from .entries import grown_by, joined, spread, stale, view
 from .flow import WAITING, Eqn, knows, one_meaning, unknown
 
 
@@ -34,7 +34,7 @@ def _broadcast(e: Eqn) -> Known:
 
 def _spread_number(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
     """A constant 1/n, spread over n entries, is the gradient of a mean."""
-    over: Growth = dict.fromkeys(new, 1.0)
+    over = grown_by(new)
     value = float(abs(x.number))
     if not narrowing(over) or not 0 < value < 1:
         return Known(number=x.number)
@@ -45,7 +45,7 @@ def _spread_number(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
     entries = math.prod(width(a) for a in found[0].cancels)
     if isinstance(e.eqn.invars[0], core.Literal) and entries <= 4:
         return Known(number=x.number)  # 0.5 and 0.25 are numbers of many meanings
-    e.flow.follow([e.use(0)], float(x.number), found[0].follow)
+    e.flow.follow([e.use(0)], float(x.number), found[0].follow, direct=True)
     return Known(growth=times({}, found[0].cancels, -1))
 
 
@@ -84,10 +84,7 @@ def _summed_axes(e: Eqn) -> list[Axis]:
 
 
 def _grown(e: Eqn, x: Known, over: Sequence[Axis]) -> Known:
-    growth = x.growth
-    for axis in over:
-        if isinstance(width(axis), int) and width(axis) > 1:
-            growth = times(growth, {axis: 1.0})
+    growth = times(x.growth, grown_by(over))
     known = Known(
         growth=growth,
         logs=x.logs if not growth else {},
@@ -98,7 +95,7 @@ def _grown(e: Eqn, x: Known, over: Sequence[Axis]) -> Known:
     )
     if growth is x.growth:  # over axes of one entry
         return known
-    return stale(e.flow.settle(known, e.rounding()))
+    return stale(known)
 
 
 @knows("reduce_prod")
@@ -159,8 +156,7 @@ def _contraction(
             return dataclasses.replace(growth, data=e.data)
     x, y = (spread(e, known, new) for known, new in zip((x, y), repeated, strict=True))
     itself = _same(e, x, y)
-    activations = all(known.data and not known.weight for known in (x, y))
-    if itself or activations:
+    if itself:
         product = Known(
             growth=times(x.growth, y.growth),
             pending=joined(x.pending, y.pending),
@@ -171,7 +167,6 @@ def _contraction(
         return _grown(e, product, over)
     inner = tuple(axis for axis in over if narrows(axis))
     return Known(
-        growth={a: k for a, k in times(x.growth, y.growth).items() if a not in over},
         data=e.data,
         contracted=inner,
     )

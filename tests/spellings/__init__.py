@@ -31,3 +31,14 @@ MAY_BE_WHOLE = {
     "calls-welford": "a loop goes from unit to unit",
 }
 """Where nothing has to narrow, and why; what does narrow is right."""
+
+ONLY_OWN = {
+    "logarithms-logmeanexp_inside": "log(n) is taken away before the sum",
+    "logarithms-smoothed": "a number is a multiple of 1 / n, added to a share",
+    "logarithms-geometric_terms": "1 / n is an exponent before the product",
+    "logarithms-in_logarithms": "a reduction that is neither sum nor product",
+    "calls-scan_counting": "the loop adds the number up, too",
+    "derivatives-inner_step": "a step of a gradient, scaled",
+    "derivatives-curvature": "a second derivative",
+}
+"""What the analysis does not see, and why: the function's own program tells it."""
