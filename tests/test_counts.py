@@ -273,9 +273,14 @@ def test_a_batch_as_large_as_the_width(name, way, check):
         compare(net, inputs(rows), by_hand, {0.25: 6, 1.0: H})
 
 
-@pytest.mark.parametrize(
-    "name", ("means-batch_then_units", "means-units_then_batch", "means-sum_of_sums")
-)
+def test_a_number_of_two_meanings_is_told():
+    """Rows or units: which of them it counts is for the user to say."""
+    apply = network(FOLLOWS["means-sum_of_sums"], H)
+    with pytest.warns(NumberWarning, match="24"):
+        upgraded(apply, weights(H), inputs(H), (0.25,), False)
+
+
+@pytest.mark.parametrize("name", ("means-batch_then_units", "means-units_then_batch"))
 def test_a_number_of_two_meanings(name):
     """Rows and units: both are divided by, so it is no matter which is which."""
     apply = network(FOLLOWS[name], H)

@@ -8,7 +8,16 @@ from typing import Any
 from jax.extend import core
 
 from ..dims import Axis, Whole, width
-from ..growth import Growth, Known, Pending, matches, narrowing, narrows, times
+from ..growth import (
+    Growth,
+    Known,
+    Pending,
+    matches,
+    narrowing,
+    narrows,
+    sizes_in,
+    times,
+)
 from .entries import grown_by, joined, spread, stale, view
 from .flow import WAITING, Eqn, knows, one_meaning, unknown
 
@@ -166,6 +175,11 @@ def _contraction(
         )
         return _grown(e, product, over)
     inner = tuple(axis for axis in over if narrows(axis))
+    for waiting in (*x.pending, *y.pending) if inner else ():
+        axis = sizes_in(waiting.value, inner, e.rounding())
+        for use in waiting.uses if axis is not None else ():
+            text = "what it scales is contracted over the axis"
+            e.flow.see(use, waiting.value, axis, text)
     return Known(
         data=e.data,
         contracted=inner,
