@@ -117,7 +117,7 @@ def _of_inputs(
     uses = [o for use in held(counts, owns) for o in counts.others.get(use, (use,))]
     for use in uses if owns else ():
         seen = counts.seen.get(use)
-        size = seen.size if seen is not None else counts.values[use]
+        size = seen.size if seen is not None else round(abs(counts.values[use]))
         if not any(size in x.shape for x in arrays):
             continue
         try:

@@ -236,8 +236,8 @@ class _Flow:
             self._are_alternatives([p for p, _ in together or ()])
         if found and growth is known.growth:
             axis = next((a for a in growth if narrows(a)), None)
-            for use in last.uses if axis is not None else ():
-                self.ambiguous[use] = axis
+            if axis is not None:
+                self.ambiguous.update(dict.fromkeys(last.uses, axis))
         return dataclasses.replace(known, growth=growth, pending=pending)
 
     def _are_alternatives(self, pending: Sequence[Pending]) -> None:
