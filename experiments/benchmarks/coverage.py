@@ -45,7 +45,11 @@ from experiments.benchmarks.coverage_proofs import (
     prove,
 )
 from experiments.benchmarks.coverage_results import Row, Run
-from experiments.benchmarks.coverage_verdicts import NUMBER_WARNING, own_trace
+from experiments.benchmarks.coverage_verdicts import (
+    NUMBER_WARNING,
+    open_numbers,
+    own_trace,
+)
 from experiments.benchmarks.families import FAMILIES
 from experiments.benchmarks.families.family import Family, Network, Tree
 from experiments.benchmarks.result import save
@@ -87,7 +91,7 @@ def examine(family: Family, seed: int = 0, *, gradients: bool = False) -> Row:
     start = time.perf_counter()
     with others_warnings_ignored():
         network = family.build()
-        with numbers_told() as numbers:
+        with numbers_told():
             net, equations, seconds = upgraded(network)
         report = ms.report(net).to_dict()
         parameters = report["parameters"]
@@ -105,7 +109,7 @@ def examine(family: Family, seed: int = 0, *, gradients: bool = False) -> Row:
         errors=errors,
         fixed=unusual([fixed["reason"] for fixed in report["fixed"]]),
         own_trace=own_trace(net),
-        numbers=None if NUMBER_WARNING is None else len(numbers),
+        numbers=open_numbers(net),
         wall=time.perf_counter() - start,
     )
 
@@ -152,8 +156,7 @@ def others_warnings_ignored() -> Iterator[None]:
 def numbers_told() -> Iterator[list[Any]]:
     """Collects what the library warns of numbers that stay; that is no error."""
     with warnings.catch_warnings(record=True) as told:
-        if NUMBER_WARNING is not None:
-            warnings.filterwarnings("always", category=NUMBER_WARNING)
+        warnings.filterwarnings("always", category=NUMBER_WARNING)
         yield told  # other warnings are errors, or ignored
 
 

@@ -5,15 +5,23 @@ The one place that knows how it says so; the table has a column for each.
 
 import mslice_jax as ms
 
-NUMBER_WARNING: type[Warning] | None = None
-"""What `upgrade` warns with of a number that stays; None while it does not warn."""
+NUMBER_WARNING: type[Warning] = ms.NumberWarning
+"""What `upgrade` warns with of numbers that look like a size, and stay."""
 
 
-def own_trace(net: ms.Sliceable) -> str | None:
+def open_numbers(net: ms.Sliceable) -> int:
+    """How many numbers that warning names."""
+    return sum(number.open for number in net.definition.agreement.numbers)
+
+
+def own_trace(net: ms.Sliceable) -> str:
     """Whether the function's own trace at the narrow shapes is the narrow program.
 
     Returns:
-      "same", or why the two cannot be compared ("sizes in attributes"); None where the
-      library does not say.
+      "same", or in short why the two cannot be compared: the error that narrow arrays
+      raise, or what the program does.
     """
-    return None
+    agreement = net.definition.agreement
+    if agreement.comparable:
+        return "same"
+    return agreement.reason.partition(":")[0].partition(" (")[0]
