@@ -14,7 +14,7 @@ from jax.extend import core, source_info_util
 
 from .analysis import Analysis
 from .dims import Widths
-from .rules import NO_RULE, RULES, Frame, Narrow
+from .rules import NO_RULE, RULES, Frame, Narrow, order
 from .rules.folding import FOLDED, is_folded
 
 
@@ -65,7 +65,11 @@ def evaluate(
             operands = [read(var) for var in eqn.invars]
             for at, number in analysis.numbers(frame, index, widths).items():
                 operands[at] = jnp.full_like(operands[at], number)
-            outs = rule.narrow(narrow, *operands)
+            made = own.made.get((id(frame), index)) if own else None
+            if made is not None and not narrow.moved(eqn.outvars):
+                outs = [order.make(source) for source in made]
+            else:
+                outs = rule.narrow(narrow, *operands)
         if not eqn.primitive.multiple_results and not isinstance(outs, (list, tuple)):
             outs = [outs]
         for var, out in zip(eqn.outvars, outs, strict=True):

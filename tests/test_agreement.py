@@ -55,6 +55,14 @@ SIZES = {
     "frequencies": lambda h, s: (
         h * jnp.exp(-jnp.arange(h.shape[-1])[None] / h.shape[-1])
     ),
+    "a range": lambda h, s: h * jnp.linspace(0.1, 1, h.shape[-1])[None],
+    "a range of ranges": lambda h, s: (
+        h
+        * jnp.concatenate(
+            [jnp.arange(h.shape[-1] // 2), jnp.arange(h.shape[-1] // 2) ** 2]
+        )[None]
+    ),
+    "ones that are counted": lambda h, s: h / jnp.ones(h.shape[-1]).sum(),
     "a table of NumPy": lambda h, s: (
         h + np.full((1, h.shape[-1]), 1 / h.shape[-1], "f")
     ),

@@ -19,6 +19,8 @@ from jax.extend import core
 
 from ..dims import FULL, Unit, Whole, Widths, shape
 from ..rules import Frame
+from ..rules.folding import is_folded
+from ..rules.order import Computed, Given
 from ..source import user_line
 
 
@@ -40,6 +42,8 @@ class Own:
       consts: captured arrays that are others, by the id of the frame.
       equations: the own equations of those that call something.
       changed: variables (by frame id) that are made of such numbers alone.
+      made: constants that the own program makes otherwise, a range as long as an axis
+        is wide, by result of the equation.
     """
 
     operands: dict[tuple[int, int], dict[int, Any]] = field(default_factory=dict)
@@ -47,6 +51,7 @@ class Own:
     consts: dict[int, dict[int, Any]] = field(default_factory=dict)
     equations: dict[tuple[int, int], Any] = field(default_factory=dict)
     changed: set[tuple[int, Any]] = field(default_factory=set)
+    made: dict[tuple[int, int], list[Computed]] = field(default_factory=dict)
 
     def follows(self, frame: Frame, index: int, operand: int) -> bool:
         """Whether an operand is another number here."""
@@ -113,6 +118,10 @@ class _Pairing:
     def __init__(self, axes: Any, cut: Any, widths: Widths | None):
         self.axes, self.cut, self.widths = axes, cut, widths
         self.own = Own()
+        # Of own variables that reach no input: how they are made.
+        self.sources: dict[Any, Given | Computed] = {}
+        # Variables (by frame id) that have another shape there, and meet no input.
+        self.foreign: set[tuple[int, Any]] = set()
 
     def narrow_shape(self, frame: Frame, var: Any) -> tuple[Any, ...]:
         return shape(self.axes(frame.value(var).dims), self.widths or FULL)
@@ -145,6 +154,7 @@ class _Pairing:
             alone = all(map(reaches_none, eqn.invars))
             self._shapes(frame, eqn, other, alone)
             self._parameters(frame, eqn, other)
+            self._made(frame, index, other, alone)
             outs = [alone] * len(eqn.outvars)
             if alone and any(
                 self.own.follows(frame, index, at) for at in range(len(eqn.invars))
@@ -189,11 +199,9 @@ class _Pairing:
         for var, out in zip(eqn.outvars, other.outvars, strict=True):
             planned = self.narrow_shape(frame, var)
             if tuple(out.aval.shape) != planned:
-                if alone:
-                    raise Incomparable(
-                        f"an array at {_line(frame, eqn)} is as long as an axis that "
-                        "narrows, but never meets it"
-                    )
+                if alone and name not in _DRAWS:
+                    self.foreign.add((id(frame), var))
+                    continue
                 if name in _WRITTEN_OUT or 1 in planned:
                     raise Incomparable(
                         f"a size is written out ({name}, {_line(frame, eqn)}): "
@@ -216,6 +224,33 @@ class _Pairing:
                             f"({_line(frame, eqn)})"
                         )
 
+    def _made(self, frame: Frame, index: int, other: Any, alone: bool) -> None:
+        """Notes how the own program makes a constant of ranges of another length."""
+        eqn = frame.jaxpr.eqns[index]
+        strange = [
+            not isinstance(var, core.Literal) and (id(frame), var) in self.foreign
+            for var in eqn.invars
+        ]
+        if not alone:
+            if any(strange):
+                raise Incomparable(
+                    f"an array at {_line(frame, eqn)} is as long as an axis that "
+                    "narrows, but never meets it"
+                )
+            return
+        operands = tuple(
+            Given(var.val) if isinstance(var, core.Literal) else self.sources[var]
+            for var in other.invars
+        )
+        made = [Computed(other, i, operands) for i in range(len(other.outvars))]
+        self.sources.update(zip(other.outvars, made, strict=True))
+        narrow = not any((id(frame), var) in self.foreign for var in eqn.outvars)
+        folded = is_folded(frame, index) and any(
+            self.own.follows(frame, index, at) for at in range(len(eqn.invars))
+        )
+        if narrow and (any(strange) or folded):
+            self.own.made[id(frame), index] = made
+
     def _parameters(self, frame: Frame, eqn: Any, other: Any) -> None:
         for key in _SAME:
             a, b = eqn.params.get(key), other.params.get(key)
@@ -233,6 +268,12 @@ class _Pairing:
             # Of loops and branches some operands are dropped, or change.
             direct = len(child.jaxpr.invars) == len(fixed)
             inner = fixed if direct else [False] * len(child.jaxpr.invars)
+            taken = zip(jaxpr.invars, other.invars, fixed, strict=False)
+            for own, outer, alone in taken if direct else ():
+                if alone and isinstance(outer, core.Literal):
+                    self.sources[own] = Given(outer.val)
+                elif alone:
+                    self.sources[own] = self.sources[outer]
             if eqn.primitive.name in ("scan", "while"):
                 inner = [False] * len(child.jaxpr.invars)
             outs = self.walk(child, jaxpr, consts, inner)
@@ -250,6 +291,7 @@ class _Pairing:
         )
         for at, (var, const, other_var, other) in enumerate(pairs):
             twin[var] = other_var
+            self.sources[other_var] = Given(other)
             if const is other and self.narrow_shape(frame, var) == np.shape(const):
                 continue
             if tuple(np.shape(other)) != self.narrow_shape(frame, var):

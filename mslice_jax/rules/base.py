@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from jax.extend import core
 
-from ..dims import Axis, Widths, shape
+from ..dims import Axis, Widths, groups_in, shape
 from ..unify import Dim, Equations, atoms
 from .order import Order, of_constant
 
@@ -176,6 +176,15 @@ class Narrow:
         """How the results are made, where they are constants; see `order`."""
         orders = [self._frame.value(var).order for var in self.eqn.outvars]
         return [order and order.source for order in orders]
+
+    def moved(self, variables: Sequence[Any]) -> bool:
+        """Whether units along some axis stand in another order than when traced."""
+        return any(
+            group in self.analysis.orders
+            for var in variables
+            for axis in self.axes(var)
+            for group in groups_in(axis)
+        )
 
     @property
     def note(self) -> Any:

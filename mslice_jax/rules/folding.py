@@ -9,7 +9,7 @@ by entry are cut before that.
 from collections.abc import Sequence
 from typing import Any
 
-from ..dims import Whole, groups_in, shape, slice_array, take
+from ..dims import Whole, shape, slice_array, take
 from . import order
 from .base import Dim, Frame, Narrow, Rule, Tie, Value
 
@@ -18,10 +18,7 @@ _NOTE = "a constant"
 
 def _as_written(n: Narrow, var: Any) -> bool:
     """Whether a variable is whole at this rate, in the order it was written."""
-    axes = n.axes(var)
-    groups = [group for axis in axes for group in groups_in(axis)]
-    moved = any(group in n.analysis.orders for group in groups)
-    return not moved and n.shape(var) == shape(axes)
+    return not n.moved([var]) and n.shape(var) == shape(n.axes(var))
 
 
 def cut(n: Narrow, var: Any, full: Any, skip: int = 0) -> Any:
