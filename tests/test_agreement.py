@@ -62,6 +62,7 @@ SIZES = {
             [jnp.arange(h.shape[-1] // 2), jnp.arange(h.shape[-1] // 2) ** 2]
         )[None]
     ),
+    "ones of a call": lambda h, s: h + jax.jit(jnp.ones_like)(h) * jnp.ones(3).sum(),
     "ones that are counted": lambda h, s: h / jnp.ones(h.shape[-1]).sum(),
     "a table of NumPy": lambda h, s: (
         h + np.full((1, h.shape[-1]), 1 / h.shape[-1], "f")

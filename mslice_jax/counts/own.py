@@ -128,8 +128,8 @@ class _Pairing:
 
     def walk(
         self, frame: Frame, jaxpr: Any, consts: Sequence[Any], fixed: Sequence[bool]
-    ) -> list[bool]:
-        """Holds a frame against a jaxpr; returns which results reach no input.
+    ) -> None:
+        """Holds a frame against a jaxpr.
 
         `fixed` says which of the operands reach no input.
         """
@@ -155,7 +155,6 @@ class _Pairing:
             self._shapes(frame, eqn, other, alone)
             self._parameters(frame, eqn, other)
             self._made(frame, index, other, alone)
-            outs = [alone] * len(eqn.outvars)
             if alone and any(
                 self.own.follows(frame, index, at) for at in range(len(eqn.invars))
             ):
@@ -171,13 +170,12 @@ class _Pairing:
                             for at, var in enumerate(child.jaxpr.invars)
                             if self.own.follows(frame, index, at)
                         }
-                outs = self._called(frame, eqn, other, children, operands) or outs
-            for var, out, reaches in zip(eqn.outvars, other.outvars, outs, strict=True):
-                twin[var], constant[var] = out, reaches
+                self._called(frame, eqn, other, children, operands)
+            for var, out in zip(eqn.outvars, other.outvars, strict=True):
+                twin[var], constant[var] = out, alone
         if len(jaxpr.eqns) > len(full.eqns):
             self._structure(frame, None, jaxpr.eqns[len(full.eqns)].primitive.name)
         self._results(frame, jaxpr, twin)
-        return [reaches_none(var) for var in full.outvars]
 
     # -- parts of an equation
 
@@ -262,7 +260,7 @@ class _Pairing:
 
     def _called(
         self, frame: Frame, eqn: Any, other: Any, children: Sequence[Frame], fixed: Any
-    ) -> list[bool] | None:
+    ) -> None:
         """Holds what the equations call against each other."""
         for child, (jaxpr, consts) in zip(children, _jaxprs(eqn, other), strict=False):
             # Of loops and branches some operands are dropped, or change.
@@ -276,10 +274,7 @@ class _Pairing:
                     self.sources[own] = self.sources[outer]
             if eqn.primitive.name in ("scan", "while"):
                 inner = [False] * len(child.jaxpr.invars)
-            outs = self.walk(child, jaxpr, consts, inner)
-            if len(children) == 1 and direct and len(outs) == len(eqn.outvars):
-                return outs
-        return None
+            self.walk(child, jaxpr, consts, inner)
 
     def _constants(
         self, frame: Frame, jaxpr: Any, consts: Sequence[Any], twin: dict
