@@ -243,7 +243,11 @@ class _Pairing:
         made = [Computed(other, i, operands) for i in range(len(other.outvars))]
         self.sources.update(zip(other.outvars, made, strict=True))
         narrow = not any((id(frame), var) in self.foreign for var in eqn.outvars)
-        folded = is_folded(frame, index) and any(
+        cut = any(
+            self.narrow_shape(frame, var) != var.aval.shape for var in eqn.outvars
+        )
+        folded = cut and is_folded(frame, index)
+        folded = folded and any(
             self.own.follows(frame, index, at) for at in range(len(eqn.invars))
         )
         if narrow and (any(strange) or folded):

@@ -12,6 +12,7 @@ from ..growth import (
     Growth,
     Known,
     Pending,
+    equal,
     matches,
     narrowing,
     narrows,
@@ -175,7 +176,14 @@ def _contraction(
         )
         return _grown(e, product, over)
     inner = tuple(axis for axis in over if narrows(axis))
-    for waiting in (*x.pending, *y.pending) if inner else ():
+    pending = (*x.pending, *y.pending) if inner else ()
+    parts = [waiting.value**waiting.power for waiting in pending]
+    pending = [  # but for n * (1 / n)
+        waiting
+        for waiting, part in zip(pending, parts, strict=True)
+        if not any(equal(part * other, 1.0) for other in parts)
+    ]
+    for waiting in pending:
         axis = sizes_in(waiting.value, inner, e.rounding())
         for use in waiting.uses if axis is not None else ():
             text = "what it scales is contracted over the axis"
