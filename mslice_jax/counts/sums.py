@@ -176,7 +176,9 @@ def _contraction(
         )
         return _grown(e, product, over)
     inner = tuple(axis for axis in over if narrows(axis))
-    pending = (*x.pending, *y.pending) if inner else ()
+    # A constant before a dense layer is an everyday one, before q k one of muP.
+    activations = all(known.data and not known.weight for known in (x, y))
+    pending = (*x.pending, *y.pending) if inner and activations else ()
     parts = [waiting.value**waiting.power for waiting in pending]
     pending = [  # but for n * (1 / n)
         waiting

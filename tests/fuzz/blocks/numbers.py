@@ -4,7 +4,7 @@ import random
 import re
 
 from tests.fuzz.builder import WIDTHS, Builder, block
-from tests.spellings import FOLLOWS, MAY_BE_WHOLE
+from tests.spellings import FOLLOWS, MAY_BE_WHOLE, ONLY_OWN
 
 # Half precision is coarser than the proofs; integers jump; others unroll all rows, or
 # hand the number to a loop, where programs are not compared by their numbers.
@@ -14,7 +14,9 @@ _LEFT = re.compile(
     "|means-convolution|averages_"
 )
 SPELLINGS = [
-    name for name in FOLLOWS if not _LEFT.search(name) and name not in MAY_BE_WHOLE
+    name
+    for name in FOLLOWS
+    if not _LEFT.search(name) and name not in {**MAY_BE_WHOLE, **ONLY_OWN}
 ]
 
 
