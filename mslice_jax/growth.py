@@ -234,7 +234,7 @@ def matches(
             entries > least and equal(value, factor * wanted, rounding)
             for factor, least in _MULTIPLES.items()
         ):
-            found.append((left + 0.5, Match(cancels, Follow(exponents))))
+            found.append((left + 100, Match(cancels, Follow(exponents))))
         # A variance divides by n - 1; what takes away a norm's growth never is so.
         divides = all(e > 0 for e in cancels.values())
         if divides and entries > 2 and {e for _, e in exponents} <= _WHOLE_POWERS:

@@ -359,8 +359,8 @@ def own_program(
             return jax.ShapeDtypeStruct(kept, known.dtype, weak_type=weak)
         return known.update(shape=kept)
 
-    types = jax.tree_util.tree_map_with_path(narrow, variables)
     try:
+        types = jax.tree_util.tree_map_with_path(narrow, variables)
         return trace(function, rate, call, types, arrays).closed
     except Exception as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]

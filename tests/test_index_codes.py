@@ -216,6 +216,7 @@ FEATURES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::mslice_jax.NumberWarning")  # 12 positions
 @pytest.mark.parametrize("name", FEATURES)
 def test_features_by_place_narrow_as_one_axis(name):
     full = {"w": normal(UNITS, 16), "v": normal(16, 3)}
@@ -235,6 +236,7 @@ def test_features_by_place_narrow_as_one_axis(name):
     np.testing.assert_allclose(moved, f(full, TIMES), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::mslice_jax.NumberWarning")  # 12 positions
 def test_a_table_that_is_added_to_features_narrows():
     full = {"w": normal(3, UNITS), "v": normal(UNITS, 2)}
     x = normal(4, 5, 3)

@@ -23,8 +23,8 @@ def mlp(p, x):
     return jnp.tanh(x @ p["w1"]) @ p["w2"]
 
 
-def upgraded(function=mlp):
-    return ms.upgrade(function, PARAMS, X, rates=(0.25, 0.5, 1.0))
+def upgraded(function=mlp, **options):
+    return ms.upgrade(function, PARAMS, X, rates=(0.25, 0.5, 1.0), **options)
 
 
 # -- settings
@@ -99,7 +99,7 @@ def test_one_reading_serves_all_rates():
         traces.append(x.shape)
         return mlp(p, x)
 
-    net = upgraded(function)
+    net = upgraded(function, check=False)
     del traces[:]
     for rate in (0.25, 0.5, 1.0, {"*": 0.5}):
         ms.slice_apply(net, X, rate)

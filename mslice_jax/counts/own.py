@@ -102,7 +102,7 @@ def inputs_changed(frame: Frame, closed: Any, axes: Callable[[Any], Any]) -> Own
     return pairing.own
 
 
-_WRITTEN_OUT = ("dynamic_slice", "reshape", "slice", "split", "gather")
+_WRITTEN_OUT = ("dynamic_slice", "gather", "pad", "reshape", "slice", "split")
 _DRAWS = ("random_bits", "rng_bit_generator", "rng_uniform", "threefry2x32")
 # What says how an equation works; sizes are held against the plan by the shapes.
 _SAME = (
@@ -152,7 +152,7 @@ class _Pairing:
                 self._structure(frame, eqn, other.primitive.name)
             self._wired(frame, index, other, twin)
             alone = all(map(reaches_none, eqn.invars))
-            self._shapes(frame, eqn, other, alone)
+            self._shapes(frame, eqn, other, alone, index in frame.children)
             self._parameters(frame, eqn, other)
             self._made(frame, index, other, alone)
             if alone and any(
@@ -190,10 +190,12 @@ class _Pairing:
             elif isinstance(a, core.Literal) or twin[a] is not b:
                 self._structure(frame, eqn, "other operands")
 
-    def _shapes(self, frame: Frame, eqn: Any, other: Any, alone: bool) -> None:
+    def _shapes(
+        self, frame: Frame, eqn: Any, other: Any, alone: bool, called: bool
+    ) -> None:
         name = eqn.primitive.name
-        if self.widths is None:
-            return
+        if self.widths is None or called:
+            return  # what is called shows which equation it is
         for var, out in zip(eqn.outvars, other.outvars, strict=True):
             planned = self.narrow_shape(frame, var)
             if tuple(out.aval.shape) != planned:
