@@ -191,12 +191,17 @@ class Analysis:
             return self._own_numbers[id(own)].get((id(frame), index), {})
         return self.counts.numbers(frame, index, widths)
 
+    def is_moved(self, frame: Frame, var: Any) -> bool:
+        """Whether units along some axis stand in another order than when traced."""
+        axes = self.axes(frame.value(var).dims)
+        return any(group in self.orders for axis in axes for group in groups_in(axis))
+
     def cut(self, frame: Frame, var: Any, value: Any, widths: Widths) -> Any:
         """The part of a captured array that is kept at these widths."""
         axes = self.axes(frame.value(var).dims)
-        groups = [group for axis in axes for group in groups_in(axis)]
-        moved = any(group in self.orders for group in groups)
-        if not moved and shape(axes, widths) == tuple(np.shape(value)):
+        if not self.is_moved(frame, var) and shape(axes, widths) == tuple(
+            np.shape(value)
+        ):
             return value
         if isinstance(value, Tracer):
             return slice_array(take(value, axes, self.orders), axes, widths)

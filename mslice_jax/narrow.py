@@ -38,7 +38,7 @@ def evaluate(
     consts = own.consts.get(id(frame), {}) if own else {}
     for at, (var, const) in enumerate(zip(jaxpr.constvars, frame.consts, strict=True)):
         env[var] = consts.get(at, const)
-        if at not in consts:
+        if at not in consts or analysis.is_moved(frame, var):
             env[var] = analysis.cut(frame, var, const, widths)
 
     def read(var: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from jax.extend import core
 
-from ..dims import Axis, Widths, groups_in, shape
+from ..dims import Axis, Widths, shape
 from ..unify import Dim, Equations, atoms
 from .order import Order, of_constant
 
@@ -179,12 +179,7 @@ class Narrow:
 
     def moved(self, variables: Sequence[Any]) -> bool:
         """Whether units along some axis stand in another order than when traced."""
-        return any(
-            group in self.analysis.orders
-            for var in variables
-            for axis in self.axes(var)
-            for group in groups_in(axis)
-        )
+        return any(self.analysis.is_moved(self._frame, var) for var in variables)
 
     @property
     def note(self) -> Any:

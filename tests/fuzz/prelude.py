@@ -231,14 +231,20 @@ def own_layer_norm(x: Any, n: int) -> Any:
 
 
 def gained(x: Any, s: Any) -> Any:
-    """Times a captured array; the derivative is three times the true one."""
+    """Times an array; the derivative is three times the true one.
+
+    An array that the passes capture while it is traced is more than JAX takes under jit.
+    """
 
     @jax.custom_vjp
-    def scale(x: Any) -> Any:
+    def scale(x: Any, s: Any) -> Any:
         return x * row(s, x)
 
-    scale.defvjp(lambda x: (x * row(s, x), None), lambda kept, g: (3 * g * row(s, g),))
-    return scale(x)
+    scale.defvjp(
+        lambda x, s: (x * row(s, x), s),
+        lambda s, g: (3 * g * row(s, g), jnp.zeros_like(s)),
+    )
+    return scale(x, s)
 
 
 def places(x: Any) -> Any:
