@@ -246,7 +246,8 @@ class _Pairing:
         self.sources.update(zip(other.outvars, made, strict=True))
         narrow = not any((id(frame), var) in self.foreign for var in eqn.outvars)
         cut = any(
-            self.narrow_shape(frame, var) != var.aval.shape for var in eqn.outvars
+            self.narrow_shape(frame, var) != tuple(getattr(var.aval, "shape", ()))
+            for var in eqn.outvars
         )
         folded = cut and is_folded(frame, index)
         folded = folded and any(
