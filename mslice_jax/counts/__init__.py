@@ -25,4 +25,3 @@ from .own import inputs_changed as inputs_changed
 from .own import pair as pair
 from .result import Counts as Counts
 from .result import Place as Place
-from .result import Seen as Seen
