@@ -8,8 +8,8 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
-from mslice_jax.rules import FIXED, RULES
-from mslice_jax.rules import fixed as fixed_lib
+from mslice_jax.core.rules import FIXED, RULES
+from mslice_jax.core.rules import fixed as fixed_lib
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "primitives.md"
 

@@ -31,9 +31,9 @@ from rich.console import Console
 
 import mslice_jax as ms
 from mslice_jax import data
+from mslice_jax.core.rates import rate_key
 from mslice_jax.plots import plot_accuracy_over_epochs, plot_accuracy_vs_flops
 from mslice_jax.profile import RateProfile, profile
-from mslice_jax.rates import rate_key
 from mslice_jax.train import (
     Batch,
     CheckpointError,

@@ -1,11 +1,11 @@
 """Model slicing for JAX: one set of weights, many widths."""
 
-from .analysis import PlanError as PlanError
-from .calibration import calibrate as calibrate
-from .compilation import jit as jit
-from .counts import NumberWarning as NumberWarning
-from .importance import reorder as reorder
-from .rates import RateError as RateError
+from .calibrate import calibrate as calibrate
+from .core.analysis import PlanError as PlanError
+from .core.counts import NumberWarning as NumberWarning
+from .core.rates import RateError as RateError
+from .cpu.compilation import jit as jit
+from .reorder import reorder as reorder
 from .report import Report as Report
 from .report import report as report
 from .sliceable import Sliceable as Sliceable

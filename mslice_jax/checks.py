@@ -15,13 +15,13 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from .analysis import Parameter, PlanError
-from .fit import misfits
-from .patterns import matches, no_match
-from .plan import WidthPlan
-from .program import Call, Definition, Settings, is_array
-from .rates import RateError
-from .rules import NO_RULE_TEXT
+from .adapters.linen_fit import misfits
+from .core.analysis import Parameter, PlanError
+from .core.patterns import matches, no_match
+from .core.plan import WidthPlan
+from .core.program import Call, Definition, Settings, is_array
+from .core.rates import RateError
+from .core.rules import NO_RULE_TEXT
 
 
 def check_model(model: Any, inputs: Sequence[Any]) -> None:

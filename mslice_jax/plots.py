@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .rates import rate_key
+from .core.rates import rate_key
 
 
 def plot_accuracy_vs_flops(

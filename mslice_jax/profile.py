@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .compilation import jit
-from .rates import rate_key
+from .core.rates import rate_key
+from .cpu.compilation import jit
 from .sliceable import Sliceable, extract, slice_apply
 
 

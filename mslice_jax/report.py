@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .analysis import Analysis
-from .flops import elastic_share, flops
-from .functions.base import ModuleFunction
-from .plan import WidthPlan
-from .run import full_types
+from .core.analysis import Analysis
+from .core.flops import elastic_share, flops
+from .core.function import ModuleFunction
+from .core.plan import WidthPlan
+from .core.run import full_types
 from .sliceable import Sliceable
 
 _MEASURED = "with statistics that were measured for each"

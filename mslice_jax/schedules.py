@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from .rates import check_rates
+from .core.rates import check_rates
 
 Schedule: TypeAlias = Callable[[int], tuple[float, ...]]
 """``schedule(step)`` is the rates of that step (0 is the first), widest first."""

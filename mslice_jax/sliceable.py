@@ -25,8 +25,9 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from .agreement import agree
-from .analysis import UNREAD, Parameter, PlanError, Units, discover
+from .adapters.linen import adapt as adapt_linen
+from .adapters.nnx import NnxFunction
+from .adapters.nnx import adapt as adapt_nnx
 from .checks import (
     check_fit,
     check_model,
@@ -35,16 +36,15 @@ from .checks import (
     explained,
     nothing_narrows,
 )
-from .counts import Asked
-from .functions.base import Function, PlainFunction, as_array
-from .functions.linen import adapt as adapt_linen
-from .functions.nnx import NnxFunction
-from .functions.nnx import adapt as adapt_nnx
-from .patterns import Patterns, as_patterns
-from .plan import LeafAxes, WidthPlan, check_exact, path_names, path_parts
-from .program import Call, Definition, Settings, plain_type, trace
-from .rates import GroupRates, Rate, RateError, check_rates
-from .run import run, slice_variables
+from .core.agreement import agree
+from .core.analysis import UNREAD, Parameter, PlanError, Units, discover
+from .core.counts import Asked
+from .core.function import Function, PlainFunction, as_array
+from .core.patterns import Patterns, as_patterns
+from .core.plan import LeafAxes, WidthPlan, check_exact, path_names, path_parts
+from .core.program import Call, Definition, Settings, plain_type, trace
+from .core.rates import GroupRates, Rate, RateError, check_rates
+from .core.run import run, slice_variables
 
 _NONE: Any = object()  # in place of an argument that was not given
 
@@ -107,10 +107,10 @@ class Sliceable:
         NNX gives an NNX model, which holds the variables: `net.module(x, rate=0.5)`.
         """
         if isinstance(self.definition.function, NnxFunction):
-            from .nnx_module import SliceableModel
+            from .adapters.nnx_module import SliceableModel
 
             return SliceableModel(self)
-        from .module import SliceableModule
+        from .adapters.linen_module import SliceableModule
 
         return SliceableModule(self.definition, self.rate)
 
@@ -119,7 +119,7 @@ class Sliceable:
 
         See `mslice_jax.nnx_module.to_nnx`.
         """
-        from .nnx_module import to_nnx
+        from .adapters.nnx_module import to_nnx
 
         return to_nnx(self, rate)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mslice_jax import compilation
+from mslice_jax.cpu import compilation
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -14,9 +14,9 @@ import pytest
 from jax import lax
 
 import mslice_jax as ms
-from mslice_jax.analysis import PlanError
-from mslice_jax.rules import RULES
-from mslice_jax.rules.base import Rule
+from mslice_jax.core.analysis import PlanError
+from mslice_jax.core.rules import RULES
+from mslice_jax.core.rules.base import Rule
 
 H, K = 24, 6
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import lax
 
 import mslice_jax as ms
-from mslice_jax import compilation
+from mslice_jax.cpu import compilation
 
 
 class Small(nn.Module):

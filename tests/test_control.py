@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.patterns import matches, no_match
+from mslice_jax.core.patterns import matches, no_match
 from tests.citizens.citizen import Tree, random_inputs, shaken
 from tests.networks import CITIZENS
 from tests.test_proofs import assert_close, assert_trees_equal, output, run, upgraded

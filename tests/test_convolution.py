@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import mslice_jax as ms
-from mslice_jax.rules import convolution
+from mslice_jax.cpu import convolution
 from tests.convolutions import NHWC, prepared
 
 # lhs, rhs, strides, padding, dilation of the window, layout

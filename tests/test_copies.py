@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 import mslice_jax as ms
+from mslice_jax.core.program import Call
 from mslice_jax.models import CifarVGG
-from mslice_jax.program import Call
 from mslice_jax.train import TrainState, make_train_step, sgd
 
 X = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)

@@ -34,7 +34,7 @@ from experiments.benchmarks.families.frameworks import (
     from_nnx,
     stirred,
 )
-from mslice_jax.plan import WidthPlan
+from mslice_jax.core.plan import WidthPlan
 
 TOLERANCE = coverage.Config().tolerance
 

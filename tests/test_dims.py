@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mslice_jax import dims
-from mslice_jax.dims import Concat, Product, Unit, Whole
+from mslice_jax.core import axes as dims
+from mslice_jax.core.axes import Concat, Product, Unit, Whole
 
 A, B = Unit(4, "a"), Unit(6, "b")
 KEEP = {"a": 2, "b": 3}

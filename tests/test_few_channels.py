@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.rules import convolution, few_channels
+from mslice_jax.cpu import convolution, few_channels
 from tests.convolutions import NHWC, own_programs, params_of, prepared, windows
 
 # lhs, rhs, strides, padding, dilation of the window, layout

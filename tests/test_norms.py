@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.norms import NormWarning, group_count, group_norm
+from mslice_jax.adapters.norms import NormWarning, group_count, group_norm
 
 RATES = (0.25, 0.5, 1.0)
 

@@ -14,8 +14,8 @@ import optax
 import pytest
 
 import mslice_jax as ms
+from mslice_jax.adapters.norms import NormWarning
 from mslice_jax.models import CifarResNet
-from mslice_jax.norms import NormWarning
 from tests import golden_weights, oracle
 
 # Channels at rate 0.5, of VGG-11 a quarter wide and of the stages of a ResNet.

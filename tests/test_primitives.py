@@ -9,7 +9,7 @@ import pytest
 from jax.extend.core import Primitive
 
 from experiments.primitive_table import ELSEWHERE, PAGE, page
-from mslice_jax.rules import FIXED, RULES
+from mslice_jax.core.rules import FIXED, RULES
 
 # Where primitives stand that a function can be traced to; Pallas' own stand in kernels.
 HOMES = (

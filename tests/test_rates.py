@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from mslice_jax.rates import (
+from mslice_jax.core.rates import (
     RateError,
     check_rate,
     check_rates,

@@ -18,7 +18,7 @@ from jax._src.lax import windowed_reductions
 from jax.experimental import compute_on, io_callback, pallas
 
 import mslice_jax as ms
-from mslice_jax.rules import FIXED, RULES
+from mslice_jax.core.rules import FIXED, RULES
 
 H = 16
 X = (4, 5)

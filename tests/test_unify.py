@@ -2,8 +2,16 @@
 
 import pytest
 
-from mslice_jax.dims import Concat, Product, Unit, Whole
-from mslice_jax.unify import Dim, Equations, Reason, atoms, factors, find, segments
+from mslice_jax.core.axes import Concat, Product, Unit, Whole
+from mslice_jax.core.solver import (
+    Dim,
+    Equations,
+    Reason,
+    atoms,
+    factors,
+    find,
+    segments,
+)
 
 
 def sizes(parts):

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 import mslice_jax as ms
-from mslice_jax.rules import convolution, winograd
+from mslice_jax.cpu import convolution, winograd
 from tests.convolutions import NHWC, own_programs, params_of, prepared, windows
 
 C, F = 32, 40  # channels and filters, as few as are computed so

@@ -40,9 +40,9 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.result import save
-from mslice_jax.analysis import Parameter, discover
+from mslice_jax.core.analysis import Parameter, discover
+from mslice_jax.core.program import Definition
 from mslice_jax.models import CifarResNet
-from mslice_jax.program import Definition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ that `extract` gives fit without a change.
 import flax.linen as nn
 import jax
 
-from mslice_jax.norms import group_norm
+from mslice_jax.adapters.norms import group_norm
 
 GROUPS = 8  # at full width; the groups of the original, and the default of upgrade
 

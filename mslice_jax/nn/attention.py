@@ -10,7 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
-from ..rates import check_rate, width
+from ..core.rates import check_rate, width
 from .sizes import input_parts, stored_size
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..rates import check_rate, width
+from ..core.rates import check_rate, width
 
 Sizes: TypeAlias = int | tuple[int, ...] | None
 

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mslice_jax.dims import Axis, groups_in, indices
-from mslice_jax.plan import WidthPlan, path_name
+from ..core.axes import Axis, groups_in, indices
+from ..core.plan import WidthPlan, path_name
 
 Blocks: TypeAlias = Mapping[str, Sequence[int]]
 """Path of a leaf that is written in blocks -> entries of a block along each axis."""

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mslice_jax.plan import path_name
-from mslice_jax.sliceable import Sliceable
+from ..core.plan import path_name
+from ..sliceable import Sliceable
 
 _LEAVES_SHOWN = 8
 

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from mslice_jax.rates import rate_key
-
+from ..core.rates import rate_key
 from .checkpoints import Checkpoints, Progress
 from .devices import Placement
 from .interrupts import Stop, stop_on_interrupt

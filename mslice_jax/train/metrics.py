@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mslice_jax.compilation import jit
-from mslice_jax.data import eval_batches
-from mslice_jax.sliceable import Sliceable, slice_apply
+from ..cpu.compilation import jit
+from ..data import eval_batches
+from ..sliceable import Sliceable, slice_apply
 
 Evaluate = Callable[[Sliceable], dict[float, float]]
 """network -> accuracy in [0, 1] of each of its rates, ascending."""

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-from mslice_jax import dims
-from mslice_jax.plan import path_name
-from mslice_jax.sliceable import Sliceable, extract
-
+from ..core import axes as axes_lib
+from ..core.plan import path_name
+from ..sliceable import Sliceable, extract
 from .checkpoints import CheckpointError, another_network, first_line
 from .fingerprint import compare, fingerprint, order_of_units
 from .integrity import damage
@@ -144,8 +143,8 @@ def _read(checkpoint: Path, net: Sliceable, small: Sliceable, averaged: bool) ->
     def begun(path: Any, opening: Any) -> Any:
         array = opening.result()
         axes = net.plan.leaf(path).axes  # type: ignore[union-attr]
-        runs = [dims.indices(axis, kept) for axis in axes]
-        full = dims.shape(axes)
+        runs = [axes_lib.indices(axis, kept) for axis in axes]
+        full = axes_lib.shape(axes)
         if array.shape[: len(full)] == full:  # not in blocks; a key has an axis more
             return array.read(), runs, array.shape
         counts, blocks = array.shape[::2], array.shape[1::2]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mslice_jax.sliceable import Sliceable
+from ..sliceable import Sliceable
 
 
 @jax.tree_util.register_dataclass

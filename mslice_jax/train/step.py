@@ -18,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mslice_jax.compilation import jit
-from mslice_jax.sliceable import slice_apply
-
+from ..cpu.compilation import jit
+from ..sliceable import slice_apply
 from .devices import Placement
 from .losses import Distillation, Loss, cross_entropy
 from .state import TrainState, params_of, with_variables

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mslice_jax.norms import group_norm
+from mslice_jax.adapters.norms import group_norm
 from tests.citizens.citizen import (
     Citizen,
     Tree,

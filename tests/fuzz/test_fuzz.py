@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 
 import mslice_jax as ms
-from mslice_jax.counts import Counts
-from mslice_jax.rules import RULES
-from mslice_jax.rules.base import Narrow, Rule
+from mslice_jax.core.counts import Counts
+from mslice_jax.core.rules import RULES
+from mslice_jax.core.rules.base import Narrow, Rule
 from tests.fuzz.builder import Network
 from tests.fuzz.generate import generate
 from tests.fuzz.kept import KEPT

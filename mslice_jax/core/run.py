@@ -1,0 +1,155 @@
+"""Running a network at a rate: slice its variables, evaluate its program narrow.
+
+Each function here is one compiled program per rate and shape of input: everything but
+the arrays is a static argument. The programs belong to the definition.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ..checks import check_keywords, check_ranks, check_shapes
+from . import axes as axes_lib
+from .analysis import PlanError
+from .evaluate import evaluate
+from .plan import WidthPlan, path_name, path_parts
+from .program import Call, Definition, type_of, unkeyed_settings
+from .rates import Rate
+
+
+def run(
+    definition: Definition,
+    rate: Rate,
+    source: Rate,
+    call: Call,
+    variables: Any,
+    arrays: Sequence[Any],
+    *,
+    tree: Any = None,
+) -> Any:
+    """Slices the variables from `source` to `rate`, and runs the narrow program.
+
+    Variables that were taken apart come as a list, and with the `tree` that they were:
+    outside of jit that is most of what a call of a small network costs.
+    """
+    run = definition.jitted(_run, 4)
+    return run(unkeyed_settings(), rate, source, call, tree, variables, arrays)
+
+
+def slice_variables(
+    definition: Definition, rate: Rate, source: Rate, variables: Any
+) -> Any:
+    """The variables, which are at `source`, at a rate."""
+    cut = definition.jitted(_slice_variables, 2)
+    return cut(unkeyed_settings(), rate, source, variables)
+
+
+def _slice_variables(
+    definition: Definition, rate: Rate, source: Rate, variables: Any
+) -> Any:
+    return definition.plan.slice(variables, rate, source=source)
+
+
+def _run(
+    definition: Definition,
+    rate: Rate,
+    source: Rate,
+    call: Call,
+    tree: Any,
+    variables: Any,
+    arrays: Sequence[Any],
+) -> Any:
+    plan = definition.plan
+    if tree is not None:
+        variables = jax.tree.unflatten(tree, variables)
+    types = full_types(plan, variables, source)
+    check_ranks(definition, call, arrays)
+    try:
+        program = definition.program(rate, call, types, [type_of(x) for x in arrays])
+    except PlanError:
+        raise
+    except Exception as error:
+        check_keywords(definition.function.of, call, arrays, error)
+        check_shapes(definition, call, arrays, error)
+        raise
+    kept = plan.widths(rate)
+    narrow = plan.slice(variables, rate, source=source)
+    outs = evaluate(
+        program.analysis,
+        program.analysis.frame,
+        kept,
+        [*jax.tree.leaves(narrow), *arrays],
+    )
+    result = jax.tree.unflatten(program.tree, outs)
+    _, kwargs = call.join(arrays)
+    if definition.function.updates(kwargs):
+        y, updates = result
+        return y, _updates_put_back(plan, variables, updates, rate, source)
+    return result
+
+
+def _updates_put_back(
+    plan: WidthPlan, variables: Any, updates: Any, rate: Rate, source: Rate
+) -> Any:
+    """Updated collections at the shapes of the variables; others as they come."""
+    if rate == source:
+        return _merge_collections(variables, updates)
+    have = {
+        path_parts(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    kept, origin = plan.widths(rate), plan.widths(source)
+
+    def put(path: Any, leaf: Any) -> Any:
+        parts = path_parts(path)
+        axes = plan.leaf(parts)
+        if parts not in have or axes is None:
+            return leaf
+        return axes_lib.put_back(have[parts], leaf, axes.axes, kept, origin)
+
+    put_back = jax.tree_util.tree_map_with_path(put, updates)
+    return _merge_collections(variables, put_back)
+
+
+def _merge_collections(variables: Any, updates: Any) -> Any:
+    """Updates with what they leave out: the norms of other rates."""
+    return {
+        name: merge(variables[name], update) if name in variables else update
+        for name, update in updates.items()
+    }
+
+
+def merge(tree: Any, update: Any) -> Any:
+    """A nested mapping with some of its branches replaced."""
+    if not isinstance(update, Mapping) or not isinstance(tree, Mapping):
+        return update
+    merged = {
+        key: merge(tree[key], update[key]) if key in update else tree[key]
+        for key in tree
+    }
+    return {**merged, **{key: update[key] for key in update if key not in tree}}
+
+
+def full_types(plan: WidthPlan, variables: Any, source: Rate) -> Any:
+    """The types of the variables at full width; their shapes are checked."""
+    at = plan.widths(source)
+    wrong = []
+
+    def full(path: Any, x: Any) -> Any:
+        leaf = plan.leaf(path)
+        expected = axes_lib.shape(leaf.axes, at) if leaf is not None else None
+        if leaf is None or expected != tuple(x.shape):
+            name = path_name(path)
+            wrong.append(f"  {name}: expected {expected}, got {tuple(x.shape)}")
+            return x
+        return type_of(x).update(shape=axes_lib.shape(leaf.axes))
+
+    types = jax.tree_util.tree_map_with_path(full, variables)
+    if wrong:
+        raise ValueError(
+            f"the variables do not fit the plan at rate {source:g}:\n"
+            + "\n".join(wrong[:8])
+            + "\nPass the tree that `upgrade` returned, with leaves of the same shapes."
+        )
+    return types
