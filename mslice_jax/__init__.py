@@ -1,9 +1,9 @@
 """Model slicing for JAX: one set of weights, many widths."""
 
 from .calibrate import calibrate as calibrate
-from .core.analysis import PlanError as PlanError
 from .core.counts import NumberWarning as NumberWarning
-from .core.rates import RateError as RateError
+from .core.errors import PlanError as PlanError
+from .core.errors import RateError as RateError
 from .cpu.compilation import jit as jit
 from .reorder import reorder as reorder
 from .report import Report as Report

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .adapters.modules import ModuleFunction, statistics
 from .adapters.norms import NormWarning
-from .core.function import ModuleFunction, statistics
+from .core.define import define
 from .core.rates import rate_key
 from .core.run import merge
-from .sliceable import Sliceable, define, slice_apply
+from .sliceable import Sliceable, check_full, slice_apply
 
 
 def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sliceable:
@@ -35,8 +36,9 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
       ValueError: for another norm strategy, an extracted network, or no batches.
     """
     function = net.definition.function
-    if not isinstance(function, ModuleFunction) or function.norm != "shared":
-        kind = getattr(function, "norm", "a plain function")
+    if not isinstance(function, ModuleFunction) or not function.norm.calibrated:
+        is_module = isinstance(function, ModuleFunction)
+        kind = function.norm.name if is_module else "a plain function"
         raise ValueError(
             "calibrate expects a Flax model upgraded with norm='shared'; got "
             f"{kind!r}. The other strategies need no calibration."
@@ -49,10 +51,9 @@ def calibrate(net: Sliceable, batches: Iterable[Any], **call_kwargs: Any) -> Sli
             NormWarning,
             stacklevel=2,
         )
-    if net.rate != 1.0:
-        raise ValueError(f"calibrate expects the full network; got rate {net.rate:g}.")
-    per_rate = replace(function, per_rate=("batch_stats",))
-    variables = net.variables if function.per_rate else per_rate.spread(net.variables)
+    check_full(net, "calibrate")
+    per_rate = replace(function, calibrated=True)
+    variables = net.variables if function.calibrated else per_rate.spread(net.variables)
     measured = _derived(net, replace(per_rate, measure=True), variables)
     sums: dict[float, Any] = {}
     count = 0
@@ -87,7 +88,7 @@ def _derived(net: Sliceable, function: ModuleFunction, variables: Any) -> Slicea
     base = net.definition
     if function.measure not in base.derived:
         again = define(function, variables, base.call, base.arrays, base.settings)
-        base.derived[function.measure] = replace(again.definition, orders=base.orders)
+        base.derived[function.measure] = replace(again, orders=base.orders)
     return Sliceable(variables, base.derived[function.measure])
 
 

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from .core.axes import groups_in, owners
+from .core.errors import PlanError
 from .core.patterns import Patterns, as_patterns, names_group, no_match
-from .core.plan import PlanError, WidthPlan
-from .sliceable import Sliceable
+from .core.plan import WidthPlan
+from .sliceable import Sliceable, check_full
 
 Scores = dict[str, np.ndarray]
 """For each width group the importance of every index."""
@@ -67,8 +68,7 @@ def reorder(
       >>> ms.reorder(net).variables["w1"]
       Array([[4., 3., 2., 1.]], dtype=float32)
     """
-    if net.rate != 1.0:
-        raise ValueError(f"reorder expects the full network; got rate {net.rate:g}.")
+    check_full(net, "reorder")
     plan = net.plan
     scores = _scores(net, by, loss, batches)
     for pattern in as_patterns(exclude, "exclude"):

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .adapters.modules import ModuleFunction
+from .adapters.norms import STRATEGIES
 from .core.analysis import Analysis
 from .core.flops import elastic_share, flops
-from .core.function import ModuleFunction
 from .core.plan import WidthPlan
 from .core.run import full_types
 from .sliceable import Sliceable
@@ -111,11 +112,10 @@ class Report:
             return None
         if not function.sites and not function.left:
             return None
-        measured = function.norm == "shared" and function.per_rate
         return {
             "count": len(function.sites),
-            "strategy": function.norm if function.sites else None,
-            "why": _MEASURED if measured else function.why,
+            "strategy": function.norm.name if function.sites else None,
+            "why": _MEASURED if function.calibrated else function.why,
             "left": ["/".join(path) for path in function.left],
         }
 
@@ -209,13 +209,11 @@ def _about_norms(norms: Mapping[str, Any] | None) -> list[str]:
         return []
     lines = [""]
     if norms["count"]:
-        became = {
-            "group": "group norms",
-            "shared": "shared by all rates",
-            "switchable": "one for each rate",
-        }[norms["strategy"]]
-        lines.append(f"batch norms ({norms['count']}) are {became}: {norms['why']}.")
-        if norms["strategy"] == "shared" and norms["why"] != _MEASURED:
+        strategy = STRATEGIES[norms["strategy"]]
+        lines.append(
+            f"batch norms ({norms['count']}) are {strategy.becomes}: {norms['why']}."
+        )
+        if strategy.calibrated and norms["why"] != _MEASURED:
             lines.append(
                 "  They fit full width; calibrate(net, batches) measures the others."
             )
@@ -231,9 +229,9 @@ def _about_norms(norms: Mapping[str, Any] | None) -> list[str]:
 
 def _analysis(net: Sliceable) -> Analysis:
     definition = net.definition
-    types = full_types(net.plan, net.variables, net.rate)
+    types = full_types(net.plan, net.variables, net.part)
     program = definition.program(
-        net.rates[-1], definition.call, types, definition.arrays
+        net.plan.resolve(net.rates[-1]), definition.call, types, definition.arrays
     )
     return program.analysis
 

@@ -9,42 +9,37 @@ the plan, and the traces made so far. The rate is static too, so there is one XL
 program per rate and shape of input.
 """
 
+import contextlib
 import functools
 import inspect
 import operator
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.core
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.core import Tracer
 
-from .adapters.linen import adapt as adapt_linen
-from .adapters.nnx import NnxFunction
-from .adapters.nnx import adapt as adapt_nnx
-from .checks import (
-    check_fit,
-    check_model,
-    check_rules,
-    choices,
-    explained,
-    nothing_narrows,
-)
-from .core.agreement import agree
-from .core.analysis import UNREAD, Parameter, PlanError, Units, discover
+from .adapters import adapter_of, adapter_of_network
+from .adapters.base import Adapter, Norms
+from .adapters.nnx.module import check_is_nnx, to_nnx
+from .core.call import Call, keywords
+from .core.checks import check_keywords
 from .core.counts import Asked
-from .core.function import Function, PlainFunction, as_array
+from .core.define import define
+from .core.definition import Definition
+from .core.errors import PlanError, RateError
+from .core.function import as_array
+from .core.groups import UNREAD, Units
 from .core.patterns import Patterns, as_patterns
-from .core.plan import LeafAxes, WidthPlan, check_exact, path_names, path_parts
-from .core.program import Call, Definition, Settings, plain_type, trace
-from .core.rates import GroupRates, Rate, RateError, check_rates
-from .core.run import run, slice_variables
+from .core.plan import WidthPlan
+from .core.rates import SubNetwork, check_rates
+from .core.run import resolve, run, slice_variables, without_wider
+from .core.settings import Settings
 
 _NONE: Any = object()  # in place of an argument that was not given
 
@@ -58,19 +53,20 @@ class Sliceable:
 
     Attributes:
       variables: the tree of arrays, in sliceable form.
-      rate: the rate that the tree is at: 1.0, or less after `extract`, where it may be
-        a `GroupRates`.
       definition: the static part.
+      part: which part of the network the tree is: all of it, or less after `extract`.
     """
 
-    __slots__ = ("_narrow", "definition", "rate", "variables")
+    __slots__ = ("_narrow", "definition", "part", "variables")
 
-    def __init__(self, variables: Any, definition: Definition, rate: Rate = 1.0):
+    def __init__(
+        self, variables: Any, definition: Definition, part: SubNetwork | None = None
+    ):
         self.variables = variables
         self.definition = definition
-        self.rate = rate
+        self.part = definition.plan.full if part is None else part
         # Narrow weights by rate, so that calls outside of jit cut them once.
-        self._narrow: dict[Rate, _Kept] = {}
+        self._narrow: dict[SubNetwork, _Kept] = {}
 
     def __call__(
         self, r: float | Mapping[str, float], /, *inputs: Any, **call: Any
@@ -79,14 +75,23 @@ class Sliceable:
 
         As `slice_apply(net, x, r, ...)`, but the inputs may be keywords, too.
         """
-        rate, source, definition = _resolved(self, r), self.rate, self.definition
+        source, definition = self.part, self.definition
+        part = resolve(definition, r, source)
         split, arrays = Call.split(inputs, call)
-        if rate != source and not definition.function.updates(call):
-            kept = _kept(self, rate)
+        if part != source and not definition.function.updates(call):
+            kept = _kept(self, part)
             if kept is not None:
                 narrow, tree = kept.leaves, kept.tree
-                return run(definition, rate, rate, split, narrow, arrays, tree=tree)
-        return run(definition, rate, source, split, self.variables, arrays)
+                return run(definition, part, part, split, narrow, arrays, tree=tree)
+        return run(definition, part, source, split, self.variables, arrays)
+
+    @property
+    def rate(self) -> float | SubNetwork:
+        """The rate that the tree is at: 1.0, or less after `extract`.
+
+        Where no single rate gives its widths it is `part` itself.
+        """
+        return self.part if self.part.rate is None else self.part.rate
 
     @property
     def plan(self) -> WidthPlan:
@@ -96,8 +101,7 @@ class Sliceable:
     @property
     def rates(self) -> tuple[float, ...]:
         """The declared rates that this network can run at, ascending."""
-        fits = self.plan.fits
-        return tuple(rate for rate in self.plan.rates if fits(rate, self.rate))
+        return self.definition.rates(self.part)
 
     @property
     def module(self) -> Any:
@@ -106,22 +110,15 @@ class Sliceable:
         Linen: `net.module.apply(net.variables, x, rate=0.5)`. A network that came from
         NNX gives an NNX model, which holds the variables: `net.module(x, rate=0.5)`.
         """
-        if isinstance(self.definition.function, NnxFunction):
-            from .adapters.nnx_module import SliceableModel
-
-            return SliceableModel(self)
-        from .adapters.linen_module import SliceableModule
-
-        return SliceableModule(self.definition, self.rate)
+        return adapter_of_network(self).module(self)
 
     def to_nnx(self, rate: float | Mapping[str, float]) -> Any:
         """The narrow network as an NNX model of the class that `upgrade` was given.
 
-        See `mslice_jax.nnx_module.to_nnx`.
+        See `mslice_jax.adapters.nnx.module.to_nnx`.
         """
-        from .adapters.nnx_module import to_nnx
-
-        return to_nnx(self, rate)
+        check_is_nnx(self)
+        return to_nnx(extract(self, rate))
 
     def replace(self, variables: Any) -> "Sliceable":
         """The same network with other variables of the same shapes."""
@@ -129,7 +126,7 @@ class Sliceable:
         variables = jax.tree.map(
             lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, variables
         )
-        return Sliceable(variables, self.definition, self.rate)
+        return Sliceable(variables, self.definition, self.part)
 
     def permute(self, orders: Mapping[str, np.ndarray]) -> "Sliceable":
         """The network with the units of width groups in another order.
@@ -145,10 +142,7 @@ class Sliceable:
           ValueError: for an extracted network.
           PlanError: for an unknown group, or something that is no permutation.
         """
-        if self.rate != 1.0:
-            raise ValueError(
-                f"permute expects the full network; got rate {self.rate:g}."
-            )
+        check_full(self, "permute")
         variables = self.plan.permute(self.variables, orders)
         before = self.definition.orders
         moved = {
@@ -161,7 +155,7 @@ class Sliceable:
     def tree_flatten_with_keys(self) -> Any:
         """Children with keys, and the static part, as JAX asks of a pytree."""
         key = jax.tree_util.GetAttrKey("variables")
-        return ((key, self.variables),), (self.definition, self.rate)
+        return ((key, self.variables),), (self.definition, self.part)
 
     @classmethod
     def tree_unflatten(cls, static: Any, children: Any) -> "Sliceable":
@@ -169,7 +163,7 @@ class Sliceable:
         return cls(children[0], *static)
 
     def __reduce__(self) -> Any:
-        return Sliceable, (self.variables, self.definition, self.rate)
+        return Sliceable, (self.variables, self.definition, self.part)
 
     def __repr__(self) -> str:
         leaves = jax.tree.leaves(self.variables)
@@ -212,11 +206,12 @@ def upgrade(
       groups: how many units an axis has where the network itself sets none, and how
         many groups a group norm has that replaces a batch norm.
       norm: what becomes of the batch norms of a Flax model: 'group', 'switchable' or
-        'shared', see `mslice_jax.norms`. By default 'shared' where their running
-        statistics are trained, to be measured for each rate by `calibrate`, and 'group'
-        where they are fresh, or no values are given; the report says which, and why.
-      include: path patterns (see `mslice_jax.patterns`) of the parameters, or their
-        axes, that may narrow; whatever is tied to another parameter stays whole.
+        'shared', see `mslice_jax.adapters.norms`. By default 'shared' where their
+        running statistics are trained, to be measured for each rate by `calibrate`, and
+        'group' where they are fresh, or no values are given; the report says which, and
+        why.
+      include: path patterns (see `mslice_jax.core.patterns`) of the parameters, or
+        their axes, that may narrow; whatever is tied to another parameter stays whole.
       exclude: path patterns of parameters, or their axes, that keep their size.
       inner: path patterns of parameters of whose split axes the innermost factor
         narrows instead of the outermost: the head size instead of the heads, the
@@ -241,7 +236,7 @@ def upgrade(
         of lines in the report, or a `NumberWarning`.
       call: what else the call needs, by keyword. For a Linen module `rngs`, `mutable`
         and `method` go to `Module.apply`; an NNX model understands them too, and
-        `train`, see `mslice_jax.functions.nnx`.
+        `train`, see `mslice_jax.adapters.nnx.function`.
       **call_kwargs: the same, written out: `train=False` is `call={"train": False}`. A
         keyword of the model that is also one of these arguments (`rates`, `groups`,
         `norm`, `strict`, ...) is given in `call`.
@@ -277,22 +272,23 @@ def upgrade(
         strict,
         check,
     )
-    if isinstance(model, nnx.Module):  # which holds its own variables
+    adapter = adapter_of(model)
+    if adapter.holds_variables:
         inputs = inputs if variables is _NONE else (variables, *inputs)
         variables = {}
-    check_model(model, inputs)
+    adapter.check(model, inputs)
     if variables is _NONE:
         raise TypeError("upgrade expects the variables of the model, as 2nd argument.")
     split, arrays = Call.split(inputs, kwargs)
     variables = jax.tree.map(as_array, _thawed(variables))
-    with explained(model, variables, split, arrays, _OPTIONS):
-        function, sliceable = _as_function(
-            model, variables, split, arrays, norm=norm, groups=groups, rates=checked
+    with _explained(adapter, model, variables, split, arrays):
+        function, sliceable = adapter.adapt(
+            model, variables, split, arrays, Norms(norm, groups, checked)
         )
-        net = define(function, sliceable, split, arrays, settings)
-    if any(fixed.reason.text == UNREAD for fixed in net.plan.fixed):
-        check_fit(model, variables, split, arrays)
-    return net
+        definition = define(function, sliceable, split, arrays, settings)
+    if any(fixed.reason.text == UNREAD for fixed in definition.plan.fixed):
+        _check_fit(adapter, model, variables, split, arrays)
+    return Sliceable(sliceable, definition)
 
 
 _OPTIONS = tuple(
@@ -300,73 +296,6 @@ _OPTIONS = tuple(
     for name, parameter in inspect.signature(upgrade).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
 )
-
-
-def keywords(call: Any, call_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call is given by keyword, in a mapping and written out."""
-    given = {} if call is None else call
-    if not isinstance(given, Mapping) or not all(isinstance(k, str) for k in given):
-        raise TypeError(
-            'call is a mapping from keywords of the model, such as {"train": False}; '
-            f"got {call!r}."
-        )
-    if twice := sorted(given.keys() & call_kwargs.keys()):
-        raise TypeError(f"{twice[0]!r} is given twice: in call= and by keyword.")
-    return {**given, **call_kwargs}
-
-
-def define(
-    function: Function,
-    variables: Any,
-    call: Call,
-    arrays: Sequence[Any],
-    settings: Settings,
-) -> Sliceable:
-    """Reads the function, makes the plan, and puts the two together."""
-    widest = settings.rates[-1]
-    traced = trace(function, widest, call, variables, arrays)
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    paths = [path_parts(path) for path, _ in leaves]
-    names = path_names(paths)
-    index = {path: i for i, path in enumerate(paths)}
-    ranks = {name: np.ndim(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
-    chosen = choices(settings, ranks)
-    collections = variables if isinstance(variables, Mapping) else ()
-    others = {
-        branch: read
-        for collection in collections
-        for branch, read in function.other_sets(str(collection), widest).items()
-    }
-    kinds: list[Parameter | str] = []
-    for path, name in zip(paths, names, strict=True):
-        twins = [
-            others[path[:end]] + path[end:]
-            for end in range(len(path) if others else 0)
-            if path[:end] in others
-        ]
-        same_as = index[twins[0]] if twins else None
-        kinds.append(replace(chosen[name], same_as=same_as))
-    kinds += ["input of the function"] * len(arrays)
-    analysis, axes, fixed = discover(
-        traced.closed, kinds, traced.returns(paths), settings.units
-    )
-    plan = WidthPlan(
-        jax.tree.unflatten(
-            jax.tree.structure(variables), [LeafAxes(a) for a in axes[: len(paths)]]
-        ),
-        analysis.groups,
-        settings.rates,
-        tuple(fixed),
-    )
-    if not plan.groups:
-        raise PlanError(nothing_narrows(plan))
-    if settings.strict:
-        check_exact(plan)
-        check_rules(plan)
-    agreement = agree(function, plan, settings, analysis, call, variables, arrays)
-    types = tuple(plain_type(x) for x in arrays)
-    definition = Definition(function, plan, call, types, settings, agreement=agreement)
-    return Sliceable(variables, definition)
 
 
 def slice_apply(
@@ -431,21 +360,28 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
       RateError: for a rate that was not declared, or is wider than the network.
       PlanError: for a pattern that names no group.
     """
-    at = _resolved(net, rate)
-    if at == net.rate:
+    part = resolve(net.definition, rate, net.part)
+    if part == net.part:
         sliced = net.variables
     elif _can_be_kept(leaves := jax.tree.leaves(net.variables)):
         _check_there(leaves)
         # The arrays go to the network that is made: kept here, too, they would die with
         # whichever of the two gives its weights away.
-        net._narrow.pop(at, None)
-        sliced = _cut(net, at)
+        net._narrow.pop(part, None)
+        sliced = _cut(net, part)
     else:
-        cut = functools.partial(net.plan.slice, rate=at, source=net.rate)
+        cut = functools.partial(net.plan.slice, rate=part, source=net.part)
         # Types have a plan too: what is cut from them are types.
         abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
         sliced = jax.eval_shape(cut, net.variables) if abstract else cut(net.variables)
-    return Sliceable(_without_wider(net, sliced, at), net.definition, at)
+    variables = without_wider(net.definition, sliced, part)
+    return Sliceable(variables, net.definition, part)
+
+
+def check_full(net: Sliceable, what: str) -> None:
+    """Raises ValueError for a network that was extracted at a rate."""
+    if net.part != net.plan.full:
+        raise ValueError(f"{what} expects the full network; got rate {net.part}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,18 +400,18 @@ class _Kept:
         return same and self.mesh == mesh
 
 
-def _kept(net: Sliceable, rate: Rate) -> _Kept | None:
+def _kept(net: Sliceable, part: SubNetwork) -> _Kept | None:
     """The narrow variables, cut once and kept with the network; None under a trace."""
     leaves = jax.tree.leaves(net.variables)
     mesh = jax.sharding.get_abstract_mesh()
-    kept = net._narrow.get(rate)
+    kept = net._narrow.get(part)
     if kept is None or not kept.is_of(leaves, mesh):
         if not _can_be_kept(leaves):
             return None
         _check_there(leaves)
         sources = tuple(map(weakref.ref, leaves))
-        narrow, tree = jax.tree.flatten(_cut(net, rate))
-        kept = net._narrow[rate] = _Kept(narrow, tree, sources, mesh)
+        narrow, tree = jax.tree.flatten(_cut(net, part))
+        kept = net._narrow[part] = _Kept(narrow, tree, sources, mesh)
     else:
         _check_there(leaves)
     return kept
@@ -494,47 +430,53 @@ def _check_there(leaves: Iterable[Any]) -> None:
         )
 
 
-def _cut(net: Sliceable, rate: Rate) -> Any:
+def _cut(net: Sliceable, part: SubNetwork) -> Any:
     """The narrow variables of a network that holds arrays."""
     # Also while something else is being traced that holds these weights as constants:
     # what is kept must be arrays, never tracers.
     with jax.ensure_compile_time_eval():
-        return slice_variables(net.definition, rate, net.rate, net.variables)
-
-
-def _resolved(net: Sliceable, given: object) -> Rate:
-    """The rate, if the network can run at it."""
-    rate = net.plan.resolve(given, default=net.rate)
-    if rate != net.rate and not net.plan.fits(rate, net.rate):
-        raise RateError(
-            f"rate {rate:g} is wider than this network, which was extracted at rate "
-            f"{net.rate:g}; extract a wider one."
-        )
-    if isinstance(rate, GroupRates) and net.definition.function.depends_on_rate:
-        raise RateError(
-            f"norms with one set of arrays per rate have none for {rate}; give one "
-            "rate for all width groups, or upgrade with norm='group'."
-        )
-    return rate
+        return slice_variables(net.definition, part, net.part, net.variables)
 
 
 # -- upgrading
 
 
-def _as_function(
-    model: Any, variables: Any, call: Call, arrays: Sequence[Any], **settings: Any
-) -> tuple[Function, Any]:
-    if isinstance(model, nn.Module):
-        return adapt_linen(model, variables, call.join, arrays, **settings)
-    if isinstance(model, nnx.Module):
-        return adapt_nnx(model, call.join, arrays, **settings)
-    return PlainFunction(function=model), variables
+@contextlib.contextmanager
+def _explained(
+    adapter: Adapter,
+    model: Any,
+    variables: Any,
+    call: Call,
+    arrays: Sequence[Any],
+) -> Iterator[None]:
+    """Turns an error of the trace into one that lists what does not fit."""
+    try:
+        yield
+    except (PlanError, RateError):
+        raise
+    except Exception as error:
+        called = functools.partial(adapter.called, model)
+        check_keywords(called, call, arrays, error, _OPTIONS)
+        _check_fit(adapter, model, variables, call, arrays, error)
+        raise
 
 
-def _without_wider(net: Sliceable, variables: Any, rate: Rate) -> Any:
-    """Leaves out the norms of rates wider than `rate`."""
-    kept = [r for r in net.plan.rates if net.plan.fits(r, rate)]
-    return net.definition.function.only_rates(variables, kept)
+def _check_fit(
+    adapter: Adapter,
+    model: Any,
+    variables: Any,
+    call: Call,
+    arrays: Sequence[Any],
+    cause: Exception | None = None,
+) -> None:
+    """Raises ValueError if the variables are not those that the model initialises."""
+    wrong = adapter.misfits(model, variables, call, arrays)
+    if wrong:
+        raise ValueError(
+            "the variables do not fit the model:\n"
+            + "\n".join(wrong[:8])
+            + "\nPass what `module.init` of this model returned."
+        ) from cause
 
 
 # -- small questions

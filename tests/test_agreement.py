@@ -14,7 +14,7 @@ import pytest
 from jax import lax
 
 import mslice_jax as ms
-from mslice_jax.core.analysis import PlanError
+from mslice_jax.core.errors import PlanError
 from mslice_jax.core.rules import RULES
 from mslice_jax.core.rules.base import Rule
 

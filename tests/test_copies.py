@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import mslice_jax as ms
-from mslice_jax.core.program import Call
+from mslice_jax.core.call import Call
 from mslice_jax.models import CifarVGG
 from mslice_jax.train import TrainState, make_train_step, sgd
 

@@ -16,8 +16,8 @@ import pytest
 from jax import lax
 
 import mslice_jax as ms
-from mslice_jax.core.analysis import PlanError
 from mslice_jax.core.counts import NumberWarning
+from mslice_jax.core.errors import PlanError
 from tests.spellings import FOLLOWS, MAY_BE_WHOLE, ONLY_OWN, REPORTED, STAYS
 
 H, ROWS = 24, 4

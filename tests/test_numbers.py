@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.core.analysis import PlanError
+from mslice_jax.core.errors import PlanError
 
 TOKENS = np.array([[1, 5, 7], [0, 2, 2]])
 

@@ -3,14 +3,8 @@
 import jax
 import pytest
 
-from mslice_jax.core.rates import (
-    RateError,
-    check_rate,
-    check_rates,
-    is_exact,
-    rate_key,
-    width,
-)
+from mslice_jax.core.errors import RateError
+from mslice_jax.core.rates import check_rate, check_rates, is_exact, rate_key, width
 
 
 @pytest.mark.parametrize(

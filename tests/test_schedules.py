@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mslice_jax import schedules
-from mslice_jax.core.rates import RateError
+from mslice_jax.core.errors import RateError
 from mslice_jax.schedules import ScheduleError, make_schedule
 
 RATES = (0.25, 0.5, 0.75, 1.0)

@@ -8,7 +8,7 @@ import pytest
 from flax.core import FrozenDict, freeze
 
 import mslice_jax as ms
-from mslice_jax.core.plan import path_names
+from mslice_jax.core.paths import path_names
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 5)).astype(np.float32)

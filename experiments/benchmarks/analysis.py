@@ -40,8 +40,9 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.result import save
-from mslice_jax.core.analysis import Parameter, discover
-from mslice_jax.core.program import Definition
+from mslice_jax.core.analysis import discover
+from mslice_jax.core.definition import Definition
+from mslice_jax.core.groups import Parameter, Units
 from mslice_jax.models import CifarResNet
 
 
@@ -146,7 +147,9 @@ def measure(name: str, rounds: int) -> Row:
 
     read = [sliced(0.5, new()) for _ in range(rounds)]
     calls: dict[str, Callable[[], Any]] = {
-        "analysis": lambda: discover(closed, [*kinds, "an input"], ["an output"]),
+        "analysis": lambda: discover(
+            closed, [*kinds, "an input"], ["an output"], Units()
+        ),
         "plain": plain,
         "first": lambda: sliced(0.5, new()),
         "again": lambda: sliced(0.25, read.pop()),

@@ -12,12 +12,13 @@ and variance. Model Slicing (section 3.2) therefore swaps batch norms:
 
 Without a choice of the user it is ``group`` where running statistics are fresh, and
 ``shared`` where they are trained: then rate 1 still computes what it did (`choose`).
-How a model of Flax takes them stands in `mslice_jax.functions`.
+How a model of Flax takes them stands in `linen` and `nnx`.
 """
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -26,8 +27,6 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
-
-STRATEGIES = ("group", "switchable", "shared")
 
 
 class NormWarning(UserWarning):
@@ -47,74 +46,6 @@ class GroupNormError(ValueError):
             f"{why}; use norm='switchable' or 'shared'."
         )
         self.why = why
-
-
-def choose(
-    norm: str | None, statistics: Sequence[Mapping[str, Any]], unfit: str | None = None
-) -> tuple[str, str]:
-    """The strategy for the batch norms of a model, and the reason for it.
-
-    Args:
-      norm: what the user asks for; None leaves the choice to this function.
-      statistics: of each batch norm its "mean" and "var", where it has them.
-      unfit: why a batch norm of the model cannot be a group norm; None if all can.
-
-    Raises:
-      ValueError: if there is no such strategy.
-
-    Example:
-      >>> import numpy as np
-      >>> choose(None, [{"mean": np.zeros(3), "var": np.ones(3)}])
-      ('group', 'their running statistics are fresh')
-      >>> choose(None, [{"mean": np.ones(3), "var": np.ones(3)}])[0]
-      'shared'
-    """
-    if norm is not None and norm not in STRATEGIES:
-        raise ValueError(
-            f"norm is one of {', '.join(STRATEGIES)}, or None, which makes group norms "
-            f"of fresh batch norms and shares trained ones; got {norm!r}."
-        )
-    known = [_are_trained(each) for each in statistics]
-    if norm == "group" and any(known):
-        warnings.warn(
-            "norm='group' makes group norms of batch norms that are trained: at rate 1 "
-            "the network computes something else than before. norm='shared' keeps what "
-            "it computes; with norm='group' train it again.",
-            NormWarning,
-            stacklevel=5,  # the caller of `upgrade`
-        )
-        return norm, "as asked; their statistics were trained, so rate 1 changes"
-    if norm is not None:
-        return norm, "as asked"
-    if unfit is not None:
-        return "shared", unfit
-    if not all(statistics):  # as Flax says when it looks for them
-        return "shared", "the variables lack running statistics"
-    if any(known):
-        return "shared", "their running statistics are trained, so rate 1 is kept"
-    if None in known:
-        return "group", "the values of their running statistics are not at hand"
-    return "group", "their running statistics are fresh"
-
-
-def _are_trained(statistics: Mapping[str, Any]) -> bool | None:
-    """Whether a mean is not 0 or a variance not 1; None where that cannot be known."""
-    verdicts = [
-        _differs(leaf, start)
-        for name, start in (("mean", 0), ("var", 1))
-        for leaf in jax.tree.leaves(statistics.get(name))
-    ]
-    return True if True in verdicts else (None if None in verdicts else False)
-
-
-def _differs(x: Any, start: int) -> bool | None:
-    """Whether some entry is another number; None for types and tracers."""
-    if isinstance(x, (jax.ShapeDtypeStruct, Tracer)):
-        return None
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        with jax.ensure_compile_time_eval():  # on all hosts, which agree on the result
-            return bool(jnp.any(x != start))
-    return bool(np.any(np.asarray(x) != start))
 
 
 def group_count(features: int, groups: int) -> int:
@@ -181,3 +112,101 @@ def group_norm(
     if bias is not None:
         shift = shift + bias.astype(y.dtype).reshape(1, *split[1:])
     return (y * wide(gain) + wide(shift)).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What becomes of the batch norms of a model.
+
+    Attributes:
+      name: as `upgrade(norm=...)` takes it.
+      becomes: what the report says that they are.
+      per_rate: collections in which every norm has one set of arrays per rate.
+      forward: what runs in the place of a batch norm and needs no statistics, called
+        as `group_norm` is; None where it is the batch norm itself.
+      calibrated: whether `calibrate` measures statistics for each rate.
+    """
+
+    name: str
+    becomes: str
+    per_rate: tuple[str, ...] = ()
+    forward: Callable[..., jax.Array] | None = None
+    calibrated: bool = False
+
+
+GROUP = Strategy("group", "group norms", forward=group_norm)
+SWITCHABLE = Strategy(
+    "switchable", "one for each rate", per_rate=("params", "batch_stats")
+)
+SHARED = Strategy("shared", "shared by all rates", calibrated=True)
+
+STRATEGIES = {each.name: each for each in (GROUP, SWITCHABLE, SHARED)}
+
+
+def choose(
+    norm: str | None, statistics: Sequence[Mapping[str, Any]], unfit: str | None = None
+) -> tuple[Strategy, str]:
+    """The strategy for the batch norms of a model, and the reason for it.
+
+    Args:
+      norm: what the user asks for; None leaves the choice to this function.
+      statistics: of each batch norm its "mean" and "var", where it has them.
+      unfit: why a batch norm of the model cannot be a group norm; None if all can.
+
+    Raises:
+      ValueError: if there is no such strategy.
+
+    Example:
+      >>> import numpy as np
+      >>> strategy, why = choose(None, [{"mean": np.zeros(3), "var": np.ones(3)}])
+      >>> strategy.name, why
+      ('group', 'their running statistics are fresh')
+      >>> choose(None, [{"mean": np.ones(3), "var": np.ones(3)}])[0].name
+      'shared'
+    """
+    if norm is not None and norm not in STRATEGIES:
+        raise ValueError(
+            f"norm is one of {', '.join(STRATEGIES)}, or None, which makes group norms "
+            f"of fresh batch norms and shares trained ones; got {norm!r}."
+        )
+    known = [_are_trained(each) for each in statistics]
+    if norm == "group" and any(known):
+        warnings.warn(
+            "norm='group' makes group norms of batch norms that are trained: at rate 1 "
+            "the network computes something else than before. norm='shared' keeps what "
+            "it computes; with norm='group' train it again.",
+            NormWarning,
+            stacklevel=5,  # the caller of `upgrade`
+        )
+        return GROUP, "as asked; their statistics were trained, so rate 1 changes"
+    if norm is not None:
+        return STRATEGIES[norm], "as asked"
+    if unfit is not None:
+        return SHARED, unfit
+    if not all(statistics):  # as Flax says when it looks for them
+        return SHARED, "the variables lack running statistics"
+    if any(known):
+        return SHARED, "their running statistics are trained, so rate 1 is kept"
+    if None in known:
+        return GROUP, "the values of their running statistics are not at hand"
+    return GROUP, "their running statistics are fresh"
+
+
+def _are_trained(statistics: Mapping[str, Any]) -> bool | None:
+    """Whether a mean is not 0 or a variance not 1; None where that cannot be known."""
+    verdicts = [
+        _differs(leaf, start)
+        for name, start in (("mean", 0), ("var", 1))
+        for leaf in jax.tree.leaves(statistics.get(name))
+    ]
+    return True if True in verdicts else (None if None in verdicts else False)
+
+
+def _differs(x: Any, start: int) -> bool | None:
+    """Whether some entry is another number; None for types and tracers."""
+    if isinstance(x, (jax.ShapeDtypeStruct, Tracer)):
+        return None
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        with jax.ensure_compile_time_eval():  # on all hosts, which agree on the result
+            return bool(jnp.any(x != start))
+    return bool(np.any(np.asarray(x) != start))

@@ -8,16 +8,19 @@ Nothing is compiled. What remains open is told: see `counts.decisions`.
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from .analysis import Analysis, PlanError
+from .analysis import Analysis
 from .axes import width
+from .call import Call, plain_type
 from .counts import (
     Counts,
     Different,
     Incomparable,
+    Number,
     NumberWarning,
     Own,
     Place,
@@ -29,11 +32,33 @@ from .counts import (
     unmatched,
     warning,
 )
+from .errors import PlanError
 from .function import Function
 from .growth import narrows
 from .patterns import no_match
 from .plan import WidthPlan
-from .program import Agreement, Call, Settings, own_program, plain_type, trace
+from .settings import Settings
+from .tracing import own_program, trace
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Whether the function's own program at narrow shapes is the narrow program.
+
+    Attributes:
+      comparable: it has one at every declared rate, and they are the same.
+      reason: why it was not compared; '' where it was.
+      numbers: those of the program that are a power of a size that narrows.
+      of_inputs: numbers that are sizes of inputs, whatever else they look like.
+    """
+
+    comparable: bool = False
+    reason: str = "not asked for (check=False)"
+    numbers: tuple[Number, ...] = ()
+    of_inputs: frozenset[Place] = frozenset()
+
+    def __str__(self) -> str:
+        return "the same" if self.comparable else f"not comparable: {self.reason}"
 
 
 def agree(

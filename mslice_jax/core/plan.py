@@ -5,24 +5,22 @@ narrow tree back; both are pure functions of trees, so the gradient of a sliced 
 lands in the leading part of the full one.
 """
 
-import collections
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
 
 from . import axes as axes_lib
-from .analysis import FixedAxis, PlanError, WidthGroup
 from .axes import Axis
+from .errors import PlanError, RateError
+from .groups import FixedAxis, WidthGroup
+from .paths import Path, path_name, path_names, path_parts
 from .patterns import names_group, no_match
-from .rates import GroupRates, Rate, RateError, check_rate
-
-Path: TypeAlias = tuple[str, ...]
-"""Where a leaf is in a tree: the keys on the way to it."""
+from .rates import Rate, SubNetwork, check_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +92,58 @@ class WidthPlan:
             return self._by_name.get(path)
         return self._by_path.get(path_parts(path))
 
-    def widths(self, rate: Rate) -> dict[str, int]:
-        """How many indices each group keeps at the rate."""
-        if isinstance(rate, GroupRates):
-            return {name: self.groups[name].width(own) for name, own in rate.rates}
-        return {name: group.width(rate) for name, group in self.groups.items()}
+    @functools.cached_property
+    def full(self) -> SubNetwork:
+        """All of the network."""
+        return self._of(1.0)
 
-    def resolve(self, rate: object, default: Rate = 1.0) -> Rate:
-        """What a user may give as a rate, as one that is static.
+    def widths(self, rate: Rate) -> dict[str, int]:
+        """How many indices each group keeps at a rate, declared or not."""
+        return dict(self._part(rate).widths)
+
+    def _of(self, rate: float) -> SubNetwork:
+        known = self._parts.get(rate)
+        if known is None:
+            widths = ((name, group.width(rate)) for name, group in self.groups.items())
+            known = self._parts[rate] = SubNetwork(rate, tuple(widths))
+        return known
+
+    @functools.cached_property
+    def _parts(self) -> dict[float, SubNetwork]:
+        return {}
+
+    def _part(self, rate: Rate) -> SubNetwork:
+        """The sub-network; a single rate need not be a declared one."""
+        if isinstance(rate, SubNetwork):
+            return rate
+        return self.resolve(rate) if isinstance(rate, Mapping) else self._of(rate)
+
+    def resolve(self, rate: object, source: SubNetwork | None = None) -> SubNetwork:
+        """The sub-network that a user asks for.
 
         Args:
           rate: a declared rate; or a mapping from width groups (names or patterns, of
-            several that fit the last counts) to declared rates or 1.
-          default: the rate of groups that a mapping does not name.
+            several that fit the last counts) to declared rates or 1; or what this
+            method returned.
+          source: gives the widths of groups that a mapping does not name; by default
+            the full network.
 
         Returns:
-          The rate; a mapping that gives every group one declared rate is that rate.
+          The sub-network. It has a rate if one rate was given for all groups, or else
+          if a declared rate (the lowest, if several do) or 1 has the same widths.
 
         Raises:
           RateError: for a rate that was not declared, or is no number.
           PlanError: for a pattern that names no group.
         """
-        if not isinstance(rate, (Mapping, GroupRates)):
-            return self._declared(check_rate(rate))
-        given = rate.rates if isinstance(rate, GroupRates) else tuple(rate.items())
-        if isinstance(default, GroupRates):
-            chosen = dict(default.rates)
-        else:
-            chosen = dict.fromkeys(self.groups, default)
-        for pattern, one in given:
+        if isinstance(rate, SubNetwork):
+            return rate
+        if not isinstance(rate, Mapping):
+            return self._of(self._declared(check_rate(rate)))
+        source = source or self.full
+        rates: dict[str, float | None] = dict.fromkeys(self.groups, source.rate)
+        widths = dict(source.widths)
+        for pattern, one in rate.items():
             if not isinstance(pattern, str):
                 raise PlanError(
                     "a rate for each group is given as {name or pattern: rate}; got "
@@ -133,13 +154,14 @@ class WidthPlan:
             named = [name for name in self.groups if names_group(pattern, name)]
             if not named:
                 raise PlanError(no_match(pattern, self.groups, "width groups"))
-            chosen.update(dict.fromkeys(named, value))
-        if len(one := set(chosen.values())) == 1:
-            return one.pop()
-        mixed = GroupRates(tuple(chosen.items()))
-        widths = self.widths(mixed)
-        same = [r for r in (*self.rates, 1.0) if self.widths(r) == widths]
-        return same[0] if same else mixed
+            for name in named:
+                rates[name], widths[name] = value, self.groups[name].width(value)
+        mixed = SubNetwork(None, tuple(widths.items()))
+        one, *others = set(rates.values())
+        if one is not None and not others:
+            return self._of(one)
+        declared = map(self._of, (*self.rates, 1.0))
+        return next((part for part in declared if part.widths == mixed.widths), mixed)
 
     def _declared(self, rate: float) -> float:
         if rate not in self.rates:
@@ -151,15 +173,16 @@ class WidthPlan:
 
     def fits(self, rate: Rate, source: Rate) -> bool:
         """Whether a tree at `source` holds all that `rate` keeps."""
-        known = self._fits.get((rate, source))
+        pair = self._part(rate), self._part(source)
+        known = self._fits.get(pair)
         if known is None:  # it is asked in every call
-            kept, held = self.widths(rate), self.widths(source)
+            kept, held = (dict(part.widths) for part in pair)
             known = all(kept[name] <= held[name] for name in kept)
-            self._fits[rate, source] = known
+            self._fits[pair] = known
         return known
 
     @functools.cached_property
-    def _fits(self) -> dict[tuple[Rate, Rate], bool]:
+    def _fits(self) -> dict[tuple[SubNetwork, SubNetwork], bool]:
         return {}
 
     def slice(self, tree: Any, rate: Rate, *, source: Rate = 1.0) -> Any:
@@ -284,63 +307,3 @@ class WidthPlan:
                 raise PlanError(f"leaf {path_name(path)!r}: {error}") from error
 
         return jax.tree_util.tree_map_with_path(at, tree, *rest)
-
-
-def path_name(path: Any) -> str:
-    """A path of a tree in words: 'params/Dense_0/kernel'.
-
-    Keys may have slashes themselves, so two paths can read alike: where leaves are to
-    be told apart use `path_parts`, and `path_names` for people.
-    """
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def path_parts(path: Sequence[Any]) -> Path:
-    """The keys of a path of a tree as strings: ('params', 'Dense_0', 'kernel')."""
-    return tuple(
-        key if isinstance(key, str) else jax.tree_util.keystr((key,), simple=True)
-        for key in path
-    )
-
-
-def path_names(paths: Iterable[Path]) -> list[str]:
-    r"""A name for each path of one tree, no two alike.
-
-    >>> path_names([("a", "b"), ("c/d",)])
-    ['a/b', 'c/d']
-    >>> print(*path_names([("a", "b"), ("a/b",)]))
-    a/b a\/b
-    """
-    paths = list(paths)
-    names = ["/".join(path) for path in paths]
-    while len(set(names)) < len(names):
-        count = collections.Counter(names)
-        names = [
-            "/".join(map(_escaped, path)) if count[name] > 1 else name
-            for path, name in zip(paths, names, strict=True)
-        ]
-    return names
-
-
-def _escaped(part: str) -> str:
-    return part.replace("\\", "\\\\").replace("/", "\\/")
-
-
-def check_exact(plan: WidthPlan) -> None:
-    """Raises PlanError if a group cannot keep exactly its share at a declared rate."""
-    inexact = plan.inexact()
-    if inexact:
-        lines = []
-        for name, rate, got in inexact[:8]:
-            group = plan.groups[name]
-            lines.append(
-                f"  {name}: {group.size / group.unit:g} units of {group.unit}, so rate "
-                f"{rate:g} keeps {got} of {group.size} indices, not "
-                f"{rate * group.size:g}"
-            )
-        raise PlanError(
-            "strict=True asks that every group of axes keeps exactly its rate, but\n"
-            + "\n".join(lines)
-            + "\nChoose rates or `groups` that the sizes can honour, or pass "
-            "strict=False to accept the rounding."
-        )

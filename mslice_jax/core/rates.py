@@ -5,15 +5,14 @@ A *slice rate* r in (0, 1] asks for the leading fraction r of the units of an ax
 in `width`; nothing else may round.
 """
 
+import functools
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-
-class RateError(ValueError):
-    """A slice rate, or a set of them, that cannot be used."""
+from .errors import RateError
 
 
 def check_rate(rate: object) -> float:
@@ -100,25 +99,41 @@ def is_exact(size: int, rate: float, unit: int = 1, minimum: int = 1) -> bool:
 
 
 @dataclass(frozen=True)
-class GroupRates:
-    """A rate for every width group: static and hashable, as a single rate is.
+class SubNetwork:
+    """A part of a network: how many indices it keeps of every width group.
 
-    Made by `WidthPlan.resolve` from a mapping of names or patterns to rates.
+    Static and hashable, so that a program is compiled for each. Made by
+    `WidthPlan.resolve` from what a user may give as a rate.
+
+    Attributes:
+      rate: the slice rate, where one rate gives all widths: norms with one set of
+        arrays per rate read the set of this rate. Otherwise None.
+      widths: (name, width) of every group.
     """
 
-    rates: tuple[tuple[str, float], ...]
+    rate: float | None
+    widths: tuple[tuple[str, int], ...]
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.rate, self.widths))
+
+    def __hash__(self) -> int:  # asked in every call
+        return self._hash
 
     def __str__(self) -> str:
-        shown = [f"{name}: {rate:g}" for name, rate in self.rates[:4]]
-        more = ["..."] if len(self.rates) > 4 else []
+        if self.rate is not None:
+            return f"{self.rate:g}"
+        shown = [f"{name}: {width}" for name, width in self.widths[:4]]
+        more = ["..."] if len(self.widths) > 4 else []
         return "{" + ", ".join(shown + more) + "}"
 
     def __format__(self, spec: str) -> str:
         return str(self)  # messages format a rate with ':g', whichever kind it is
 
 
-Rate: TypeAlias = float | GroupRates
-"""One rate for all width groups, or a rate for each."""
+Rate: TypeAlias = float | Mapping[str, float] | SubNetwork
+"""What a user may give: one rate, or rates of width groups by name or pattern."""
 
 
 def rate_key(rate: float) -> str:

@@ -9,52 +9,79 @@ from typing import Any
 
 import jax
 
-from ..checks import check_keywords, check_ranks, check_shapes
 from . import axes as axes_lib
-from .analysis import PlanError
+from .call import Call, type_of
+from .checks import check_keywords, check_ranks, check_shapes
+from .definition import Definition, unkeyed_settings
+from .errors import PlanError, RateError
 from .evaluate import evaluate
-from .plan import WidthPlan, path_name, path_parts
-from .program import Call, Definition, type_of, unkeyed_settings
-from .rates import Rate
+from .paths import path_name, path_parts
+from .plan import WidthPlan
+from .rates import SubNetwork
 
 
 def run(
     definition: Definition,
-    rate: Rate,
-    source: Rate,
+    part: SubNetwork,
+    source: SubNetwork,
     call: Call,
     variables: Any,
     arrays: Sequence[Any],
     *,
     tree: Any = None,
 ) -> Any:
-    """Slices the variables from `source` to `rate`, and runs the narrow program.
+    """Slices the variables from `source` to `part`, and runs the narrow program.
 
     Variables that were taken apart come as a list, and with the `tree` that they were:
     outside of jit that is most of what a call of a small network costs.
     """
     run = definition.jitted(_run, 4)
-    return run(unkeyed_settings(), rate, source, call, tree, variables, arrays)
+    return run(unkeyed_settings(), part, source, call, tree, variables, arrays)
 
 
 def slice_variables(
-    definition: Definition, rate: Rate, source: Rate, variables: Any
+    definition: Definition, part: SubNetwork, source: SubNetwork, variables: Any
 ) -> Any:
     """The variables, which are at `source`, at a rate."""
     cut = definition.jitted(_slice_variables, 2)
-    return cut(unkeyed_settings(), rate, source, variables)
+    return cut(unkeyed_settings(), part, source, variables)
+
+
+def resolve(definition: Definition, rate: object, source: SubNetwork) -> SubNetwork:
+    """The sub-network that a user asks for, of one that is `source` itself.
+
+    Raises:
+      RateError: if it is wider than `source`, or norms have no arrays for it.
+    """
+    part = definition.plan.resolve(rate, source)
+    if part != source and not definition.plan.fits(part, source):
+        raise RateError(
+            f"rate {part} is wider than this network, which was extracted at rate "
+            f"{source}; extract a wider one."
+        )
+    if part.rate is None and definition.function.depends_on_rate:
+        raise RateError(
+            f"norms with one set of arrays per rate have none for {part}; give one "
+            "rate for all width groups, or upgrade with norm='group'."
+        )
+    return part
+
+
+def without_wider(definition: Definition, variables: Any, part: SubNetwork) -> Any:
+    """The variables without the norms of rates that are wider than a sub-network."""
+    return definition.function.only_rates(variables, definition.rates(part))
 
 
 def _slice_variables(
-    definition: Definition, rate: Rate, source: Rate, variables: Any
+    definition: Definition, part: SubNetwork, source: SubNetwork, variables: Any
 ) -> Any:
-    return definition.plan.slice(variables, rate, source=source)
+    return definition.plan.slice(variables, part, source=source)
 
 
 def _run(
     definition: Definition,
-    rate: Rate,
-    source: Rate,
+    part: SubNetwork,
+    source: SubNetwork,
     call: Call,
     tree: Any,
     variables: Any,
@@ -66,15 +93,15 @@ def _run(
     types = full_types(plan, variables, source)
     check_ranks(definition, call, arrays)
     try:
-        program = definition.program(rate, call, types, [type_of(x) for x in arrays])
+        program = definition.program(part, call, types, [type_of(x) for x in arrays])
     except PlanError:
         raise
     except Exception as error:
-        check_keywords(definition.function.of, call, arrays, error)
+        check_keywords(definition.function.called, call, arrays, error)
         check_shapes(definition, call, arrays, error)
         raise
-    kept = plan.widths(rate)
-    narrow = plan.slice(variables, rate, source=source)
+    kept = plan.widths(part)
+    narrow = plan.slice(variables, part, source=source)
     outs = evaluate(
         program.analysis,
         program.analysis.frame,
@@ -85,21 +112,21 @@ def _run(
     _, kwargs = call.join(arrays)
     if definition.function.updates(kwargs):
         y, updates = result
-        return y, _updates_put_back(plan, variables, updates, rate, source)
+        return y, _updates_put_back(plan, variables, updates, part, source)
     return result
 
 
 def _updates_put_back(
-    plan: WidthPlan, variables: Any, updates: Any, rate: Rate, source: Rate
+    plan: WidthPlan, variables: Any, updates: Any, part: SubNetwork, source: SubNetwork
 ) -> Any:
     """Updated collections at the shapes of the variables; others as they come."""
-    if rate == source:
+    if part == source:
         return _merge_collections(variables, updates)
     have = {
         path_parts(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     }
-    kept, origin = plan.widths(rate), plan.widths(source)
+    kept, origin = plan.widths(part), plan.widths(source)
 
     def put(path: Any, leaf: Any) -> Any:
         parts = path_parts(path)
@@ -131,7 +158,7 @@ def merge(tree: Any, update: Any) -> Any:
     return {**merged, **{key: update[key] for key in update if key not in tree}}
 
 
-def full_types(plan: WidthPlan, variables: Any, source: Rate) -> Any:
+def full_types(plan: WidthPlan, variables: Any, source: SubNetwork) -> Any:
     """The types of the variables at full width; their shapes are checked."""
     at = plan.widths(source)
     wrong = []

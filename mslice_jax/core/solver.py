@@ -125,6 +125,8 @@ class Equations:
         # What a slice left out, and what slices took: what nobody takes is fixed.
         self.left_out: list[tuple[Dim, Reason | None]] = []
         self.taken: list[Dim] = []
+        # Units of a plan that are split or tied to each other: (group, what happens).
+        self.clashes: list[tuple[str, str]] = []
 
     # -- building dims
 
@@ -193,7 +195,7 @@ class Equations:
                 self.fix(b, a.fixed)
             if a.group is not None:  # seeded by a plan: see `analysis`
                 if any(atom is not b or atom.group for atom in atoms(b)):
-                    self.clash(a, b)
+                    self._clash(a, b)
                 else:
                     b.group = a.group
             a.link = b
@@ -206,8 +208,11 @@ class Equations:
         else:
             self._deal(b, a)
 
-    def clash(self, a: Dim, b: Dim) -> None:
-        """Told when a unit of the plan is split or tied to another unit."""
+    def _clash(self, a: Dim, b: Dim) -> None:
+        """Notes that a unit of the plan is split, or tied to another unit."""
+        groups = [dim.group for dim in (a, b) if dim.group is not None]
+        text = f"ties it to {groups[1]}" if len(groups) == 2 else "splits it"
+        self.clashes.append((groups[0], f"{text} ({self.why or b.why})"))
 
     def _refine_products(self, a: Dim, b: Dim) -> None:
         left, right = factors(a)[::-1], factors(b)[::-1]  # pop from the outermost

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from ..core.rates import RateError, check_rate, rate_key
+from ..core.errors import RateError
+from ..core.rates import check_rate, rate_key
 from .sizes import Part, Sizes, check_width, input_parts, input_sizes, lead, stored_size
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..core.axes import Axis, groups_in, indices
-from ..core.plan import WidthPlan, path_name
+from ..core.paths import path_name
+from ..core.plan import WidthPlan
 
 Blocks: TypeAlias = Mapping[str, Sequence[int]]
 """Path of a leaf that is written in blocks -> entries of a block along each axis."""

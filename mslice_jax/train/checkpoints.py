@@ -24,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from ..core.plan import path_name
+from ..core.paths import path_name
 from .blocks import choose_blocks, reshape, split_types
 from .fingerprint import compare, fingerprint, order_of_units
 from .integrity import damage, seal

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core.plan import path_name
+from ..core.paths import path_name
 from ..sliceable import Sliceable
 
 _LEAVES_SHOWN = 8

@@ -17,7 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from ..core import axes as axes_lib
-from ..core.plan import path_name
+from ..core.paths import path_name
 from ..sliceable import Sliceable, extract
 from .checkpoints import CheckpointError, another_network, first_line
 from .fingerprint import compare, fingerprint, order_of_units
@@ -132,7 +132,7 @@ def _read(checkpoint: Path, net: Sliceable, small: Sliceable, averaged: bool) ->
     # What is decoded of the index serves all leaves.
     context = ts.Context({"cache_pool": {"total_bytes_limit": 10**9}})
     base = {"driver": "file", "path": f"{checkpoint}/weights/"}
-    kept = {group: np.arange(n) for group, n in net.plan.widths(small.rate).items()}
+    kept = {group: np.arange(n) for group, n in net.plan.widths(small.part).items()}
 
     def opened(path: Any, _: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator=".")

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import mslice_jax as ms
-from mslice_jax.core.analysis import PlanError
 from mslice_jax.core.axes import indices
+from mslice_jax.core.errors import PlanError
 from tests.fuzz.builder import Network
 
 # XLA spends less on optimising than it would save: each program runs once or twice.

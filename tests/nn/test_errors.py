@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mslice_jax import nn
-from mslice_jax.core.rates import RateError
+from mslice_jax.core.errors import RateError
 
 KEY = jax.random.key(0)
 ONES = np.ones((2, 16), np.float32)

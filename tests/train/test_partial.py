@@ -12,7 +12,7 @@ from flax import linen as nn
 
 import mslice_jax as ms
 from experiments.benchmarks import restore_narrow as benchmark
-from mslice_jax.core.rates import RateError
+from mslice_jax.core.errors import RateError
 from mslice_jax.train import (
     CheckpointError,
     Checkpoints,

@@ -6,9 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from ..core.program import Definition
-from ..sliceable import Sliceable, extract, keywords
-from .linen import LinenFunction
+from ...core.call import Call, keywords
+from ...core.definition import Definition
+from ...core.rates import SubNetwork
+from ...core.run import resolve, run, slice_variables, without_wider
 
 
 class SliceableModule(nn.Module):
@@ -19,11 +20,11 @@ class SliceableModule(nn.Module):
 
     Attributes:
       definition: the static part of a Sliceable, see `Sliceable.module`.
-      source: the rate of the variables: 1, or that of the extracted network.
+      source: which part of the network the variables are; all of it unless given.
     """
 
     definition: Definition
-    source: Any = 1.0
+    source: SubNetwork | None = None
 
     @nn.compact
     def __call__(
@@ -39,37 +40,38 @@ class SliceableModule(nn.Module):
         ``call={"rate": ...}``, as in `upgrade`.
         """
         kwargs = keywords(call, call_kwargs)
-        function = self.definition.function
+        definition, function = self.definition, self.definition.function
+        source = definition.plan.full if self.source is None else self.source
         if self.is_initializing():
-            if not isinstance(function, LinenFunction):
-                raise ValueError(
-                    "init expects a network upgraded from a Linen module; a plain "
-                    "function has no initialisation. Use the variables it came with."
-                )
             fresh = function.init(self.make_rng("params"), *inputs, **kwargs)
-            if not _has_boxes(self.definition.plan.axes):  # upgrade got them unboxed
+            if not _has_boxes(definition.plan.axes):  # upgrade got them unboxed
                 fresh = nn.unbox(fresh)
-            if self.source != 1.0:
-                full = Sliceable(fresh, self.definition)
-                fresh = extract(full, self.source).variables
+            if source != definition.plan.full:
+                full = definition.plan.full
+                fresh = slice_variables(definition, source, full, fresh)
+                fresh = without_wider(definition, fresh, source)
             for collection, tree in fresh.items():
                 for name, value in tree.items():
                     self._declare(collection, name, value)
         variables = {name: dict(tree) for name, tree in self.variables.items()}
-        net = Sliceable(variables, self.definition, self.source)
-        rate = net.rates[-1] if rate is None else rate
+        widest = definition.rates(source)[-1]
+        part = resolve(definition, widest if rate is None else rate, source)
         streams = self.scope.rngs if self.scope is not None else ()
         rngs = {name: self.make_rng(name) for name in streams if name != "params"}
-        if rngs and isinstance(function, LinenFunction):
+        if rngs and function.takes_rngs:
             kwargs["rngs"] = rngs
         mutable = [
             name
             for name in variables
             if name != "params" and self.is_mutable_collection(name)
         ]
+        if mutable:
+            kwargs["mutable"] = mutable
+        split, arrays = Call.split(inputs, kwargs)
+        out = run(definition, part, source, split, variables, arrays)
         if not mutable:
-            return net(rate, *inputs, **kwargs)
-        y, updates = net(rate, *inputs, **kwargs, mutable=mutable)
+            return out
+        y, updates = out
         if self.is_initializing():  # a first call leaves no trace in what init gives
             return y
         for collection, tree in updates.items():

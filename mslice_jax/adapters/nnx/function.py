@@ -21,16 +21,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ..core.function import (
-    ModuleFunction,
-    Path,
-    as_array,
-    collections_per_rate,
-    statistics,
-)
-from .nnx_norms import GroupNorm, Measuring, is_batch_norm, with_norms
-from .nnx_streams import reseed
-from .norms import GroupNormError, choose
+from ...core.call import Call
+from ...core.function import as_array
+from ...core.paths import Path
+from ..base import Norms, method_of
+from ..modules import ModuleFunction, statistics
+from ..norms import GroupNormError, choose
+from .norms import GroupNorm, Measuring, is_batch_norm, with_norms
+from .streams import reseed
 
 CONSTANTS = "constants"
 
@@ -116,6 +114,10 @@ class NnxFunction(ModuleFunction):
         """The class of the model."""
         return self.graphdef.nodes[0].type
 
+    def called(self, kwargs: Mapping[str, Any]) -> Any:
+        """The method that runs."""
+        return method_of(self.of, kwargs)
+
     def streams(self) -> tuple[str, ...]:
         """The names of the random streams of the model."""
         kinds = (leaf.kind for leaf in self.leaves)
@@ -136,22 +138,17 @@ class NnxFunction(ModuleFunction):
 
 def adapt(
     model: nnx.Module,
-    join: Callable[..., tuple[Sequence[Any], Mapping[str, Any]]],
+    call: Call,
     arrays: Sequence[Any],
-    *,
-    norm: str | None,
-    groups: int,
-    rates: tuple[float, ...],
+    norms: Norms,
 ) -> tuple[NnxFunction, Any]:
     """An NNX model as a function, and its variables in sliceable form.
 
     Args:
       model: any NNX model; it is not changed.
-      join: arrays -> positional and keyword arguments of a call.
+      call: a call of it.
       arrays: the arrays of that call, or their types.
-      norm: a strategy, or None, see `mslice_jax.norms.choose`.
-      groups: how many groups a group norm has.
-      rates: the declared rates, ascending.
+      norms: what to do with batch norms, see `mslice_jax.adapters.norms.choose`.
 
     Raises:
       ValueError: for an unknown strategy, or a batch norm that cannot be a group norm.
@@ -164,31 +161,30 @@ def adapt(
     tree, leaves = read(model)
     kept = statistics(tree)
     known = [kept.get(site, {}) for site in sites]
-    strategy, why = choose(norm, known)
+    strategy, why = choose(norms.strategy, known)
 
     def function(model: nnx.Module, leaves: tuple[Leaf, ...]) -> NnxFunction:
         return NnxFunction(
             norm=strategy,
             why=why,
-            groups=groups,
+            groups=norms.groups,
             sites=sites,
             left=tuple(path for path in kept if path not in sites),
-            rates=rates,
-            per_rate=collections_per_rate(strategy),
+            rates=norms.rates,
             graphdef=nnx.graphdef(model),
             leaves=leaves,
         )
 
-    if strategy == "group" and sites:
+    if strategy.forward and sites:
         try:
-            swapped = with_norms(model, lambda one: GroupNorm(one, groups))
+            swapped = with_norms(model, lambda one: GroupNorm(one, norms.groups))
             ours, its_leaves = read(swapped)
             found = function(swapped, its_leaves)
-            if norm is None:  # whether they take masks shows when they are called
-                _run_abstractly(found, ours, join, arrays)
+            if norms.strategy is None:  # masks show when norms are called
+                _run_abstractly(found, ours, call, arrays)
             return found, ours
         except GroupNormError as error:
-            if norm is not None:
+            if norms.strategy is not None:
                 raise
             strategy, why = choose(None, known, error.why)
     found = function(model, leaves)
@@ -196,13 +192,13 @@ def adapt(
 
 
 def _run_abstractly(
-    function: NnxFunction, variables: Any, join: Any, arrays: Sequence[Any]
+    function: NnxFunction, variables: Any, call: Call, arrays: Sequence[Any]
 ) -> None:
-    def call(variables: Any, arrays: Any) -> Any:
-        args, kwargs = join(arrays)
+    def run(variables: Any, arrays: Any) -> Any:
+        args, kwargs = call.join(arrays)
         return function(variables, None, *args, **kwargs)
 
-    jax.eval_shape(call, variables, list(arrays))
+    jax.eval_shape(run, variables, list(arrays))
 
 
 def read(model: nnx.Module) -> tuple[dict[str, Any], tuple[Leaf, ...]]:

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..core.program import is_array
-from ..sliceable import Sliceable, extract, keywords
-from .nnx import CONSTANTS, NnxFunction, read
-from .nnx_sizes import set_sizes
-from .nnx_streams import streams
+from ...core.call import is_array, keywords
+from ..norms import SHARED
+from .function import CONSTANTS, NnxFunction, read
+from .sizes import set_sizes
+from .streams import streams
 
 
 class SliceableModel(nnx.Module):
@@ -33,10 +33,9 @@ class SliceableModel(nnx.Module):
         the model was upgraded in.
     """
 
-    def __init__(self, net: Sliceable):
+    def __init__(self, net: Any):
         function = _function(net)
-        self.definition = net.definition
-        self.rate = net.rate
+        self.structure = jax.tree.structure(net)
         self.deterministic: bool | None = None
         self.variables = nnx.data(
             {
@@ -79,26 +78,22 @@ class SliceableModel(nnx.Module):
             )
         return y
 
-    def sliceable(self) -> Sliceable:
-        """The network with the arrays that this model has now."""
-        arrays = jax.tree.map(
-            lambda variable: variable.get_value(), self.variables, is_leaf=_is_variable
-        )
-        return Sliceable(arrays, self.definition, self.rate)
+    def sliceable(self) -> Any:
+        """The network, a `Sliceable`, with the arrays that this model has now."""
+        variables = jax.tree.leaves(self.variables, is_leaf=_is_variable)
+        return self.structure.unflatten([each.get_value() for each in variables])
 
 
-def to_nnx(net: Sliceable, rate: Any) -> Any:
+def to_nnx(small: Any) -> Any:
     """The narrow network as a model of the class that `upgrade` was given.
 
-    Its arrays are those of `extract(net, rate)`, of switchable norms the set of this
-    rate; the layers of Flax in it have the sizes of these arrays. Batch norms under
+    Its arrays are those of the network, of switchable norms the set of its rate; the
+    layers of Flax in it have the sizes of these arrays. Batch norms under
     norm='group' are group norms. The model is compared with `slice_apply` before it is
     returned.
 
     Args:
-      net: from `upgrade` of an NNX model, trained or calibrated since, or from
-        `extract`.
-      rate: one of its rates, or a mapping as for `slice_apply`.
+      small: a `Sliceable` of an NNX model, from `extract`.
 
     Returns:
       An NNX model, in the mode (`train` or `eval`) that the original was in.
@@ -107,37 +102,39 @@ def to_nnx(net: Sliceable, rate: Any) -> Any:
       ValueError: if the network is no NNX model, or a module of it computes with a size
         that is written into it.
     """
-    function = _function(net)
-    small = extract(net, rate)
+    function = _function(small)
     model = _narrow_model(small)
     shaken = small.replace(jax.tree.map(_shaken, small.variables))
-    call = net.definition.call
-    args, kwargs = call.join([_random(x) for x in net.definition.arrays])
+    call = small.definition.call
+    args, kwargs = call.join([_random(x) for x in small.definition.arrays])
     kwargs.pop("mutable", None)
     if "rngs" not in kwargs and function.streams():
         # From keys of its own the network keeps a part of the wide draw, while the
         # model draws as many numbers as it needs.
         kwargs["rngs"] = jax.random.key(0)
-    at: Any = small.rate
-    expected = shaken(at, *args, **kwargs)
+    expected = shaken(small.part, *args, **kwargs)
     try:
         other = _narrow_model(shaken)
         tree, leaves = read(other)
         alone = replace(
-            function, graphdef=nnx.graphdef(other), leaves=leaves, per_rate=()
+            function,
+            graphdef=nnx.graphdef(other),
+            leaves=leaves,
+            norm=SHARED,
+            calibrated=False,
         )
         statics, arrays = call.split(args, kwargs)
 
         def run(tree: Any, arrays: Any) -> Any:
             args, kwargs = statics.join(arrays)
-            return alone(tree, small.rate, *args, **kwargs)
+            return alone(tree, small.part.rate, *args, **kwargs)
 
         got = jax.jit(run)(tree, arrays)
         _check_close(got, expected)
     except Exception as error:
         name = type(model).__name__
         raise ValueError(
-            f"{name} does not run at rate {rate} as slice_apply does: {error}\n"
+            f"{name} does not run at rate {small.part} as slice_apply does: {error}\n"
             f"A module of {name} computes with a size that is written into it. Read it "
             "from the shape of an array there; or use `net.module`, an NNX "
             "model that slices itself; or build the narrow model yourself and fill it "
@@ -146,7 +143,12 @@ def to_nnx(net: Sliceable, rate: Any) -> Any:
     return model
 
 
-def _function(net: Sliceable) -> NnxFunction:
+def check_is_nnx(net: Any) -> None:
+    """Raises ValueError if the network is no NNX model."""
+    _function(net)
+
+
+def _function(net: Any) -> NnxFunction:
     function = net.definition.function
     if not isinstance(function, NnxFunction):
         raise ValueError(
@@ -156,17 +158,17 @@ def _function(net: Sliceable) -> NnxFunction:
     return function
 
 
-def _narrow_model(small: Sliceable) -> Any:
+def _narrow_model(small: Any) -> Any:
     """The model with the arrays of `small`, and sizes that fit them."""
     function, plan = _function(small), small.plan
-    model = function.model(function.select(small.variables, small.rate))
+    model = function.model(function.select(small.variables, small.part.rate))
     names = {tuple(map(str, leaf.path)): leaf.name for leaf in function.leaves}
 
     def axes(path: tuple[str, ...]) -> Any:
         leaf = plan.leaf(names.get(path, ()))
         return None if leaf is None else leaf.axes
 
-    set_sizes(model, axes, plan.widths(small.rate))
+    set_sizes(model, axes, plan.widths(small.part))
     return model
 
 

@@ -8,20 +8,24 @@ import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..core.function import ModuleFunction, Path, collections_per_rate, statistics
-from .norms import GroupNormError, choose, group_count, group_norm
+from ...core.call import Call
+from ...core.paths import Path
+from ..base import Norms, method_of
+from ..modules import ModuleFunction, statistics
+from ..norms import GroupNormError, choose, group_count
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LinenFunction(ModuleFunction):
     """A Linen module as a function of its variables, with its batch norms swapped."""
 
+    takes_rngs: ClassVar[bool] = True
     module: nn.Module
 
     def __call__(self, variables: Any, rate: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -40,13 +44,17 @@ class LinenFunction(ModuleFunction):
         """The module."""
         return self.module
 
+    def called(self, kwargs: Mapping[str, Any]) -> Any:
+        """The method that runs."""
+        return method_of(type(self.module), kwargs)
+
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """New variables in sliceable form."""
         return self.sliceable_form(self.module.init(rngs, *args, **kwargs))
 
     def sliceable_form(self, variables: Any) -> Any:
         """The variables of the module as this function takes them."""
-        if self.norm != "group" or "batch_stats" not in variables:
+        if not self.norm.forward or "batch_stats" not in variables:
             return self.spread(variables)
         stats = variables["batch_stats"]
         for site in self.sites:
@@ -58,32 +66,26 @@ class LinenFunction(ModuleFunction):
     def _intercepted(self) -> Any:
         if self.measure:
             return nn.intercept_methods(_write_statistics)
-        if self.norm == "group":  # also those that only other calls reach
-            return nn.intercept_methods(_GroupNorms(self.groups))
+        if self.norm.forward:  # also in place of those that only other calls reach
+            return nn.intercept_methods(_InPlace(self.norm.forward, self.groups))
         return contextlib.nullcontext()
 
 
 def adapt(
     module: nn.Module,
     variables: Any,
-    join: Callable[..., tuple[Sequence[Any], Mapping[str, Any]]],
+    call: Call,
     arrays: Sequence[Any],
-    *,
-    norm: str | None,
-    groups: int,
-    rates: tuple[float, ...],
+    norms: Norms,
 ) -> tuple[LinenFunction, Any]:
     """A Linen module as a function, and its variables in sliceable form.
 
     Args:
       module: any Linen module.
       variables: its variables.
-      join: arrays -> positional and keyword arguments of a call; an abstract call tells
-        where the batch norms are.
+      call: a call of it, which is run abstractly: it tells where the batch norms are.
       arrays: the arrays of that call, or their types.
-      norm: a strategy, or None, see `mslice_jax.norms.choose`.
-      groups: how many groups a group norm has.
-      rates: the declared rates, ascending.
+      norms: what to do with them, see `mslice_jax.adapters.norms.choose`.
 
     Raises:
       ValueError: if these are no variables of a module, or for an unknown strategy.
@@ -110,24 +112,23 @@ def adapt(
         given = jax.tree.leaves(_scale_and_bias(module))
         return jnp.zeros(x.shape, module.dtype or jnp.result_type(x, *given, float))
 
-    def call(variables: Any, arrays: Any) -> Any:
-        args, kwargs = join(arrays)
+    def run(variables: Any, arrays: Any) -> Any:
+        args, kwargs = call.join(arrays)
         return module.apply(variables, *args, **kwargs)
 
     with nn.intercept_methods(record):
-        jax.eval_shape(call, variables, list(arrays))
+        jax.eval_shape(run, variables, list(arrays))
     kept = statistics(variables)
     known = [kept.get(site, {}) for site in sites]
-    strategy, why = choose(norm, known, next(iter(unfit), None))
+    strategy, why = choose(norms.strategy, known, next(iter(unfit), None))
     function = LinenFunction(
         module=module,
         norm=strategy,
         why=why,
-        groups=groups,
+        groups=norms.groups,
         sites=tuple(sites),
         left=tuple(path for path in kept if path not in sites),
-        rates=rates,
-        per_rate=collections_per_rate(strategy),
+        rates=norms.rates,
     )
     return function, function.sliceable_form(variables)
 
@@ -169,9 +170,10 @@ def _scale_and_bias(module: nn.BatchNorm) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _GroupNorms:
-    """Interceptor: every batch norm runs as a group norm with its scale and bias."""
+class _InPlace:
+    """Interceptor: another norm in place of each batch norm, with its parameters."""
 
+    forward: Callable[..., jax.Array]
     groups: int
 
     def __call__(self, call_next: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -181,7 +183,7 @@ class _GroupNorms:
         if why := _no_group_norm(module, mask):
             raise GroupNormError(why)
         params = _scale_and_bias(module)
-        y = group_norm(
+        y = self.forward(
             jnp.moveaxis(x, module.axis, -1),
             params.get("scale"),
             params.get("bias"),

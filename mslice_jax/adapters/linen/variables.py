@@ -12,8 +12,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from ..core.plan import path_name
-from ..core.program import Call, type_of
+from ...core.call import Call, type_of
+from ...core.paths import path_name
 
 
 def misfits(model: Any, variables: Any, call: Call, arrays: Sequence[Any]) -> list[str]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .norms import GroupNormError, group_count, group_norm
+from ..norms import GroupNormError, group_count, group_norm
 
 
 def is_batch_norm(module: Any) -> bool:

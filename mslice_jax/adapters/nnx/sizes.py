@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 from flax import nnx
 
-from ..core import axes as axes_lib
-from ..core.axes import Axis, Product
+from ...core import axes as axes_lib
+from ...core.axes import Axis, Product
 
 Leading: TypeAlias = Callable[[str, int], int]
 """(name of an array, outer factor of its last axis) -> that factor when narrow."""

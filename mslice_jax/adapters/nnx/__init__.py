@@ -1,0 +1,50 @@
+"""NNX models."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from flax import nnx
+
+from ...core.call import Call
+from ...core.function import Function
+from ..base import Adapter, Norms, check_is_instance, method_of
+from .function import NnxFunction, adapt
+from .module import SliceableModel
+
+
+class Nnx(Adapter):
+    """Modules of `flax.nnx`, which hold their variables."""
+
+    function: ClassVar[type[Function]] = NnxFunction
+    holds_variables = True
+
+    def takes(self, model: Any) -> bool:
+        """Whether it is a module, or the class of one."""
+        check_is_instance(model, nnx.Module)
+        return isinstance(model, nnx.Module)
+
+    def check(self, model: Any, inputs: Sequence[Any]) -> None:
+        """Raises ValueError where a state comes in place of inputs."""
+        first = inputs[0] if inputs else None
+        if isinstance(first, (nnx.State, nnx.GraphDef)) or (
+            isinstance(first, Mapping) and "params" in first
+        ):
+            raise ValueError(
+                "an NNX model holds its own variables; expected example inputs after "
+                f"it, got {type(first).__name__}. Call upgrade(model, *inputs, "
+                "rates=...), after nnx.update(model, state) if it is to have others."
+            )
+
+    def adapt(
+        self, model: Any, variables: Any, call: Call, arrays: Any, norms: Norms
+    ) -> tuple[Function, Any]:
+        """See `function.adapt`."""
+        return adapt(model, call, arrays, norms)
+
+    def called(self, model: Any, kwargs: Mapping[str, Any]) -> Any:
+        """The method that runs."""
+        return method_of(type(model), kwargs)
+
+    def module(self, net: Any) -> SliceableModel:
+        """An NNX model with a static rate, which holds the variables."""
+        return SliceableModel(net)
