@@ -206,6 +206,20 @@ def test_a_program_of_the_users_does_not_get_what_ours_left_in_jaxs_caches(
     assert "select_and_scatter" in jax.jit(grad).lower(*net_and_images).as_text()
 
 
+@pytest.mark.parametrize("own_first", [True, False])
+def test_an_inner_jit_is_compiled_for_the_program_that_it_is_in(
+    net_and_images, own_first
+):
+    inner = jax.jit(jax.grad(loss))
+    texts = {}
+    for own in (own_first, not own_first):
+        jit = ms.jit if own else jax.jit
+        outer = jit(lambda net, x: inner(net, x).variables)
+        texts[own] = outer.lower(*net_and_images).as_text()
+    assert "select_and_scatter" not in texts[True]
+    assert "select_and_scatter" in texts[False]
+
+
 def test_options_that_the_compiler_does_not_know_are_left_out(monkeypatch):
     assert compilation._is_known("xla_backend_optimization_level", "1")
     assert not compilation._is_known("xla_no_such_option", "1")

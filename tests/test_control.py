@@ -462,7 +462,7 @@ def test_rates_that_keep_as_much_are_still_two():
     """Norms with a set for each rate take that of the rate that was asked for."""
     net = upgrade_mlp(rates=(0.5, 0.55, 1.0))
     assert net.plan.widths(0.5) == net.plan.widths(0.55)
-    assert net.plan.resolve({"*": 0.55}) == 0.55
+    assert net.plan.resolve({"*": 0.55}).rate == 0.55
 
 
 def test_a_pattern_is_a_string():

@@ -61,7 +61,7 @@ def test_numbers(case, form):
 def test_gradients(case):
     """Those of the rule, which takes another form for each of the two operands."""
     plain, params, x, w, cotangent = case
-    ours = convolution.with_cpu_gradient(plain, params)
+    ours = convolution.with_cpu_gradient(plain, params, "eigen")
 
     def gradients(convolve, jit):
         return jit(lambda x, w: jax.vjp(convolve, x, w)[1](cotangent))(x, w)
@@ -130,7 +130,7 @@ def test_windows_larger_than_the_image_are_not_taken(height, count):
     same = ((1, 1), (1, 1))
     shapes = (2, height, 8, C), (3, 3, C, F)
     plain, params, x, w, _ = prepared(*shapes, (1, 1), same, (1, 1), NHWC)
-    ours = convolution.with_cpu_gradient(plain, params)
+    ours = convolution.with_cpu_gradient(plain, params, "eigen")
     text = ms.jit(ours).lower(x, w).as_text()
     assert text.count("stablehlo.convolution(") == count
 

@@ -14,6 +14,7 @@ from jax.extend import core, source_info_util
 
 from .analysis import Analysis
 from .axes import Widths
+from .forms import Forms, active
 from .rules import NO_RULE, RULES, Frame, Narrow, order
 from .rules.folding import FOLDED, is_folded
 
@@ -41,6 +42,8 @@ def evaluate(
         if at not in consts or analysis.is_moved(frame, var):
             env[var] = analysis.cut(frame, var, const, widths)
 
+    forms: Forms | None = active.value
+
     def read(var: Any) -> Any:
         if isinstance(var, core.Literal):
             if np.ndim(var.val):
@@ -51,9 +54,8 @@ def evaluate(
     stack = source_info_util.current_name_stack()
     for index, eqn in enumerate(jaxpr.eqns):
         narrow = Narrow(frame, index, analysis, widths, evaluate)
-        rule = RULES.get(eqn.primitive.name, NO_RULE)
-        if is_folded(frame, index):
-            rule = FOLDED
+        folded = is_folded(frame, index)
+        rule = FOLDED if folded else RULES.get(eqn.primitive.name, NO_RULE)
         # Names of layers and the user's lines stay with the narrow program.
         info = eqn.source_info
         with (
@@ -69,7 +71,9 @@ def evaluate(
             if made is not None and not narrow.moved(eqn.outvars):
                 outs = [order.make(source) for source in made]
             else:
-                outs = rule.narrow(narrow, *operands)
+                form = forms.of(narrow, operands) if forms and not folded else None
+                run = form.run if form else rule.narrow
+                outs = run(narrow, *operands)
         if not eqn.primitive.multiple_results and not isinstance(outs, (list, tuple)):
             outs = [outs]
         for var, out in zip(eqn.outvars, outs, strict=True):

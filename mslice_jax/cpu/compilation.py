@@ -3,36 +3,41 @@
 XLA's CPU backend gives convolutions and reductions to YNNPACK, whose filter gradients
 take up to four times as long as those of XLA's own code, and whose forward pass of a
 convolutional network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option
-of the compiler leaves it out, and the rules choose the forms and derivatives that are
-fast then (`convolution`, `few_channels`, `pooling`, `rows` and `winograd` in `rules`).
+of the compiler leaves it to products of matrices, and the evaluator is given the forms
+and derivatives that are fast then (`table`).
 
 The numbers are the same up to rounding. So this is not done behind a user's own
-`jax.jit`, where rate 1 is bit for bit the network that was upgraded.
+`jax.jit`, which gets the primitives that the user wrote: there rate 1 is bit for bit
+the network that was upgraded.
 """
 
+import concurrent.futures
 import functools
 import types
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import lax
-from jax.core import Tracer
+from jax.extend.core import get_opaque_trace_state
 
-own_cpu_program: Any = jax.make_user_context("")
-"""In what is traced to be compiled for CPU by `jit`: who computes its convolutions,
-"eigen" or "onednn". Empty in other programs. JAX's caches know of it."""
+from ..core.forms import active
+from .table import EIGEN, ONEDNN
 
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 # Faster still, from jaxlib 0.11 on, but XLA cannot write such programs to a cache.
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _OPTIONS = {
-    _YNNPACK: "",  # what to give to it
+    # What to give to it. Without its products the step of an LSTM takes three times as
+    # long: XLA's own are slow for the few rows of a step of a loop.
+    _YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
     # Kernels run in parallel inside; side by side they only get in each other's way.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     # In jaxlib 0.10 this pass takes optimization barriers away before fusion.
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
+# Seen from a thread of its own, for this module may be imported while JAX traces.
+with concurrent.futures.ThreadPoolExecutor(1) as _thread:
+    _OUTERMOST = _thread.submit(get_opaque_trace_state).result()
 
 
 def jit(fun: Callable[..., Any], **options: Any) -> Any:
@@ -61,11 +66,11 @@ def jit(fun: Callable[..., Any], **options: Any) -> Any:
     if _YNNPACK not in known:
         return jax.jit(fun, **options)
     known = known | (options.pop("compiler_options", None) or {})
-    library = "onednn" if known.get(_ONEDNN) else "eigen"
+    forms = ONEDNN if known.get(_ONEDNN) else EIGEN
 
     @functools.wraps(fun)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        with own_cpu_program(library):
+        with active(forms):
             return fun(*args, **kwargs)
 
     outside = jax.jit(traced, compiler_options=known, **options)
@@ -83,11 +88,8 @@ class _Jitted:
         self._outside, self._inside = outside, inside
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves = jax.tree.leaves((args, kwargs))
-        # Inside of jit no argument need be traced; what is made there is.
-        leaves.append(lax.full((), 0))
-        traced = any(isinstance(leaf, Tracer) for leaf in leaves)
-        return (self._inside if traced else self._outside)(*args, **kwargs)
+        outermost = get_opaque_trace_state() == _OUTERMOST
+        return (self._outside if outermost else self._inside)(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)

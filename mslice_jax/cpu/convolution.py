@@ -6,17 +6,15 @@ Written as a product of matrices, the columns of an image's windows (im2col) tim
 kernel or the cotangent, both run at the speed of a dense layer. The columns of a few
 images at a time go into the cache; the sum over them is a scan.
 
-Programs of our own (`compilation.jit`) leave YNNPACK out. There only windows of one
-pixel, or larger than the image, become products; for the filter gradients of others
-XLA's convolution is the faster, in the one layout that it has code for. (oneDNN, where
-that computes the others, has no filter gradients in XLA, and is slow at convolutions
-with such windows.) Two kinds of convolutions have forms of their own, forward too: with
-windows of three on images of many channels (`winograd`), and with few filters
-(`few_channels`).
+Without YNNPACK (see `compilation`) only windows of one pixel, or larger than the image,
+become products; for the filter gradients of others XLA's convolution is the faster, in
+the one layout that it has code for. (oneDNN, where that computes the others, has no
+filter gradients in XLA, and is slow at convolutions with such windows.) Two kinds of
+convolutions have forms of their own, forward too: with windows of three on images of
+many channels (`winograd`), and with few filters (`few_channels`).
 
 What is written here is the tangent, which is linear: JAX transposes it, and forward
-mode, vmap and second derivatives work as for any function. In programs that are not our
-own a convolution that is not differentiated keeps XLA's, and so do other platforms.
+mode, vmap and second derivatives work as for any function.
 """
 
 import dataclasses
@@ -31,7 +29,6 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from . import few_channels, winograd
-from .compilation import own_cpu_program
 
 COLUMNS = 4 * 2**20
 """How many bytes of columns are made at a time."""
@@ -41,23 +38,22 @@ Form = Callable[[jax.Array, jax.Array], jax.Array]
 """(lhs, rhs) -> the convolution."""
 
 
-def with_cpu_gradient(run: Form, params: dict[str, Any]) -> Form:
-    """The convolution with other derivatives on CPU.
+def with_cpu_gradient(run: Form, params: dict[str, Any], library: str) -> Form:
+    """The convolution with other forms and derivatives.
 
     Args:
       run: (lhs, rhs) -> the convolution.
       params: of `conv_general_dilated`, with one group and an undilated lhs.
+      library: "eigen" or "onednn", which computes the convolutions of the program.
     """
 
     @jax.custom_jvp
     def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        if not own_cpu_program.value:
-            return run(lhs, rhs)
-        return _forms(run, lhs, rhs, params).forward(lhs, rhs)
+        return _forms(run, lhs, rhs, params, library).forward(lhs, rhs)
 
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         (lhs, rhs), (lhs_moves, rhs_moves) = primals, tangents
-        forms = _forms(run, lhs, rhs, params)
+        forms = _forms(run, lhs, rhs, params, library)
         if forms.reads_often:
             lhs = lax.optimization_barrier(lhs)
         terms = []
@@ -83,29 +79,24 @@ class _Forms:
     """Whether lhs is read several times. XLA would compute it anew for each."""
 
 
-def _forms(run: Form, lhs: Any, rhs: Any, params: dict[str, Any]) -> _Forms:
-    def products(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        if own_cpu_program.value:
-            return _as_products(lhs, rhs, params)
-        return lax.platform_dependent(
-            lhs, rhs, cpu=lambda lhs, rhs: _as_products(lhs, rhs, params), default=run
-        )
+def _forms(
+    run: Form, lhs: Any, rhs: Any, params: dict[str, Any], library: str
+) -> _Forms:
+    def of(form: Callable[..., jax.Array], *more: Any) -> Form:
+        return lambda lhs, rhs: form(lhs, rhs, params, *more)
 
-    def of(form: Callable[..., jax.Array]) -> Form:
-        return lambda lhs, rhs: form(lhs, rhs, params)
-
+    products = of(_as_products)
     if _window_is_larger(lhs, rhs, params):
         return _Forms(products, products, products)
-    one_pixel = _one_pixel(rhs, params)
-    if one_pixel or not own_cpu_program.value:
+    if _one_pixel(rhs, params):
         # Spread out by its stride, the cotangent would be mostly zeros.
-        skips = one_pixel and math.prod(params["window_strides"]) > 1
+        skips = math.prod(params["window_strides"]) > 1
         return _Forms(run, products if skips else run, products)
-    forms = _Forms(run, run, of(_as_its_gradient_likes))
+    forms = _Forms(run, run, of(_as_its_gradient_likes, library))
     if winograd.applies(lhs, rhs, params):
         forms.forward, forms.of_images = of(winograd.convolve), of(winograd.for_images)
         forms.reads_often = True
-    if own_cpu_program.value == "eigen":  # oneDNN is as fast with few channels
+    if library == "eigen":  # oneDNN is as fast with few channels
         if few_channels.applies(lhs, rhs, params):
             forms.forward = forms.of_filters = of(few_channels.convolve)
         if few_channels.applies_to_images(lhs, rhs, params):
@@ -135,7 +126,7 @@ def _one_pixel(rhs: Any, params: dict[str, Any]) -> bool:
 
 
 def _as_its_gradient_likes(
-    lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]
+    lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], library: str
 ) -> jax.Array:
     """The convolution on images (c, h, w, b) and filters (c, h, w, o).
 
@@ -148,7 +139,7 @@ def _as_its_gradient_likes(
     last, *places = len(space) + 1, *range(len(space))
     inner = [1 + i for i in places]
     images, padding = lhs.transpose(channel, *space, batch), params["padding"]
-    if own_cpu_program.value == "onednn":
+    if library == "onednn":
         images, padding = _for_eigen(images, padding)
     y = lax.conv_general_dilated(
         images,

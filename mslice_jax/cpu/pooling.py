@@ -3,8 +3,6 @@
 XLA's CPU backend makes the gradient from the index of every entry, scattered one by
 one. Where windows do not overlap, each entry sees one maximum, and takes its gradient
 if it is the first that equals it: what XLA computes too, but side by side.
-
-Only programs of our own are made so (`compilation.jit`).
 """
 
 import itertools
@@ -15,17 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .compilation import own_cpu_program
-
 _PLACES = 64  # of a window; with more of them the program takes long to compile
 
 
 def applies(x: Any, params: dict[str, Any]) -> bool:
-    """Whether windows lie side by side, cover the array, and such a program is made."""
+    """Whether windows lie side by side, and cover the array."""
     window = params["window_dimensions"]
     return (
-        bool(own_cpu_program.value)
-        and math.prod(window) <= _PLACES
+        math.prod(window) <= _PLACES
         and tuple(params["window_strides"]) == tuple(window)
         and all(pads == (0, 0) for pads in params["padding"])
         and all(d == 1 for d in (*params["base_dilation"], *params["window_dilation"]))

@@ -4,8 +4,6 @@ Norms sum over every position of an image; and a bias, or a scale, goes with eve
 position of every image, so that its gradient is a sum over all of them. XLA's CPU
 backend adds up columns one after the other, on one core; the product of a row of ones
 with the matrix runs ten to twenty times as fast (`experiments/LOG.md`).
-
-Only programs of our own are made so (`compilation.jit`).
 """
 
 import math
@@ -16,8 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .compilation import own_cpu_program
-
 # Smaller sums are not worth a product.
 _ROWS = 64
 _ENTRIES = 2**15
@@ -25,11 +21,14 @@ _ENTRIES = 2**15
 _COLUMNS = 16
 
 
+def sums_rows(x: Any, axes: Sequence[int]) -> bool:
+    """Whether a sum over the axes is worth a product."""
+    return _are_rows(sorted(axes), x.shape, x.dtype)
+
+
 def total(run: Callable[[Any], Any], x: Any, axes: Sequence[int]) -> Any:
     """run(x), the sum over the axes."""
     axes = sorted(axes)
-    if not own_cpu_program.value or not _are_rows(axes, x.shape, x.dtype):
-        return run(x)
     matrices, rows, abreast, columns = _matrices(axes, x.shape)
     kept = [n for i, n in enumerate(x.shape) if i not in axes]
 
@@ -47,12 +46,25 @@ def total(run: Callable[[Any], Any], x: Any, axes: Sequence[int]) -> Any:
     return add_up(x)
 
 
-def spread(operands: Sequence[Any]) -> Sequence[Any]:
+def repeats_rows(*operands: Any) -> bool:
+    """Whether one of two operands goes with every row of the other."""
+    shape = jnp.broadcast_shapes(*map(jnp.shape, operands))
+    return any(_pays(x, shape) for x in operands)
+
+
+def spread(*operands: Any) -> Sequence[Any]:
     """Two operands, the one with axes of size 1 at the size of the other."""
-    if not own_cpu_program.value or len(operands) != 2:
-        return operands
     shape = jnp.broadcast_shapes(*map(jnp.shape, operands))
     return [_spread(x, shape) if _pays(x, shape) else x for x in operands]
+
+
+def subtract(x: Any, y: Any) -> Any:
+    """x - y, where one goes with every row of the other."""
+    spread_x, spread_y = spread(x, y)
+    if spread_y is y:
+        return lax.sub(spread_x, y)
+    # The gradient of y is then minus a sum, not the sum of an array of negatives.
+    return lax.add(x, spread(x, -y)[1])
 
 
 def _pays(x: Any, shape: tuple[int, ...]) -> bool:

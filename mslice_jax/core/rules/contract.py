@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...cpu import convolution
 from .base import Dim, Dims, Narrow, Tie, rule
 
 
@@ -79,8 +78,6 @@ def tie_scaled_dot(t: Tie) -> Sequence[Dims]:
 
 def _narrow_conv(n: Narrow, lhs: Any, rhs: Any) -> Any:
     if n.note is None:
-        if convolution.applies(lhs, n.params):
-            return convolution.with_cpu_gradient(n.bind, n.params)(lhs, rhs)
         return n.bind(lhs, rhs)
     count, outer = n.note
     return n.bind(lhs, rhs, **{count: n.width(outer)})

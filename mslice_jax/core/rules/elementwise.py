@@ -1,26 +1,22 @@
 """Entry by entry: all operands and the result have the same axes."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from jax import lax
-
-from ...cpu.rows import spread
-from .base import Dims, Narrow, Tie, Value, rule
+from .base import Dims, Tie, Value, rule
 
 
 # fmt: off
 @rule(
-    "abs", "acos", "acosh", "add_any", "and", "asin", "asinh", "atan", "atan2",
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2",
     "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "ceil", "clamp", "clz", "complex",
-    "conj", "cos", "cosh", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2",
-    "expm1", "floor", "igamma", "igamma_grad_a", "igammac", "imag", "integer_pow",
-    "is_finite", "lgamma", "log", "log1p", "log2", "logistic", "max", "min", "mulhi",
+    "conj", "cos", "cosh", "digamma", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1",
+    "floor", "igamma", "igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite",
+    "lgamma", "log", "log1p", "log2", "logistic", "max", "min", "mul", "mulhi",
     "nextafter", "not", "one_minus_square", "or", "polygamma", "polynomial",
     "population_count", "pow", "random_gamma", "real", "regularized_incomplete_beta",
     "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
-    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh",
-    "threefry2x32", "xor", "zeros_like", "zeta",
+    "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan",
+    "tanh", "threefry2x32", "xor", "zeros_like", "zeta",
 )
 # fmt: on
 def tie_elementwise(t: Tie) -> Sequence[Value]:
@@ -28,31 +24,7 @@ def tie_elementwise(t: Tie) -> Sequence[Value]:
     return [t.entry_by_entry() for _ in t.outs]
 
 
-def _narrow_repeated(n: Narrow, *operands: Any) -> Any:
-    return n.bind(*spread(operands))
-
-
-@rule("add", "mul", narrow=_narrow_repeated)
-def tie_repeated(t: Tie) -> Sequence[Value]:
-    """(a, b), (a, 1) -> (a, b): an axis of size 1 goes with any."""
-    return [t.entry_by_entry()]
-
-
-def _narrow_difference(n: Narrow, x: Any, y: Any) -> Any:
-    spread_x, spread_y = spread((x, y))
-    if spread_y is y:
-        return n.bind(spread_x, y)
-    # The gradient of y is then minus a sum, not the sum of an array of negatives.
-    return lax.add(x, spread((x, -y))[1])
-
-
-@rule("sub", narrow=_narrow_difference)
-def tie_difference(t: Tie) -> Sequence[Value]:
-    """(a, b), (a, 1) -> (a, b): an axis of size 1 goes with any."""
-    return [t.entry_by_entry()]
-
-
-@rule("div", narrow=_narrow_repeated)
+@rule("div")
 def tie_quotient(t: Tie) -> Sequence[Value]:
     """(a, b), (a, 1) -> (a, b); the terms of a masked mean are as many as its sum's.
 

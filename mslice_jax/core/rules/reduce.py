@@ -3,19 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ...cpu import pooling, rows
-from .base import Dim, Dims, Narrow, Tie, Value, rule
+from .base import Dim, Dims, Tie, Value, rule
 
 
 def _remaining(dims: Sequence[Dim], axes: Sequence[int]) -> tuple[Dim, ...]:
     return tuple(dim for i, dim in enumerate(dims) if i not in axes)
 
 
-def _narrow_sum(n: Narrow, x: Any) -> Any:
-    return rows.total(n.bind, x, n.params["axes"])
-
-
-@rule("reduce_sum", narrow=_narrow_sum)
+@rule("reduce_sum")
 def tie_sum(t: Tie) -> Sequence[Value]:
     """(a, b) -> (a)."""
     x, axes = t.ins[0], t.params["axes"]
@@ -70,15 +65,9 @@ def _slides(params: dict[str, Any]) -> list[bool]:
     ]
 
 
-def _narrow_max_pool(n: Narrow, x: Any) -> Any:
-    if pooling.applies(x, n.params):
-        return pooling.with_cpu_gradient(n.bind, x, n.params["window_dimensions"])
-    return n.bind(x)
-
-
-@rule("reduce_window_max", narrow=_narrow_max_pool)
 @rule(
     "reduce_window",
+    "reduce_window_max",
     "reduce_window_min",
     "reduce_window_sum",
     "select_and_gather_add",

@@ -1,0 +1,44 @@
+"""Other forms of equations, for a kind of program: whoever compiles it chooses them.
+
+The evaluator runs an equation as the primitive that the user wrote, unless the program
+that is traced has a table of forms. `mslice_jax.cpu` has one, for `ms.jit`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from .rules import Narrow
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a primitive is computed in another way, up to rounding.
+
+    Attributes:
+      applies: (equation, *operands) -> whether it can be, and gains from it.
+      run: (equation, *operands) -> the results.
+    """
+
+    applies: Callable[..., bool]
+    run: Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """A table of forms, by the name of the primitive; equal to itself alone."""
+
+    name: str
+    table: Mapping[str, Form]
+
+    def of(self, narrow: Narrow, operands: Any) -> Form | None:
+        """The form that applies to an equation; None if there is none."""
+        form = self.table.get(narrow.eqn.primitive.name)
+        return form if form is not None and form.applies(narrow, *operands) else None
+
+
+active: Any = jax.make_user_context(None)
+"""The table of the program that is traced, or None; a part of JAX's trace context, so
+that its caches keep programs of different tables apart."""
