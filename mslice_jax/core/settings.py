@@ -13,7 +13,7 @@ from .patterns import matches, no_match
 class Settings:
     """What the user chose: the arguments of `upgrade` that shape the plan.
 
-    Patterns are those of `mslice_jax.patterns`.
+    Patterns are those of `mslice_jax.core.patterns`.
     """
 
     rates: tuple[float, ...]
