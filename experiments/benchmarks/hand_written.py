@@ -15,7 +15,7 @@ GROUPS = 8  # at full width; the groups of the original, and the default of upgr
 
 
 class GroupNorm(nn.Module):
-    """(b, ..., c) -> the same; rounds as `upgrade` does, see `mslice_jax.adapters.norms`."""
+    """(b, ..., c) -> the same; rounds as `upgrade` does, see `adapters.norms`."""
 
     groups: int
 
