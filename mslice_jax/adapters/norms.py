@@ -12,7 +12,7 @@ and variance. Model Slicing (section 3.2) therefore swaps batch norms:
 
 Without a choice of the user it is ``group`` where running statistics are fresh, and
 ``shared`` where they are trained: then rate 1 still computes what it did (`choose`).
-How a model of Flax takes them stands in `linen` and `nnx`.
+`linen` and `nnx` apply them to models.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Where the function itself runs on narrow arrays, what it traces to there is held
 against the narrow program, and decides which numbers follow the width (`counts.own`).
-Nothing is compiled. What remains open is told: see `counts.decisions`.
+Nothing is compiled. Numbers that remain open are reported: see `counts.decisions`.
 """
 
 import math

@@ -5,7 +5,7 @@ An axis is an expression over units::
     Unit(64, "stem")               64 indices that narrow to a prefix
     Whole(10, "output")            10 indices that never narrow
     Product((h, w, c))             what reshape merges: heads x head size, flatten
-    Concat((q, k, v))              what concatenate lays side by side: LSTM gates
+    Concat((q, k, v))              concatenated parts: LSTM gates
 
 The indices that survive are a prefix of every `Unit`; of a product every combination of
 what survives in its factors; of a concatenation what survives in each segment, side by
@@ -73,7 +73,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Concat:
-    """Segments laid side by side in one axis."""
+    """Segments concatenated in one axis."""
 
     segments: tuple["Axis", ...]
 

@@ -42,8 +42,8 @@ class Definition:
     """The static part of a Sliceable; equal to one that was made in the same way.
 
     So what the user jitted for a network serves another that was upgraded from the same
-    model. What was compiled for the definition itself belongs to it alone, and stays
-    behind when it is copied.
+    model. Programs that were compiled for the definition belong to it alone; a copy has
+    none.
 
     `orders` tells for each group that `reorder` moved where its indices were: the
     constants that the function captured stand in the order they were written.
@@ -114,7 +114,7 @@ class Definition:
         """
         found = self._jitted.get(body)
         if found is None:
-            # Whoever calls it holds the definition. With a reference back, the two
+            # The caller holds the definition. With a reference back, the two
             # would wait for the garbage collector, and their programs with them.
             this = weakref.ref(self)
 

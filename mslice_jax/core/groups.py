@@ -43,11 +43,11 @@ class Units:
     """What stays or goes together, where the network leaves it open.
 
     Attributes:
-      groups: an axis that the network itself does not split is dealt out into this
+      groups: an axis that the network itself does not split is split into this
         many units, if they divide it.
       multiple_of: widths are rounded to a multiple of this, entries of an array.
       min_width: how many entries are kept at least.
-      shards: an axis that this divides is dealt out into so many equal parts, and each
+      shards: an axis that this divides is split into that many equal parts, and each
         of them narrows, so that slicing moves nothing between devices.
     """
 
@@ -244,7 +244,7 @@ class _Independent:
                     self.joint.setdefault(atom, set()).add(at)
 
     def each_other(self, parts: Sequence[Dim]) -> bool:
-        """Whether any two of these can narrow side by side."""
+        """Whether any two of these can narrow at once."""
         found = [find(part) for part in parts]
         if len(found) < 2 or not all(part in self.alone for part in found):
             return False

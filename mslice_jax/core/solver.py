@@ -5,7 +5,7 @@ A rule that finds two axes to be one *equates* them, a reshape or concatenation 
 dim *factors* or *segments*, and whatever must keep its size is *fixed*, with a reason.
 Equating is unification: an unknown takes the other's structure; two products refine
 each other (64 = 8 x 8 and 64 = 16 x 4 become 8 x 2 x 4); a product meets a
-concatenation by dealing its outermost factor out over the segments, as when a group
+concatenation by splitting its outermost factor over the segments, as when a group
 norm follows an inception block.
 
 A dim that cannot be made equal is fixed, never guessed: a fixed axis is always correct.
@@ -119,10 +119,11 @@ class Equations:
         # Dims that one axis was split into; and those of one projection.
         self.splits: list[Sequence[Dim]] = []
         self.joint: list[Sequence[Dim]] = []
-        # What constants brought in; and of these what they are contracted with.
+        # Axes that constants brought in; and axes contracted with these.
         self.constant: list[Dim] = []
         self.mixed: list[Dim] = []
-        # What a slice left out, and what slices took: what nobody takes is fixed.
+        # Parts that a slice left out, and parts that slices took: a part that no slice
+        # takes is fixed.
         self.left_out: list[tuple[Dim, Reason | None]] = []
         self.taken: list[Dim] = []
         # Units of a plan that are split or tied to each other: (group, what happens).
@@ -141,7 +142,7 @@ class Equations:
         return merged
 
     def concat(self, parts: Sequence[Dim]) -> Dim:
-        """The dim that lays `parts` side by side."""
+        """The dim that concatenates `parts`."""
         parts = [part for part in parts if find(part).size != 0] or list(parts[:1])
         if len(parts) == 1:
             return parts[0]
@@ -204,9 +205,9 @@ class Equations:
         elif a.segments is not None and b.segments is not None:
             self._refine_concats(a, b)
         elif a.factors is not None:
-            self._deal(a, b)
+            self._split_over(a, b)
         else:
-            self._deal(b, a)
+            self._split_over(b, a)
 
     def _clash(self, a: Dim, b: Dim) -> None:
         """Notes that a unit of the plan is split, or tied to another unit."""
@@ -250,8 +251,8 @@ class Equations:
                 right.append(rest)
         _link(a, b)
 
-    def _deal(self, merged: Dim, joined: Dim) -> None:
-        """A product equals a concatenation: deal the outermost factor out over it."""
+    def _split_over(self, merged: Dim, joined: Dim) -> None:
+        """A product equals a concatenation: its outermost factor is split over it."""
         outer, *rest = factors(merged)
         inner = math.prod(find(part).size for part in rest)
         parts = segments(joined)

@@ -1,4 +1,4 @@
-"""The user's line behind an equation, for reports and errors."""
+"""The user's line that an equation came from, for reports and errors."""
 
 import os
 import sysconfig

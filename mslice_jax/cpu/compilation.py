@@ -27,10 +27,10 @@ _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 # Faster still, from jaxlib 0.11 on, but XLA cannot write such programs to a cache.
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _OPTIONS = {
-    # What to give to it. Without its products the step of an LSTM takes three times as
-    # long: XLA's own are slow for the few rows of a step of a loop.
+    # The only operations that it gets. Without them the step of an LSTM takes three
+    # times as long: XLA's own products of a few rows are slow.
     _YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-    # Kernels run in parallel inside; side by side they only get in each other's way.
+    # Kernels run in parallel inside; at the same time they get in each other's way.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     # In jaxlib 0.10 this pass takes optimization barriers away before fusion.
     "xla_disable_hlo_passes": "cse_barrier_expander",

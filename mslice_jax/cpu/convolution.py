@@ -13,7 +13,7 @@ filter gradients in XLA, and is slow at convolutions with such windows.) Two kin
 convolutions have forms of their own, forward too: with windows of three on images of
 many channels (`winograd`), and with few filters (`few_channels`).
 
-What is written here is the tangent, which is linear: JAX transposes it, and forward
+The code here is the tangent, which is linear: JAX transposes it, and forward
 mode, vmap and second derivatives work as for any function.
 """
 

@@ -2,7 +2,7 @@
 
 XLA's CPU backend makes the gradient from the index of every entry, scattered one by
 one. Where windows do not overlap, each entry sees one maximum, and takes its gradient
-if it is the first that equals it: what XLA computes too, but side by side.
+if it is the first that equals it: the same result, computed for all entries at once.
 """
 
 import itertools
@@ -17,7 +17,7 @@ _PLACES = 64  # of a window; with more of them the program takes long to compile
 
 
 def applies(x: Any, params: dict[str, Any]) -> bool:
-    """Whether windows lie side by side, and cover the array."""
+    """Whether windows do not overlap, and cover the array."""
     window = params["window_dimensions"]
     return (
         math.prod(window) <= _PLACES

@@ -17,7 +17,7 @@ from jax import lax
 # Smaller sums are not worth a product.
 _ROWS = 64
 _ENTRIES = 2**15
-# A product of fewer columns is slow: then several rows lie side by side in one.
+# A product of fewer columns is slow: then several rows are put into one.
 _COLUMNS = 16
 
 
@@ -74,7 +74,7 @@ def _pays(x: Any, shape: tuple[int, ...]) -> bool:
 
 def _are_rows(axes: Sequence[int], shape: Sequence[Any], dtype: Any) -> bool:
     """Whether these axes are rows, of a matrix worth a product."""
-    # They lie side by side, and columns of numbers remain.
+    # They are adjacent, and columns of numbers remain.
     return (
         bool(axes)
         and list(axes) == list(range(axes[0], axes[-1] + 1))

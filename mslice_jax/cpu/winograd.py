@@ -43,7 +43,7 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
         and width >= TILE
         and min(rhs.shape[i] for i in numbers.rhs_spec[:2]) >= _CHANNELS
         and lhs.dtype == rhs.dtype == jnp.float32
-        # Who asks for more precision does not get less.
+        # A precision that was asked for is kept.
         and params["precision"] is None
     )
 
@@ -99,7 +99,7 @@ def _convolve(
     y = jnp.stack([_sum(row, products) for row in a], axis=-2)
     y = y.reshape(*y.shape[:-3], -1, y.shape[-1])[..., :width, :]
     # Six arrays are made of what stands before this in the transpose, and several
-    # sums of what comes behind it here. XLA would compute it anew for each of them.
+    # sums of later operations here. XLA would compute it anew for each of them.
     return jnp.moveaxis(lax.optimization_barrier(y), channels_last, numbers.out_spec)
 
 

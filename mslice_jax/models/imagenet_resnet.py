@@ -18,7 +18,7 @@ _conv = functools.partial(conv, kernel_init=_kernel_init)
 
 
 class ImageNetResNet(nn.Module):
-    """ResNet-50, -101 or -152 of bottleneck blocks, a norm behind each convolution.
+    """ResNet-50, -101 or -152 of bottleneck blocks, a norm after each convolution.
 
     The form in which most code has it, torchvision's among them ("v1.5"): a block that
     halves the image does so in its 3 x 3 convolution.

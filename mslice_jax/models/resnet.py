@@ -98,7 +98,7 @@ class _PreActBlock(nn.Module):
 
         y = norm_relu(x, train=train, dtype=self.dtype, name="bn1")
         if self.stride != 1 or x.shape[-1] != out_channels:
-            # The original's shortcut starts behind the first norm, and has its own.
+            # The original's shortcut starts after the first norm, and has its own.
             shortcut = conv(
                 y,
                 out_channels,

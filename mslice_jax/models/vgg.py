@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from .layers import check_images, conv, head, norm_relu, widened
 
 # Output channels of each 3x3 convolution. Between the inner tuples lies a max-pooling
-# by two; behind the last one, the mean over all positions.
+# by two; after the last one, the mean over all positions.
 _STAGES = {
     11: ((64, 128), (256,) * 2, (512,) * 4),
     13: ((64, 64, 128, 128), (256,) * 2, (512,) * 4),

@@ -140,7 +140,7 @@ def _is_batch_norm(context: Any) -> bool:
     """Whether the method is the call of Flax's batch norm itself.
 
     A class that inherits from it may have a call of its own, which adds to that of
-    Flax (`super().__call__`) or takes its place. What it adds has to run.
+    Flax (`super().__call__`) or takes its place. Its additions have to run.
     """
     method = getattr(context.orig_method, "func", None)
     return method is not None and inspect.unwrap(method) is _BATCH_NORM

@@ -4,9 +4,9 @@ A model is split once, when it is upgraded. A call merges the split graph with t
 variables of that call, so the model that the user holds is never changed. Norm strategy
 `group` replaces the batch norms of a copy of the graph.
 
-What the tree holds: the `nnx.Variable`s, under the name that Flax has registered for
+The tree holds the `nnx.Variable`s, under the name that Flax has registered for
 their type ('params', 'batch_stats', ...) or for the nearest type that they inherit
-from; and plain arrays of floating point, under 'constants'. What it does not hold: the
+from; and plain arrays of floating point, under 'constants'. It does not hold the
 random streams, for keys and counts have no gradient and are an argument of the call
 (`rngs`), and plain arrays of whole numbers (masks, positions), which stay as they are.
 """

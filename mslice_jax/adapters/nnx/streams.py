@@ -37,7 +37,7 @@ def reseed(model: nnx.Module, rngs: Any) -> dict[str, Any]:
     if not isinstance(rngs, Mapping) or "default" in rngs:
         known |= dict.fromkeys(names - known.keys(), keys["default"])
     nnx.reseed(model, policy="match_shape", **known)
-    # A Linen module behind the bridge is handed a draw of each stream, "params" too,
+    # A Linen module of the bridge is given a draw of each stream, "params" too,
     # which only its `init` uses.
     unused = {id(node) for node in _bridged_streams(model) if node.tag == "params"}
     for node in nodes:

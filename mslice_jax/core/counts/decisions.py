@@ -104,7 +104,7 @@ def merge(
 ) -> dict[tuple[int, int], dict[int, Any]]:
     """The numbers of a program that has one of its own, by (frame id, equation).
 
-    They are its own; where it holds a size fixed right behind the sum that it counts,
+    They are its own; where it holds a size fixed right after the sum that it counts,
     as a module does in its attributes, the number is that of the analysis. Elsewhere it
     may be there by chance: it stays, and is told.
 

@@ -158,7 +158,7 @@ class _Flow:
     def follow(
         self, uses: Sequence[Use], value: float, follow: Follow, *, direct: bool = False
     ) -> None:
-        """A number follows the width, wherever it stands; `direct`: behind its sum."""
+        """A number follows the width, wherever it stands; `direct`: right after its sum."""
         for use in uses:
             if direct:
                 self.counts.direct.add(use)
@@ -254,7 +254,7 @@ class _Flow:
         """Nothing more is known of a value: numbers from before its sum count, if ever.
 
         An everyday constant before a sum may be a power of its size by chance; so a
-        number that stands behind the sum comes first.
+        number right after the sum comes first.
         """
         growth, pending = known.growth, list(known.pending)
         for waiting in reversed(known.pending) if narrowing(growth) else ():

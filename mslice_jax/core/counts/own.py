@@ -104,7 +104,7 @@ def inputs_changed(frame: Frame, closed: Any, axes: Callable[[Any], Any]) -> Own
 
 _WRITTEN_OUT = ("dynamic_slice", "gather", "pad", "reshape", "slice", "split")
 _DRAWS = ("random_bits", "rng_bit_generator", "rng_uniform", "threefry2x32")
-# What says how an equation works; sizes are held against the plan by the shapes.
+# Parameters that say how an equation works; shapes compare sizes with the plan.
 _SAME = (
     "axes", "axis", "broadcast_dimensions", "cumulative", "dimension",
     "dimension_numbers", "dimensions", "direction", "exponent", "is_stable",

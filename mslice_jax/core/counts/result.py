@@ -46,7 +46,7 @@ class Counts:
       seen: the numbers that are a power of a size that narrows, the former among them.
       frames: the frames by their ids, of all uses.
       values: the numbers themselves, at full width.
-      direct: those that stand right behind the sum that they count.
+      direct: those right after the sum that they count.
       others: of numbers that cancel a growth together, those that could follow instead.
       asked: what the user said of some, see `decisions`.
       operands: what is known of the operands of equations with their own derivative.

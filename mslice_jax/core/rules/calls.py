@@ -244,7 +244,7 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
     def forward(*given: Any) -> Any:
         moving = _moving(n.eqn, [each.perturbed for each in given])
         full, own = _each(n, lambda eqn: _Forward(eqn, moving))
-        # What a residual is tied to may show in the backward pass alone.
+        # Ties of a residual may show in the backward pass alone.
         count = len(full.traced.out_avals)
         grads = [axes[i] for i in moving]
         both = n.analysis.follow(
@@ -257,7 +257,7 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
         kept = kept[:count]
         run = n.analysis.follow(full.traced, axes, kept, n.known, own and own.traced)
         flat = n.evaluate(run, run.frame, n.widths, [each.value for each in given])
-        # What was known of residuals reaches the backward pass, numbers that wait for
+        # Facts about residuals reach the backward pass, numbers that wait for
         # a sum do not: they have been computed with.
         known = [replace(each, pending=()) for each in run.counts.results]
         told = _Told(full, own, moving, kept[len(outs) :], known[len(outs) :])
@@ -276,7 +276,7 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
         run.wanted = [to_power(n.known[i].growth, -1) for i in told.moving]
         cotangents = map(_tangent, cotangents)
         flat = n.evaluate(run, run.frame, n.widths, [*residuals, *cotangents])
-        # What is zero for certain is handed on as such: 0 * inf is not 0 further back.
+        # A certain zero is passed on as such: 0 * inf is not 0 further back.
         grads = {
             i: None if known.zero else grad
             for i, grad, known in zip(

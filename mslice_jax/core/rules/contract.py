@@ -18,7 +18,7 @@ def tie_dot(t: Tie) -> Sequence[Dims]:
     # of one axis (heads x head size): one of them narrows. The order is the kernel's.
     pairs = sorted(zip(rhs_k, lhs_k, strict=True))
     t.equations.products.append([lhs[i] for _, i in pairs])
-    # What a constant is contracted with stays what it was: a kernel, say, in and out.
+    # An array that is contracted with a constant stays what it was: a kernel, say.
     for free, other in ((lhs_free, t.ins[1]), (rhs_free, t.ins[0])):
         if other.order is None or other.order.source is None:
             t.equations.products.append(free)
@@ -42,7 +42,7 @@ def tie_ragged_dot(t: Tie) -> Sequence[Dims]:
     numbers = t.params["ragged_dot_dimension_numbers"]
     lhs, rhs, sizes = (value.dims for value in t.ins)
     (lhs_k, rhs_k), (lhs_batch, rhs_batch) = numbers.dot_dimension_numbers
-    text = "rows are dealt out to groups at run time"
+    text = "rows are assigned to groups at run time"
     t.fix([lhs[i] for i in numbers.lhs_ragged_dimensions], text)
     t.fix([rhs[i] for i in numbers.rhs_group_dimensions], text)
     t.fix(sizes, text)

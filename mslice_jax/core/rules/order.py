@@ -2,7 +2,7 @@
 
 Numbers that count along an axis (`arange`, a captured table, what is computed from
 them) go by position alone. So does what is drawn with a key that no argument reaches.
-How that goes from operands to results stands in `places`.
+`places` says how that goes from operands to results.
 """
 
 import math

@@ -89,8 +89,8 @@ def tie_reduce_scatter(t: Tie) -> Sequence[Dims]:
 
 @rule("all_to_all")
 def tie_all_to_all(t: Tie) -> Sequence[Dims]:
-    """(a, b, c) -> (a', b', c): the axes that are dealt out and joined are fixed."""
-    text, dims = "dealt out to the devices", list(t.ins[0].dims)
+    """(a, b, c) -> (a', b', c): the axes that are partitioned and joined are fixed."""
+    text, dims = "partitioned over the devices", list(t.ins[0].dims)
     for i in {t.params["split_axis"], t.params["concat_axis"]}:
         t.fix([dims[i]], text)
         dims[i] = t.fixed(t.outs[0].shape[i], text)
@@ -98,7 +98,7 @@ def tie_all_to_all(t: Tie) -> Sequence[Dims]:
 
 
 def _parts(t: Tie, spec: Any, rank: int) -> list[int]:
-    """Into how many parts each axis of an array is dealt out."""
+    """Into how many parts each axis of an array is partitioned."""
     sizes = dict(t.params["mesh"].shape)
     entries = [*spec, *[None] * (rank - len(spec))]
     names = [e if isinstance(e, tuple) else (e,) if e else () for e in entries]

@@ -1,4 +1,4 @@
-"""Axes that move, merge, split, or are laid side by side; arrays made from a shape."""
+"""Axes that move, merge, split, or are concatenated; arrays made from a shape."""
 
 import math
 from collections.abc import Sequence
