@@ -158,7 +158,7 @@ class _Flow:
     def follow(
         self, uses: Sequence[Use], value: float, follow: Follow, *, direct: bool = False
     ) -> None:
-        """A number follows the width, wherever it stands; `direct`: right after its sum."""
+        """A number follows the width, wherever it stands; `direct`: after its sum."""
         for use in uses:
             if direct:
                 self.counts.direct.add(use)
