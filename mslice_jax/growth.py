@@ -60,6 +60,8 @@ class Known:
     Attributes:
       number: the number that every entry is, at full width; None if not known.
       growth, logs, powers, pending: see above.
+      summed: how many terms it is a sum of, whatever they grow with: n terms of a
+        softmax do not grow with n, and over n are a mean all the same.
       data: whether it depends on an input; a value that does not is made of
         parameters and constants.
       origin: the variable it is a view of, for those that only changed shape.
@@ -78,6 +80,7 @@ class Known:
     logs: Growth = dataclasses.field(default_factory=dict)
     powers: Growth = dataclasses.field(default_factory=dict)
     pending: tuple[Pending, ...] = ()
+    summed: Growth = dataclasses.field(default_factory=dict)
     data: bool = False
     origin: Any = None
     parameter: bool = False

@@ -91,7 +91,36 @@ def _product(e: Eqn) -> Known:
         cotangent=x.cotangent or y.cotangent,
         spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
     )
+    for one, other in ((x, y), (y, x)):
+        product = _scaled_by_numbers_of(e, product, one, other)
     return stale(product)
+
+
+def _scaled_by_numbers_of(e: Eqn, product: Known, x: Known, y: Known) -> Known:
+    """sum / (n * b) is sum / n / b: numbers of y may cancel what x has grown by."""
+    spread_over = {axis: 1.0 for axis in x.spread if narrows(axis)}
+    growth, pending = product.growth, list(product.pending)
+    along = product.spread
+    for waiting in y.pending if not narrowing(y.growth) else ():
+        if waiting not in pending:
+            continue
+        found = []
+        if narrowing(x.growth):
+            found = matches(waiting, growth, e.rounding())
+            found = [m for m in found if not narrowing(times(growth, m.cancels, -1))]
+        if not found and spread_over:  # of a square the gradient is twice as much
+            half = dataclasses.replace(waiting, value=waiting.value / 2)
+            found = matches(waiting, spread_over, e.rounding())
+            found = found or matches(half, spread_over, e.rounding())
+            along = () if found and one_meaning(found) else along
+        if found and one_meaning(found):
+            e.flow.follow(waiting.uses, waiting.value, found[0].follow, direct=True)
+            growth = times(growth, found[0].cancels, -1)
+            pending.remove(waiting)
+            break
+    return dataclasses.replace(
+        product, growth=growth, pending=tuple(pending), spread=along
+    )
 
 
 def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
@@ -306,6 +335,7 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
         logs = x.logs
     if x.plain and y.plain:
         return Known(
+            summed=x.summed if x.summed == y.summed else {},
             data=x.data or y.data,
             contracted=x.contracted or y.contracted,
             cotangent=x.cotangent or y.cotangent,
@@ -325,6 +355,7 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
         logs=logs,
         powers=powers,
         pending=pending,
+        summed=x.summed if x.summed == y.summed else {},
         contracted=x.contracted or y.contracted,
         cotangent=x.cotangent or y.cotangent,
         spread=tuple(dict.fromkeys((*x.spread, *y.spread))),

@@ -223,11 +223,15 @@ class _Flow:
         Standing right there, it may be a multiple of the size. Where it alone could
         mean several axes, the numbers before it may settle that with it.
         """
-        growth, pending = known.growth, known.pending
-        found = matches(last, growth, rounding, multiples=True) if growth else []
+        growth, pending, summed = known.growth, known.pending, known.summed
+        found = matches(last, summed, rounding) if summed != growth else []
+        if not found or not one_meaning(found):
+            found = matches(last, growth, rounding) or found
+        found = found or matches(last, growth, rounding, multiples=True)
         if found and one_meaning(found):
             self.follow(last.uses, last.value, found[0].follow, direct=True)
             growth = times(growth, found[0].cancels, -1)
+            summed = times(summed, found[0].cancels, -1)
             pending = tuple(p for p in pending if p is not last)
         elif growth and 1 < len(pending) <= WAITING:
             together = _together(pending, growth, rounding)
@@ -240,7 +244,7 @@ class _Flow:
             axis = next((a for a in growth if narrows(a)), None)
             if axis is not None:
                 self.ambiguous.update(dict.fromkeys(last.uses, axis))
-        return dataclasses.replace(known, growth=growth, pending=pending)
+        return dataclasses.replace(known, growth=growth, pending=pending, summed=summed)
 
     def _are_alternatives(self, pending: Sequence[Pending]) -> None:
         """Notes numbers that cancel a growth together: any of them might follow."""

@@ -84,6 +84,8 @@ def _summed_axes(e: Eqn) -> list[Axis]:
     if e.params.get("axis_index_groups") is not None:
         return []
     named = e.params.get("axes", e.params.get("axis_name", ()))
+    if isinstance(named, tuple) and named and all(isinstance(n, int) for n in named):
+        return [axes[i] for i in named]  # as vmap leaves it
     aval: Any = e.eqn.invars[0].aval
     mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
     sizes = dict(mesh.shape) if mesh is not None else {}
@@ -97,6 +99,7 @@ def _grown(e: Eqn, x: Known, over: Sequence[Axis]) -> Known:
     growth = times(x.growth, grown_by(over))
     known = Known(
         growth=growth,
+        summed=times(x.summed, grown_by(over)),
         logs=x.logs if not growth else {},
         pending=x.pending,
         data=x.data,
