@@ -15,10 +15,11 @@ narrow size, so it *follows* the width.
   sum(h / n). They wait for growth that they cancel.
 """
 
+import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -73,6 +74,7 @@ class Known:
       counted: whether it is made of the positions along an axis.
       contracted: axes over which it was contracted with a parameter. A weight learns
         its own scale, so that is no growth, but a number of that size is told.
+      made: of a number that the program computes, the numbers that it is made of.
     """
 
     number: Any = None
@@ -89,6 +91,7 @@ class Known:
     spread: tuple[Axis, ...] = ()
     counted: bool = False
     contracted: tuple[Axis, ...] = ()
+    made: tuple[tuple[Use, float], ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -136,8 +139,9 @@ class Follow:
             sizes = [
                 math.prod(width(a, w) for a, _ in self.axes) for w in (widths, FULL)
             ]
-            sign = math.copysign(1.0, number)
-            return sign * _less_one(float(sizes[0]), exponent)
+            full, narrow = (
+                _less_one(float(size), exponent) for size in reversed(sizes)
+            )
         factor = number / full
         exact = round(factor * 2) / 2  # half, once or twice the size, without rounding
         return (exact if exact and equal(factor, exact, 0.01) else factor) * narrow
@@ -233,16 +237,16 @@ def matches(
         entries = math.prod(width(axis) for axis in cancels)
         if equal(value, wanted, rounding):
             found.append((left, Match(cancels, Follow(exponents))))
-        elif multiples and any(
-            entries > least and equal(value, factor * wanted, rounding)
-            for factor, least in _MULTIPLES.items()
-        ):
+        elif multiples and _is_multiple(value, wanted, entries, exponents, rounding):
             found.append((left + 100, Match(cancels, Follow(exponents))))
         # A variance divides by n - 1; what takes away a norm's growth never is so.
         divides = all(e > 0 for e in cancels.values())
         if divides and entries > 2 and {e for _, e in exponents} <= _WHOLE_POWERS:
             less = {_less_one(float(entries), e) for _, e in exponents}
-            if len(less) == 1 and equal(value, less.pop(), rounding):
+            one = less.pop()
+            pairs = {e for _, e in exponents} <= {-2.0, 2.0}  # half of them differ
+            ways = (one, one / 2, one * 2) if pairs else (one,)
+            if not less and any(equal(value, way, rounding) for way in ways):
                 found.append((left + 0.25, Match(cancels, Follow(exponents, less=1))))
     if not found:
         return []
@@ -253,6 +257,28 @@ def matches(
 
 
 _WHOLE_POWERS = {-2.0, -1.0, 1.0, 2.0}
+
+
+def _is_multiple(
+    value: float,
+    wanted: float,
+    entries: int,
+    exponents: tuple[tuple[Axis, float], ...],
+    rounding: float,
+) -> bool:
+    """Whether a number is a simple multiple of the one that cancels a growth.
+
+    Roots of some sizes are small integers, and so are multiples of them: 16 beside 64
+    units is a quarter of them or twice their root, and of 66 nobody would have asked.
+    """
+    if not all(float(exponent).is_integer() for _, exponent in exponents):
+        return False
+    if any(equal(value, k * wanted**0.5, rounding) for k in (0.5, 2.0)):
+        return False
+    return any(
+        entries > least and equal(value, factor * wanted, rounding)
+        for factor, least in _MULTIPLES.items()
+    )
 
 
 def _parts(growth: Growth, halves: bool) -> Iterator[dict[Axis, float]]:
@@ -298,3 +324,47 @@ def sizes_in(value: float, axes: tuple[Axis, ...], rounding: float) -> Axis | No
         if any(equal(value, float(p), rounding) for p in (*powers, *others) if p):
             return axis
     return None
+
+
+class Sizes:
+    """The powers of sizes of axes that narrow, and of products of two: a table.
+
+    A number among them is one that may stand for a size, wherever it stands.
+    """
+
+    def __init__(self, axes: Sequence[Axis]):
+        found: dict[float, tuple[Axis, Follow]] = {}
+        by_size = {
+            size: axis
+            for axis in reversed(axes)
+            if narrows(axis) and isinstance(size := width(axis), int) and size > 1
+        }
+        for size, axis in by_size.items():
+            for exponent in (1.0, -1.0, 0.5, -0.5):
+                found.setdefault(size**exponent, (axis, Follow(((axis, exponent),))))
+            one = Follow(((axis, 1.0),), less=1), Follow(((axis, 1.0),), log=True)
+            found.setdefault(float(size - 1), (axis, one[0]))
+            found.setdefault(math.log(size), (axis, one[1]))
+        largest = sorted(by_size.items())[-_PRODUCTS:]
+        pairs = itertools.combinations_with_replacement(largest, 2)
+        for (m, a), (n, b) in pairs:
+            for exponent in (1.0, -1.0, 0.5, -0.5):
+                both = times({a: exponent}, {b: exponent})
+                follow = Follow(tuple(both.items()))
+                found.setdefault(float(m * n) ** exponent, (a, follow))
+        self._values = sorted(found)
+        self._found = found
+
+    def find(self, value: float) -> tuple[Axis, Follow] | None:
+        """The axis, and how the number follows it, of a number that is such a power."""
+        value = abs(value)
+        if value in (0.0, 0.5, 1.0, 2.0) or not math.isfinite(value):
+            return None
+        at = bisect.bisect_left(self._values, value)
+        for near in self._values[max(at - 1, 0) : at + 1]:
+            if equal(value, near):
+                return self._found[near]
+        return None
+
+
+_PRODUCTS = 8  # of so many sizes, the largest, products are looked for

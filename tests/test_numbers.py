@@ -204,3 +204,37 @@ def test_half_beside_a_width_of_two_or_four_is_no_finding(width):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ms.upgrade(Small(), tree, x, rates=(0.5, 1.0), strict=True)
+
+
+# Numbers that nothing known of the values speaks for: in the report, and the user's.
+LOOSE = {
+    "times": lambda h, n: h * h.var(-1, keepdims=True) * n,
+    "bessel": lambda h, n: h * h.var(-1, keepdims=True) / (n - 1),
+    "standard_error": lambda h, n: h / (h.std(-1, keepdims=True) / n**0.5),
+    "in_two_steps": lambda h, n: h * (jnp.sqrt(n) - 1),
+    "product": lambda h, n: jnp.tanh(h) / (n * n),
+    "logarithm": lambda h, n: jnp.tanh(h * math.log(n)),
+    "full": lambda h, n: jnp.tanh(h / jnp.full((h.shape[0], 1), n, h.dtype)),
+}
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_every_number_that_may_be_a_size_is_in_the_report(name):
+    def apply(p, x, n=24):
+        return LOOSE[name](jnp.tanh(x @ p["a"]), n) @ p["b"]
+
+    rng = np.random.default_rng(0)
+    p = {"a": rng.normal(size=(5, 24)), "b": rng.normal(size=(24, 2))}
+    x = rng.normal(size=(3, 5)).astype("f")
+    p = {key: w.astype("f") for key, w in p.items()}
+    small = {"a": p["a"][:, :6], "b": p["b"][:6]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = ms.upgrade(apply, p, x, rates=(0.25, 1.0), check=False)
+    (line,) = set(lines_of(net, follows=False))
+    assert line.startswith("test_numbers.py:")
+    follows = ms.upgrade(apply, p, x, rates=(0.25, 1.0), check=False, follow=line)
+    for each, n in ((net, 24), (follows, 6)):
+        np.testing.assert_allclose(
+            ms.slice_apply(each, x, 0.25), apply(small, x, n), rtol=1e-4, atol=1e-5
+        )

@@ -85,7 +85,8 @@ def decide(counts: Counts, asked: Asked) -> None:
         if not follows:
             counts.follows.pop(use, None)
         elif use not in counts.follows:
-            counts.follows[use] = power_of(seen.value, seen.axis)
+            counts.follows[use] = seen.follow or power_of(seen.value, seen.axis)
+            counts.values.setdefault(use, seen.value)
 
 
 def power_of(value: float, axis: Axis) -> Follow:

@@ -344,8 +344,10 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
     if x.growth != y.growth:
         x, y = _reconciled(e, x, y)
     # A term that does not grow leaves the growth of the other: all but one of a sum.
-    growth = y.growth if not x.growth else x.growth
-    growth = growth if x.growth == y.growth or not (x.growth and y.growth) else {}
+    # Of all pairs less those of one with itself the pairs are more.
+    growth = y.growth if not x.growth or _outgrows(y.growth, x.growth) else x.growth
+    if x.growth and y.growth and growth is x.growth != y.growth:
+        growth = growth if _outgrows(x.growth, y.growth) else {}
     pending = either(x.pending, y.pending) if x.growth == y.growth else ()
     powers = x.powers if x.powers == y.powers else {}
     if logs and growth:
@@ -360,6 +362,12 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
         cotangent=x.cotangent or y.cotangent,
         spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
     )
+
+
+def _outgrows(a: Growth, b: Growth) -> bool:
+    """Whether a value grows at least as another along every axis, and more than not."""
+    more = times(a, b, -1)
+    return bool(more) and bool(b) and all(e > 0 for e in (*more.values(), *b.values()))
 
 
 def _reconciled(e: Eqn, x: Known, y: Known) -> tuple[Known, Known]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from ..dims import Axis
@@ -23,6 +24,7 @@ from ..growth import (
     Known,
     Match,
     Pending,
+    Sizes,
     Use,
     matches,
     narrowing,
@@ -63,6 +65,7 @@ def count(
     for use, axis in flow.ambiguous.items():
         if use not in flow.counts.follows:
             flow.see(use, flow.values[use], axis, "it could stand for several axes")
+    flow.look_through(frame)
     return flow.counts
 
 
@@ -130,6 +133,8 @@ class _Flow:
         self.counts = Counts()
         self.values = self.counts.values
         self.ambiguous: dict[Use, Axis] = {}
+        # Every number that meets a value, and what it was made of.
+        self.passed: dict[Use, tuple[float, tuple[tuple[Use, float], ...]]] = {}
 
     def axes(self, frame: Frame, var: Any) -> tuple[Axis, ...]:
         return self.analysis.axes(frame.value(var).dims)
@@ -149,6 +154,7 @@ class _Flow:
         for index, eqn in enumerate(frame.jaxpr.eqns):
             e = Eqn(self, frame, index, [read(var) for var in eqn.invars])
             outs = _results(e)
+            self.pass_by(e, outs)
             for var, out in zip(eqn.outvars, outs, strict=True):
                 env[var] = out
         return [read(var) for var in frame.jaxpr.outvars]
@@ -177,6 +183,28 @@ class _Flow:
         known = self.counts.seen.get(use)
         if known is None or (meets and not known.meets):
             self.counts.seen[use] = Seen(value, axis, meets)
+
+    def pass_by(self, e: Eqn, outs: Sequence[Known]) -> None:
+        """Remembers the numbers among the operands of an equation."""
+        if any(known.number is not None for known in outs) or not _counts_in(e):
+            return
+        for at, known in enumerate(e.ins):
+            if known.number is not None and np.isrealobj(known.number):
+                self.passed[e.use(at)] = float(known.number), known.made
+
+    def look_through(self, frame: Frame) -> None:
+        """Sees every number that is a power of a size, wherever it stands."""
+        axes = [axis for var in frame.jaxpr.invars for axis in self.axes(frame, var)]
+        sizes = Sizes(list(dict.fromkeys(axes)))
+        for use, (value, made) in self.passed.items():
+            if use in self.counts.seen or use in self.counts.follows:
+                continue
+            ways = [(use, value)] if sizes.find(value) else made
+            for each, number in ways:
+                found = sizes.find(number)
+                if found is not None and each not in self.counts.seen:
+                    axis, follow = found
+                    self.counts.seen[each] = Seen(number, axis, follow=follow)
 
     def meet(
         self, e: Eqn, number: Pending, other: Known, other_axes: Sequence[Axis]
@@ -230,7 +258,12 @@ class _Flow:
         found = found or matches(last, growth, rounding, multiples=True)
         if found and one_meaning(found):
             self.follow(last.uses, last.value, found[0].follow, direct=True)
-            growth = times(growth, found[0].cancels, -1)
+            gone = {
+                axis: e
+                for axis, e in found[0].cancels.items()
+                if narrows(axis) or axis in growth
+            }
+            growth = times(growth, gone, -1)
             summed = times(summed, found[0].cancels, -1)
             pending = tuple(p for p in pending if p is not last)
         elif growth and 1 < len(pending) <= WAITING:
@@ -319,10 +352,34 @@ def knows(*names: str) -> Callable[[Any], Any]:
     return enter
 
 
+def _counts_in(e: Eqn) -> bool:
+    """Whether numbers of an equation may be more than indices."""
+    aval: Any = e.eqn.outvars[0].aval if e.eqn.outvars else None
+    dtype = getattr(aval, "dtype", None)
+    if dtype is None or e.index in e.frame.children:
+        return False
+    return jnp.issubdtype(dtype, jnp.inexact) or e.name in ("div", "rem")
+
+
+def made_of(e: Eqn) -> tuple[tuple[Use, float], ...]:
+    """The numbers that a number is made of, where they stand in the program."""
+    found = [
+        *(
+            (e.use(at), float(known.number))
+            for at, known in enumerate(e.ins)
+            if isinstance(e.eqn.invars[at], core.Literal)
+            and known.number is not None
+            and np.isrealobj(known.number)
+        ),
+        *(each for known in e.ins for each in known.made),
+    ]
+    return tuple(found[:8])
+
+
 def _results(e: Eqn) -> Sequence[Known]:
     number = numbers.fold(e.eqn, [known.number for known in e.ins])
     if number is not None:
-        return [Known(number=number)]
+        return [Known(number=number, made=made_of(e))]
     # A constant that is made at full width and cut has no frame of its own.
     f = unknown if is_folded(e.frame, e.index) else _TABLE.get(e.name)
     if f is None:

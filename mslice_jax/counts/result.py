@@ -25,11 +25,13 @@ class Seen:
       value: the number at full width.
       axis: the axis.
       meets: why the number matters where it stands; '' where nothing speaks for it.
+      follow: how it would follow the width, where that is known.
     """
 
     value: float
     axis: Axis
     meets: str = ""
+    follow: Follow | None = None
 
     @property
     def size(self) -> int:

@@ -20,7 +20,7 @@ from ..growth import (
     times,
 )
 from .entries import grown_by, joined, spread, stale, view
-from .flow import WAITING, Eqn, knows, one_meaning, unknown
+from .flow import WAITING, Eqn, knows, made_of, one_meaning, unknown
 
 
 @knows("broadcast_in_dim")
@@ -47,14 +47,16 @@ def _spread_number(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
     over = grown_by(new)
     value = float(abs(x.number))
     if not narrowing(over) or not 0 < value < 1:
-        return Known(number=x.number)
+        return Known(number=x.number, made=x.made or made_of(e))
     found = matches(Pending((), value, 1.0), over, e.rounding())
     found = [match for match in found if match.follow.narrows]
     if not found or not one_meaning(found):
-        return Known(number=x.number)
+        return Known(number=x.number, made=x.made or made_of(e))
     entries = math.prod(width(a) for a in found[0].cancels)
     if isinstance(e.eqn.invars[0], core.Literal) and entries <= 4:
-        return Known(number=x.number)  # 0.5 and 0.25 are numbers of many meanings
+        return Known(
+            number=x.number, made=x.made or made_of(e)
+        )  # 0.5 and 0.25 are numbers of many meanings
     e.flow.follow([e.use(0)], float(x.number), found[0].follow, direct=True)
     return Known(growth=times({}, found[0].cancels, -1))
 
@@ -196,6 +198,8 @@ def _contraction(
     return Known(
         data=e.data,
         contracted=inner,
+        # 1 / rows behind it is the mean over rows, and no root of the units.
+        summed=grown_by([a for a in over if not narrows(a)]) if activations else {},
     )
 
 
