@@ -74,7 +74,8 @@ class Known:
       counted: whether it is made of the positions along an axis.
       contracted: axes over which it was contracted with a parameter. A weight learns
         its own scale, so that is no growth, but a number of that size is told.
-      made: of a number that the program computes, the numbers that it is made of.
+      made: of a number that the program computes, the numbers that it is made of; of
+        a table of positions those that scaled them.
     """
 
     number: Any = None
@@ -323,6 +324,23 @@ def sizes_in(value: float, axes: tuple[Axis, ...], rounding: float) -> Axis | No
         others = (size - 1, math.log(size))
         if any(equal(value, float(p), rounding) for p in (*powers, *others) if p):
             return axis
+    return None
+
+
+def frequency_of(value: float, axes: Sequence[Axis], rounding: float) -> Axis | None:
+    """The axis along which positions are scaled to run from 1 to some whole number.
+
+    As log(10000) / n does in exp(-i * log(10000) / n), or 8 / n in 2 ** (-8 * i / n).
+    """
+    for axis in axes:
+        size = width(axis)
+        for steps in (size, 2 * size) if isinstance(size, int) and size > 4 else ():
+            turn = abs(value) * steps
+            if any(equal(turn, whole, rounding) for whole in range(3, 17)):
+                return axis
+            largest = round(math.exp(turn)) if turn < 20 else 0
+            if largest > 16 and equal(turn, math.log(largest), rounding):
+                return axis
     return None
 
 

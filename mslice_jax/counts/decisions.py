@@ -79,7 +79,7 @@ def decide(counts: Counts, asked: Asked) -> None:
     """Has numbers follow and stay as the user asked."""
     for use, seen in list(counts.seen.items()) if asked != Asked() else ():
         follows = asked.of(counts.line(use))
-        if follows is None:
+        if follows is None or (follows and use in counts.tables):
             continue
         counts.asked[use] = follows
         if not follows:

@@ -139,6 +139,8 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
         return dataclasses.replace(
             x, logs={a: e_ * value**power for a, e_ in scaled.items()}, number=None
         )
+    if x.counted:
+        x = dataclasses.replace(x, made=(*x.made, (use, value)))
     last = Pending((use,), value, power)
     flow.meet(e, last, x, e.axes(1 - at))
     over = {axis: 1.0 for axis in x.spread if narrows(axis)}

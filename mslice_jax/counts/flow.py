@@ -26,6 +26,7 @@ from ..growth import (
     Pending,
     Sizes,
     Use,
+    frequency_of,
     matches,
     narrowing,
     narrows,
@@ -176,13 +177,20 @@ class _Flow:
             if axis is not None:
                 self.counts.seen[use] = Seen(value, axis)
 
-    def see(self, use: Use, value: float, axis: Axis | None, meets: str = "") -> None:
+    def see(
+        self,
+        use: Use,
+        value: float,
+        axis: Axis | None,
+        meets: str = "",
+        follow: Follow | None = None,
+    ) -> None:
         """A number looks like a size of the axis."""
         if axis is None or not narrows(axis):
             return
         known = self.counts.seen.get(use)
         if known is None or (meets and not known.meets):
-            self.counts.seen[use] = Seen(value, axis, meets)
+            self.counts.seen[use] = Seen(value, axis, meets, follow)
 
     def pass_by(self, e: Eqn, outs: Sequence[Known]) -> None:
         """Remembers the numbers among the operands of an equation."""
@@ -191,6 +199,18 @@ class _Flow:
         for at, known in enumerate(e.ins):
             if known.number is not None and np.isrealobj(known.number):
                 self.passed[e.use(at)] = float(known.number), known.made
+
+    def tabulated(self, e: Eqn) -> None:
+        """A table of positions that is made at full width: numbers that scale them."""
+        axes = tuple(axis for axis in e.out_axes() if narrows(axis))
+        for use, value in {each for known in e.ins for each in known.made}:
+            found = sizes_in(value, axes, 0.0)
+            found = found or sizes_in(value * 2, axes, 0.0)
+            found = found or frequency_of(value, axes, 0.0)
+            if found is not None and use not in self.counts.seen:
+                self.values[use] = value
+                self.counts.tables.add(use)
+                self.see(use, value, found, "it scales positions of a table")
 
     def look_through(self, frame: Frame) -> None:
         """Sees every number that is a power of a size, wherever it stands."""
@@ -225,8 +245,14 @@ class _Flow:
             (other_axes if other.counted else (), "it scales positions"),
         ):
             inner = tuple(axis for axis in axes if narrows(axis))
+            positions = other.counted and meets.endswith("positions")
+            per_step = frequency_of(value, inner, rounding) if positions else None
+            if per_step is not None:
+                follow = Follow(((per_step, -1.0),))
+                self.see(use, value, per_step, meets, follow)
+                return
             found = sizes_in(value, inner, rounding)
-            if found is None and other.counted and meets.endswith("positions"):
+            if found is None and positions:
                 found = sizes_in(value / 2, inner, rounding)
             if found is not None:
                 self.see(use, value, found, meets)
@@ -381,11 +407,20 @@ def _results(e: Eqn) -> Sequence[Known]:
     if number is not None:
         return [Known(number=number, made=made_of(e))]
     # A constant that is made at full width and cut has no frame of its own.
-    f = unknown if is_folded(e.frame, e.index) else _TABLE.get(e.name)
+    folded = is_folded(e.frame, e.index)
+    if folded:
+        e.flow.tabulated(e)
+    f = unknown if folded else _TABLE.get(e.name)
     if f is None:
         f = _TABLE[CALL] if e.index in e.frame.children else unknown
     found = f(e)
     outs = [found] * len(e.eqn.outvars) if isinstance(found, Known) else found
+    made = tuple(dict.fromkeys(each for known in e.ins for each in known.made))
+    if made and not any(k.data or k.parameter or k.weight for k in e.ins):
+        outs = [
+            dataclasses.replace(out, made=tuple(dict.fromkeys((*made, *out.made)))[:8])
+            for out in outs
+        ]
     for known in e.ins:
         if known.growth and known.pending and not _goes_on(known, outs):
             e.flow.finish(known)

@@ -50,6 +50,7 @@ class Counts:
       values: the numbers themselves, at full width.
       direct: those that stand right behind the sum that they count.
       others: of numbers that cancel a growth together, those that could follow instead.
+      tables: those that are made into a table at full width, which is cut: they stay.
       asked: what the user said of some, see `decisions`.
       operands: what is known of the operands of equations with their own derivative.
       results: what is known of the results of the program.
@@ -62,6 +63,7 @@ class Counts:
     results: list[Known] = field(default_factory=list)
     values: dict[Use, float] = field(default_factory=dict)
     asked: dict[Use, bool] = field(default_factory=dict)
+    tables: set[Use] = field(default_factory=set)
     direct: set[Use] = field(default_factory=set)
     others: dict[Use, tuple[Use, ...]] = field(default_factory=dict)
     _places: dict[Use, Place] | None = None
