@@ -204,3 +204,91 @@ def test_half_beside_a_width_of_two_or_four_is_no_finding(width):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ms.upgrade(Small(), tree, x, rates=(0.5, 1.0), strict=True)
+
+
+# Numbers that nothing known of the values speaks for: in the report, and the user's.
+LOOSE = {
+    "times": lambda h, n: h * h.var(-1, keepdims=True) * n,
+    "bessel": lambda h, n: h * h.var(-1, keepdims=True) / (n - 1),
+    "standard_error": lambda h, n: h / (h.std(-1, keepdims=True) / n**0.5),
+    "in_two_steps": lambda h, n: h * (jnp.sqrt(n) - 1),
+    "product": lambda h, n: jnp.tanh(h) / (n * n),
+    "logarithm": lambda h, n: jnp.tanh(h * math.log(n)),
+    "full": lambda h, n: jnp.tanh(h / jnp.full((h.shape[0], 1), n, h.dtype)),
+}
+
+
+@pytest.mark.parametrize("name", LOOSE)
+def test_every_number_that_may_be_a_size_is_in_the_report(name):
+    def apply(p, x, n=24):
+        return LOOSE[name](jnp.tanh(x @ p["a"]), n) @ p["b"]
+
+    rng = np.random.default_rng(0)
+    p = {"a": rng.normal(size=(5, 24)), "b": rng.normal(size=(24, 2))}
+    x = rng.normal(size=(3, 5)).astype("f")
+    p = {key: w.astype("f") for key, w in p.items()}
+    small = {"a": p["a"][:, :6], "b": p["b"][:6]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = ms.upgrade(apply, p, x, rates=(0.25, 1.0), check=False)
+    (line,) = set(lines_of(net, follows=False))
+    assert line.startswith("test_numbers.py:")
+    follows = ms.upgrade(apply, p, x, rates=(0.25, 1.0), check=False, follow=line)
+    for each, n in ((net, 24), (follows, 6)):
+        np.testing.assert_allclose(
+            ms.slice_apply(each, x, 0.25), apply(small, x, n), rtol=1e-4, atol=1e-5
+        )
+
+
+def _decay(n):
+    return 2.0 ** (-8.0 / n * jnp.arange(1, n + 1))[None]
+
+
+def _frequencies(n):
+    return jnp.exp(jnp.arange(n) * (-math.log(10000.0) / n))[None]
+
+
+def _sines(n):
+    """Sine and cosine side by side, as positions of tokens are told."""
+    angles = jnp.arange(3)[:, None] * _frequencies(n // 2)
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(3, n)
+
+
+@pytest.mark.parametrize("n", [24, 64, 68])
+@pytest.mark.parametrize("table", [_decay, _frequencies, _sines])
+def test_a_table_of_positions_that_is_made_of_a_size_is_told(table, n):
+    def apply(p, x):
+        return jnp.tanh(x @ p["a"] * table(n)) @ p["b"]
+
+    rng = np.random.default_rng(0)
+    p = {"a": rng.normal(size=(5, n)), "b": rng.normal(size=(n, 2))}
+    p = {key: w.astype("f") for key, w in p.items()}
+    x = rng.normal(size=(3, 5)).astype("f")
+    with pytest.warns(ms.NumberWarning, match="it scales positions"):
+        ms.upgrade(apply, p, x, rates=(0.5, 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stays = ms.upgrade(apply, p, x, rates=(0.5, 1.0), stay="*")
+    half = n // 2
+    kept = (table(n)[..., :half], table(half))
+    small = p["a"][:, :half], p["b"][:half]
+    by_hand = [np.tanh(x @ small[0] * each) @ small[1] for each in kept]
+    np.testing.assert_allclose(ms.slice_apply(stays, x, 0.5), by_hand[0], rtol=1e-4)
+    if table is _sines:  # laid together at full width, and cut: it cannot follow
+        with pytest.warns(ms.NumberWarning, match="of a table"):
+            ms.upgrade(apply, p, x, rates=(0.5, 1.0), follow="*")
+        return
+    follows = ms.upgrade(apply, p, x, rates=(0.5, 1.0), follow="*")
+    np.testing.assert_allclose(ms.slice_apply(follows, x, 0.5), by_hand[1], rtol=1e-4)
+
+
+def test_a_table_that_no_size_made_is_not_told():
+    def apply(p, x):
+        at = jnp.arange(24)[None]
+        decay = jnp.exp(-0.1 * at) + jnp.sin(jnp.pi * at)
+        return jnp.tanh(x @ p["a"] * decay) @ p["b"]
+
+    p = {"a": np.ones((5, 24), "f"), "b": np.ones((24, 2), "f")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ms.upgrade(apply, p, np.ones((3, 5), "f"), rates=(0.5, 1.0), check=False)

@@ -15,10 +15,11 @@ narrow size, so it *follows* the width.
   sum(h / n). They wait for growth that they cancel.
 """
 
+import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -60,6 +61,8 @@ class Known:
     Attributes:
       number: the number that every entry is, at full width; None if not known.
       growth, logs, powers, pending: see above.
+      summed: how many terms it is a sum of, whatever they grow with: n terms of a
+        softmax do not grow with n, and over n are a mean all the same.
       data: whether it depends on an input; a value that does not is made of
         parameters and constants.
       origin: the variable it is a view of, for those that only changed shape.
@@ -71,6 +74,8 @@ class Known:
       counted: whether it is made of the positions along an axis.
       contracted: axes over which it was contracted with a parameter. A weight learns
         its own scale, so that is no growth, but a number of that size is told.
+      made: of a number that the program computes, the numbers that it is made of; of
+        a table of positions those that scaled them.
     """
 
     number: Any = None
@@ -78,6 +83,7 @@ class Known:
     logs: Growth = dataclasses.field(default_factory=dict)
     powers: Growth = dataclasses.field(default_factory=dict)
     pending: tuple[Pending, ...] = ()
+    summed: Growth = dataclasses.field(default_factory=dict)
     data: bool = False
     origin: Any = None
     parameter: bool = False
@@ -86,6 +92,7 @@ class Known:
     spread: tuple[Axis, ...] = ()
     counted: bool = False
     contracted: tuple[Axis, ...] = ()
+    made: tuple[tuple[Use, float], ...] = ()
 
     @property
     def plain(self) -> bool:
@@ -133,8 +140,9 @@ class Follow:
             sizes = [
                 math.prod(width(a, w) for a, _ in self.axes) for w in (widths, FULL)
             ]
-            sign = math.copysign(1.0, number)
-            return sign * _less_one(float(sizes[0]), exponent)
+            full, narrow = (
+                _less_one(float(size), exponent) for size in reversed(sizes)
+            )
         factor = number / full
         exact = round(factor * 2) / 2  # half, once or twice the size, without rounding
         return (exact if exact and equal(factor, exact, 0.01) else factor) * narrow
@@ -230,16 +238,16 @@ def matches(
         entries = math.prod(width(axis) for axis in cancels)
         if equal(value, wanted, rounding):
             found.append((left, Match(cancels, Follow(exponents))))
-        elif multiples and any(
-            entries > least and equal(value, factor * wanted, rounding)
-            for factor, least in _MULTIPLES.items()
-        ):
+        elif multiples and _is_multiple(value, wanted, entries, exponents, rounding):
             found.append((left + 100, Match(cancels, Follow(exponents))))
         # A variance divides by n - 1; what takes away a norm's growth never is so.
         divides = all(e > 0 for e in cancels.values())
         if divides and entries > 2 and {e for _, e in exponents} <= _WHOLE_POWERS:
             less = {_less_one(float(entries), e) for _, e in exponents}
-            if len(less) == 1 and equal(value, less.pop(), rounding):
+            one = less.pop()
+            pairs = {e for _, e in exponents} <= {-2.0, 2.0}  # half of them differ
+            ways = (one, one / 2, one * 2) if pairs else (one,)
+            if not less and any(equal(value, way, rounding) for way in ways):
                 found.append((left + 0.25, Match(cancels, Follow(exponents, less=1))))
     if not found:
         return []
@@ -250,6 +258,28 @@ def matches(
 
 
 _WHOLE_POWERS = {-2.0, -1.0, 1.0, 2.0}
+
+
+def _is_multiple(
+    value: float,
+    wanted: float,
+    entries: int,
+    exponents: tuple[tuple[Axis, float], ...],
+    rounding: float,
+) -> bool:
+    """Whether a number is a simple multiple of the one that cancels a growth.
+
+    Roots of some sizes are small integers, and so are multiples of them: 16 beside 64
+    units is a quarter of them or twice their root, and of 66 nobody would have asked.
+    """
+    if not all(float(exponent).is_integer() for _, exponent in exponents):
+        return False
+    if any(equal(value, k * wanted**0.5, rounding) for k in (0.5, 2.0)):
+        return False
+    return any(
+        entries > least and equal(value, factor * wanted, rounding)
+        for factor, least in _MULTIPLES.items()
+    )
 
 
 def _parts(growth: Growth, halves: bool) -> Iterator[dict[Axis, float]]:
@@ -295,3 +325,64 @@ def sizes_in(value: float, axes: tuple[Axis, ...], rounding: float) -> Axis | No
         if any(equal(value, float(p), rounding) for p in (*powers, *others) if p):
             return axis
     return None
+
+
+def frequency_of(value: float, axes: Sequence[Axis], rounding: float) -> Axis | None:
+    """The axis along which positions are scaled to run from 1 to some whole number.
+
+    As log(10000) / n does in exp(-i * log(10000) / n), or 8 / n in 2 ** (-8 * i / n).
+    """
+    for axis in axes:
+        size = width(axis)
+        for steps in (size, 2 * size) if isinstance(size, int) and size > 4 else ():
+            turn = abs(value) * steps
+            if any(equal(turn, whole, rounding) for whole in range(3, 17)):
+                return axis
+            largest = round(math.exp(turn)) if turn < 20 else 0
+            if largest > 16 and equal(turn, math.log(largest), rounding):
+                return axis
+    return None
+
+
+class Sizes:
+    """The powers of sizes of axes that narrow, and of products of two: a table.
+
+    A number among them is one that may stand for a size, wherever it stands.
+    """
+
+    def __init__(self, axes: Sequence[Axis]):
+        found: dict[float, tuple[Axis, Follow]] = {}
+        by_size = {
+            size: axis
+            for axis in reversed(axes)
+            if narrows(axis) and isinstance(size := width(axis), int) and size > 1
+        }
+        for size, axis in by_size.items():
+            for exponent in (1.0, -1.0, 0.5, -0.5):
+                found.setdefault(size**exponent, (axis, Follow(((axis, exponent),))))
+            one = Follow(((axis, 1.0),), less=1), Follow(((axis, 1.0),), log=True)
+            found.setdefault(float(size - 1), (axis, one[0]))
+            found.setdefault(math.log(size), (axis, one[1]))
+        largest = sorted(by_size.items())[-_PRODUCTS:]
+        pairs = itertools.combinations_with_replacement(largest, 2)
+        for (m, a), (n, b) in pairs:
+            for exponent in (1.0, -1.0, 0.5, -0.5):
+                both = times({a: exponent}, {b: exponent})
+                follow = Follow(tuple(both.items()))
+                found.setdefault(float(m * n) ** exponent, (a, follow))
+        self._values = sorted(found)
+        self._found = found
+
+    def find(self, value: float) -> tuple[Axis, Follow] | None:
+        """The axis, and how the number follows it, of a number that is such a power."""
+        value = abs(value)
+        if value in (0.0, 0.5, 1.0, 2.0) or not math.isfinite(value):
+            return None
+        at = bisect.bisect_left(self._values, value)
+        for near in self._values[max(at - 1, 0) : at + 1]:
+            if equal(value, near):
+                return self._found[near]
+        return None
+
+
+_PRODUCTS = 8  # of so many sizes, the largest, products are looked for

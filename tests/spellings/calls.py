@@ -192,6 +192,20 @@ def mapped_twice(h, s, n):
     return of_rows(h, h) @ jnp.tanh(h)
 
 
+def mapped_over_units(h, s, n):
+    """vmap has the name: a sum over a device axis becomes one over units."""
+    centre = lambda column: column - lax.psum(column, "units") / n  # noqa: E731
+    return jax.vmap(centre, 1, 1, axis_name="units")(h)
+
+
+def mapped_over_rows(h, s, n):
+    def one(row):
+        highest = lax.pmax(lax.stop_gradient(row), "rows")
+        return row * lax.pmean(row.sum() / n, "rows") / highest
+
+    return jax.vmap(one, axis_name="rows")(3 + jnp.cos(h))
+
+
 def in_a_loop(h, s, n):
     return lax.map(lambda row: row * (row @ row) / n, h)
 
@@ -249,7 +263,8 @@ CALLS: dict[str, Spelling] = {
         scan_counting, scan_over_units, welford, for_loop, for_loop_over_rows,
         while_loop, while_mean, branch, branch_inside, branch_of_zero, branch_unlike,
         switch, jitted, jitted_division, jitted_twice, jitted_static, remat,
-        remat_of_sum, mapped, mapped_twice, in_a_loop, associative, accumulated,
-        partial, of_rows_in_turn, batched_branch, batched_while, power_iteration,
+        remat_of_sum, mapped, mapped_twice, mapped_over_units, mapped_over_rows,
+        in_a_loop, associative, accumulated, partial, of_rows_in_turn,
+        batched_branch, batched_while, power_iteration,
     )
 }  # fmt: skip

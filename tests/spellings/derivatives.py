@@ -420,7 +420,41 @@ def own_under_remat(h, s, n):
     return jax.checkpoint(lambda v: function(jnp.cos(v)))(h)
 
 
+def kept_multiple(h, s, n):
+    """2 / n is kept beside what it scales."""
+    function = with_backward(
+        lambda x: (total(x * x) / n, (x, 2.0 / n)),
+        lambda kept, g: kept[1] * kept[0] * g,
+    )
+    return function(h * s[None])
+
+
+def multiple_first(h, s, n):
+    """The count scales a residual before the cotangent does."""
+    function = with_backward(
+        lambda x: (jnp.square(jnp.sin(x) - x).mean(-1, keepdims=True), x),
+        lambda x, g: 2 / n * (jnp.sin(x) - x) * (jnp.cos(x) - 1) * g,
+    )
+    return function(h)
+
+
 # custom_jvp.
+
+
+def own_tangent_of_root(h, s, n):
+    """The count scales what the sum is divided by."""
+
+    @jax.custom_jvp
+    def function(x):
+        return jnp.sqrt(total(x * x) / n)
+
+    @function.defjvp
+    def _(primals, tangents):
+        (x,), (t,) = primals, tangents
+        y = function(x)
+        return y, total(x * t) / (n * y)
+
+    return h / function(h)
 
 
 def own_tangent(h, s, n):
@@ -483,7 +517,8 @@ DERIVATIVES: dict[str, Spelling] = {
         laplacian, own_layer_norm, own_layer_norm_of_means,
         own_layer_norm_of_jnp_means, own_layer_norm_with_scale, own_rms_norm,
         own_mean, own_mean_repeated, by_vjp_of_forward, by_kept_vjp, kept_sum,
-        kept_count, kept_count_as_array, count_not_differentiated, count_as_operand,
+        kept_count, kept_count_as_array, kept_multiple,
+        multiple_first, own_tangent_of_root, count_not_differentiated, count_as_operand,
         sum_as_operand, straight_through, centred_backward, normed_backward,
         own_logmeanexp, own_in_scan, own_under_vmap, own_under_remat, own_tangent,
         own_tangent_of_norm, own_tangent_not_differentiated, own_slope_inside,

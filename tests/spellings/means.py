@@ -258,6 +258,22 @@ def broadcast(h, s, n):
     return h - sums / jnp.full(h.shape, n, h.dtype)
 
 
+def products_of_two(h, s, n):
+    """Of all pairs of unlike units, as in a factorisation machine."""
+    return (total(h) ** 2 - total(h * h)) / (n * (n - 1))
+
+
+def products_counted_once(h, s, n):
+    return 0.5 * (total(h) ** 2 - total(h * h)) / (n * (n - 1) / 2)
+
+
+def redundancy(h, s, n):
+    """Of a correlation matrix what stands beside the diagonal, for each unit."""
+    squares = (h.T @ jnp.cos(h) / rows(h)) ** 2
+    diagonal = ((h * jnp.cos(h)).sum(0) / rows(h)) ** 2
+    return h * (squares.sum() - diagonal.sum()) / n
+
+
 MEANS: dict[str, Spelling] = {
     # The number.
     "over": lambda h, s, n: total(h) / n,
@@ -341,6 +357,9 @@ MEANS: dict[str, Spelling] = {
     "cube": lambda h, s, n: total(h) ** 3 / n**3,
     "pairs": centred_pairs,
     "pairs_in_turn": pairs_over_twice,
+    "products_of_two": products_of_two,
+    "products_counted_once": products_counted_once,
+    "redundancy": redundancy,
     # What stands between the sum and its count.
     "clip_of_sum": lambda h, s, n: jnp.clip(total(h), -20, 20) / n,
     "clip_of_mean": lambda h, s, n: jnp.clip(total(h) / n, -1, 1),

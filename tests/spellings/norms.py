@@ -139,6 +139,25 @@ def layer_einsum(h, s, n):
     return c / jnp.sqrt(variance + EPSILON)
 
 
+def layer_of_shares(h, s, n):
+    """The terms of these sums shrink as they become more."""
+    shares = jax.nn.softmax(h, -1)
+    c = centred(shares, n)
+    return c * lax.rsqrt(total(c * c) / n + 1e-9)
+
+
+def layer_of_unit_vectors(h, s, n):
+    unit = h / norm(h)
+    c = unit - unit.mean(-1, keepdims=True)
+    return c / jnp.sqrt(jnp.var(unit, -1, keepdims=True) + 1e-6)
+
+
+def variation_of_load(h, s, n):
+    """Of experts."""
+    load = jax.nn.softmax(h, -1).sum(0)
+    return h * (load.var() / (load.mean() ** 2 + 1e-6))
+
+
 def layer_float16(h, s, n):
     low = h.astype(jnp.float16)
     c = low - low.mean(-1, keepdims=True)
@@ -304,6 +323,9 @@ NORMS: dict[str, Spelling] = {
     "layer_of_a_norm": layer_of_a_norm,
     "layer_products": layer_products,
     "layer_einsum": layer_einsum,
+    "layer_of_shares": layer_of_shares,
+    "layer_of_unit_vectors": layer_of_unit_vectors,
+    "variation_of_load": variation_of_load,
     "layer_float16": layer_float16,
     "layer_newton": layer_newton,
     "layer_standardize": lambda h, s, n: jax.nn.standardize(h, axis=-1),

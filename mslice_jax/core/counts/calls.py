@@ -76,6 +76,7 @@ def _common(x: Known, y: Known) -> Known:
         growth=x.growth if x.growth == y.growth else {},
         logs=x.logs if x.logs == y.logs else {},
         powers=x.powers if x.powers == y.powers else {},
+        summed=x.summed if x.summed == y.summed else {},
         pending=either(x.pending, y.pending),
         data=x.data or y.data,
         counted=x.counted and y.counted,

@@ -79,13 +79,14 @@ def decide(counts: Counts, asked: Asked) -> None:
     """Has numbers follow and stay as the user asked."""
     for use, seen in list(counts.seen.items()) if asked != Asked() else ():
         follows = asked.of(counts.line(use))
-        if follows is None:
+        if follows is None or (follows and use in counts.tables):
             continue
         counts.asked[use] = follows
         if not follows:
             counts.follows.pop(use, None)
         elif use not in counts.follows:
-            counts.follows[use] = power_of(seen.value, seen.axis)
+            counts.follows[use] = seen.follow or power_of(seen.value, seen.axis)
+            counts.values.setdefault(use, seen.value)
 
 
 def power_of(value: float, axis: Axis) -> Follow:

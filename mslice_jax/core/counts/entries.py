@@ -91,7 +91,36 @@ def _product(e: Eqn) -> Known:
         cotangent=x.cotangent or y.cotangent,
         spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
     )
+    for one, other in ((x, y), (y, x)):
+        product = _scaled_by_numbers_of(e, product, one, other)
     return stale(product)
+
+
+def _scaled_by_numbers_of(e: Eqn, product: Known, x: Known, y: Known) -> Known:
+    """sum / (n * b) is sum / n / b: numbers of y may cancel what x has grown by."""
+    spread_over = {axis: 1.0 for axis in x.spread if narrows(axis)}
+    growth, pending = product.growth, list(product.pending)
+    along = product.spread
+    for waiting in y.pending if not narrowing(y.growth) else ():
+        if waiting not in pending:
+            continue
+        found = []
+        if narrowing(x.growth):
+            found = matches(waiting, growth, e.rounding())
+            found = [m for m in found if not narrowing(times(growth, m.cancels, -1))]
+        if not found and spread_over:  # of a square the gradient is twice as much
+            half = dataclasses.replace(waiting, value=waiting.value / 2)
+            found = matches(waiting, spread_over, e.rounding())
+            found = found or matches(half, spread_over, e.rounding())
+            along = () if found and one_meaning(found) else along
+        if found and one_meaning(found):
+            e.flow.follow(waiting.uses, waiting.value, found[0].follow, direct=True)
+            growth = times(growth, found[0].cancels, -1)
+            pending.remove(waiting)
+            break
+    return dataclasses.replace(
+        product, growth=growth, pending=tuple(pending), spread=along
+    )
 
 
 def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
@@ -110,6 +139,8 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
         return dataclasses.replace(
             x, logs={a: e_ * value**power for a, e_ in scaled.items()}, number=None
         )
+    if x.counted:
+        x = dataclasses.replace(x, made=(*x.made, (use, value)))
     last = Pending((use,), value, power)
     flow.meet(e, last, x, e.axes(1 - at))
     over = {axis: 1.0 for axis in x.spread if narrows(axis)}
@@ -306,6 +337,7 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
         logs = x.logs
     if x.plain and y.plain:
         return Known(
+            summed=x.summed if x.summed == y.summed else {},
             data=x.data or y.data,
             contracted=x.contracted or y.contracted,
             cotangent=x.cotangent or y.cotangent,
@@ -314,8 +346,10 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
     if x.growth != y.growth:
         x, y = _reconciled(e, x, y)
     # A term that does not grow leaves the growth of the other: all but one of a sum.
-    growth = y.growth if not x.growth else x.growth
-    growth = growth if x.growth == y.growth or not (x.growth and y.growth) else {}
+    # Of all pairs less those of one with itself the pairs are more.
+    growth = y.growth if not x.growth or _outgrows(y.growth, x.growth) else x.growth
+    if x.growth and y.growth and growth is x.growth != y.growth:
+        growth = growth if _outgrows(x.growth, y.growth) else {}
     pending = either(x.pending, y.pending) if x.growth == y.growth else ()
     powers = x.powers if x.powers == y.powers else {}
     if logs and growth:
@@ -325,10 +359,17 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
         logs=logs,
         powers=powers,
         pending=pending,
+        summed=x.summed if x.summed == y.summed else {},
         contracted=x.contracted or y.contracted,
         cotangent=x.cotangent or y.cotangent,
         spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
     )
+
+
+def _outgrows(a: Growth, b: Growth) -> bool:
+    """Whether a value grows at least as another along every axis, and more than not."""
+    more = times(a, b, -1)
+    return bool(more) and bool(b) and all(e > 0 for e in (*more.values(), *b.values()))
 
 
 def _reconciled(e: Eqn, x: Known, y: Known) -> tuple[Known, Known]:

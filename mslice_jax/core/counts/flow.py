@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from ..axes import Axis
@@ -23,7 +24,9 @@ from ..growth import (
     Known,
     Match,
     Pending,
+    Sizes,
     Use,
+    frequency_of,
     matches,
     narrowing,
     narrows,
@@ -63,6 +66,7 @@ def count(
     for use, axis in flow.ambiguous.items():
         if use not in flow.counts.follows:
             flow.see(use, flow.values[use], axis, "it could stand for several axes")
+    flow.look_through(frame)
     return flow.counts
 
 
@@ -130,6 +134,8 @@ class _Flow:
         self.counts = Counts()
         self.values = self.counts.values
         self.ambiguous: dict[Use, Axis] = {}
+        # Every number that meets a value, and what it was made of.
+        self.passed: dict[Use, tuple[float, tuple[tuple[Use, float], ...]]] = {}
 
     def axes(self, frame: Frame, var: Any) -> tuple[Axis, ...]:
         return self.analysis.axes(frame.value(var).dims)
@@ -149,6 +155,7 @@ class _Flow:
         for index, eqn in enumerate(frame.jaxpr.eqns):
             e = Eqn(self, frame, index, [read(var) for var in eqn.invars])
             outs = _results(e)
+            self.pass_by(e, outs)
             for var, out in zip(eqn.outvars, outs, strict=True):
                 env[var] = out
         return [read(var) for var in frame.jaxpr.outvars]
@@ -170,13 +177,54 @@ class _Flow:
             if axis is not None:
                 self.counts.seen[use] = Seen(value, axis)
 
-    def see(self, use: Use, value: float, axis: Axis | None, meets: str = "") -> None:
+    def see(
+        self,
+        use: Use,
+        value: float,
+        axis: Axis | None,
+        meets: str = "",
+        follow: Follow | None = None,
+    ) -> None:
         """A number looks like a size of the axis."""
         if axis is None or not narrows(axis):
             return
         known = self.counts.seen.get(use)
         if known is None or (meets and not known.meets):
-            self.counts.seen[use] = Seen(value, axis, meets)
+            self.counts.seen[use] = Seen(value, axis, meets, follow)
+
+    def pass_by(self, e: Eqn, outs: Sequence[Known]) -> None:
+        """Remembers the numbers among the operands of an equation."""
+        if any(known.number is not None for known in outs) or not _counts_in(e):
+            return
+        for at, known in enumerate(e.ins):
+            if known.number is not None and np.isrealobj(known.number):
+                self.passed[e.use(at)] = float(known.number), known.made
+
+    def tabulated(self, e: Eqn) -> None:
+        """A table of positions that is made at full width: numbers that scale them."""
+        axes = tuple(axis for axis in e.out_axes() if narrows(axis))
+        for use, value in {each for known in e.ins for each in known.made}:
+            found = sizes_in(value, axes, 0.0)
+            found = found or sizes_in(value * 2, axes, 0.0)
+            found = found or frequency_of(value, axes, 0.0)
+            if found is not None and use not in self.counts.seen:
+                self.values[use] = value
+                self.counts.tables.add(use)
+                self.see(use, value, found, "it scales positions of a table")
+
+    def look_through(self, frame: Frame) -> None:
+        """Sees every number that is a power of a size, wherever it stands."""
+        axes = [axis for var in frame.jaxpr.invars for axis in self.axes(frame, var)]
+        sizes = Sizes(list(dict.fromkeys(axes)))
+        for use, (value, made) in self.passed.items():
+            if use in self.counts.seen or use in self.counts.follows:
+                continue
+            ways = [(use, value)] if sizes.find(value) else made
+            for each, number in ways:
+                found = sizes.find(number)
+                if found is not None and each not in self.counts.seen:
+                    axis, follow = found
+                    self.counts.seen[each] = Seen(number, axis, follow=follow)
 
     def meet(
         self, e: Eqn, number: Pending, other: Known, other_axes: Sequence[Axis]
@@ -197,8 +245,14 @@ class _Flow:
             (other_axes if other.counted else (), "it scales positions"),
         ):
             inner = tuple(axis for axis in axes if narrows(axis))
+            positions = other.counted and meets.endswith("positions")
+            per_step = frequency_of(value, inner, rounding) if positions else None
+            if per_step is not None:
+                follow = Follow(((per_step, -1.0),))
+                self.see(use, value, per_step, meets, follow)
+                return
             found = sizes_in(value, inner, rounding)
-            if found is None and other.counted and meets.endswith("positions"):
+            if found is None and positions:
                 found = sizes_in(value / 2, inner, rounding)
             if found is not None:
                 self.see(use, value, found, meets)
@@ -223,11 +277,20 @@ class _Flow:
         Standing right there, it may be a multiple of the size. Where it alone could
         mean several axes, the numbers before it may settle that with it.
         """
-        growth, pending = known.growth, known.pending
-        found = matches(last, growth, rounding, multiples=True) if growth else []
+        growth, pending, summed = known.growth, known.pending, known.summed
+        found = matches(last, summed, rounding) if summed != growth else []
+        if not found or not one_meaning(found):
+            found = matches(last, growth, rounding) or found
+        found = found or matches(last, growth, rounding, multiples=True)
         if found and one_meaning(found):
             self.follow(last.uses, last.value, found[0].follow, direct=True)
-            growth = times(growth, found[0].cancels, -1)
+            gone = {
+                axis: e
+                for axis, e in found[0].cancels.items()
+                if narrows(axis) or axis in growth
+            }
+            growth = times(growth, gone, -1)
+            summed = times(summed, found[0].cancels, -1)
             pending = tuple(p for p in pending if p is not last)
         elif growth and 1 < len(pending) <= WAITING:
             together = _together(pending, growth, rounding)
@@ -240,7 +303,7 @@ class _Flow:
             axis = next((a for a in growth if narrows(a)), None)
             if axis is not None:
                 self.ambiguous.update(dict.fromkeys(last.uses, axis))
-        return dataclasses.replace(known, growth=growth, pending=pending)
+        return dataclasses.replace(known, growth=growth, pending=pending, summed=summed)
 
     def _are_alternatives(self, pending: Sequence[Pending]) -> None:
         """Notes numbers that cancel a growth together: any of them might follow."""
@@ -315,16 +378,49 @@ def knows(*names: str) -> Callable[[Any], Any]:
     return enter
 
 
+def _counts_in(e: Eqn) -> bool:
+    """Whether numbers of an equation may be more than indices."""
+    aval: Any = e.eqn.outvars[0].aval if e.eqn.outvars else None
+    dtype = getattr(aval, "dtype", None)
+    if dtype is None or e.index in e.frame.children:
+        return False
+    return jnp.issubdtype(dtype, jnp.inexact) or e.name in ("div", "rem")
+
+
+def made_of(e: Eqn) -> tuple[tuple[Use, float], ...]:
+    """The numbers that a number is made of, where they stand in the program."""
+    found = [
+        *(
+            (e.use(at), float(known.number))
+            for at, known in enumerate(e.ins)
+            if isinstance(e.eqn.invars[at], core.Literal)
+            and known.number is not None
+            and np.isrealobj(known.number)
+        ),
+        *(each for known in e.ins for each in known.made),
+    ]
+    return tuple(found[:8])
+
+
 def _results(e: Eqn) -> Sequence[Known]:
     number = numbers.fold(e.eqn, [known.number for known in e.ins])
     if number is not None:
-        return [Known(number=number)]
+        return [Known(number=number, made=made_of(e))]
     # A constant that is made at full width and cut has no frame of its own.
-    f = unknown if is_folded(e.frame, e.index) else _TABLE.get(e.name)
+    folded = is_folded(e.frame, e.index)
+    if folded:
+        e.flow.tabulated(e)
+    f = unknown if folded else _TABLE.get(e.name)
     if f is None:
         f = _TABLE[CALL] if e.index in e.frame.children else unknown
     found = f(e)
     outs = [found] * len(e.eqn.outvars) if isinstance(found, Known) else found
+    made = tuple(dict.fromkeys(each for known in e.ins for each in known.made))
+    if made and not any(k.data or k.parameter or k.weight for k in e.ins):
+        outs = [
+            dataclasses.replace(out, made=tuple(dict.fromkeys((*made, *out.made)))[:8])
+            for out in outs
+        ]
     for known in e.ins:
         if known.growth and known.pending and not _goes_on(known, outs):
             e.flow.finish(known)

@@ -25,11 +25,13 @@ class Seen:
       value: the number at full width.
       axis: the axis.
       meets: why the number matters where it stands; '' where nothing speaks for it.
+      follow: how it would follow the width, where that is known.
     """
 
     value: float
     axis: Axis
     meets: str = ""
+    follow: Follow | None = None
 
     @property
     def size(self) -> int:
@@ -48,6 +50,7 @@ class Counts:
       values: the numbers themselves, at full width.
       direct: those right after the sum that they count.
       others: of numbers that cancel a growth together, those that could follow instead.
+      tables: those that are made into a table at full width, which is cut: they stay.
       asked: what the user said of some, see `decisions`.
       operands: what is known of the operands of equations with their own derivative.
       results: what is known of the results of the program.
@@ -60,6 +63,7 @@ class Counts:
     results: list[Known] = field(default_factory=list)
     values: dict[Use, float] = field(default_factory=dict)
     asked: dict[Use, bool] = field(default_factory=dict)
+    tables: set[Use] = field(default_factory=set)
     direct: set[Use] = field(default_factory=set)
     others: dict[Use, tuple[Use, ...]] = field(default_factory=dict)
     _places: dict[Use, Place] | None = None

@@ -20,7 +20,7 @@ from ..growth import (
     times,
 )
 from .entries import grown_by, joined, spread, stale, view
-from .flow import WAITING, Eqn, knows, one_meaning, unknown
+from .flow import WAITING, Eqn, knows, made_of, one_meaning, unknown
 
 
 @knows("broadcast_in_dim")
@@ -47,14 +47,16 @@ def _spread_number(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
     over = grown_by(new)
     value = float(abs(x.number))
     if not narrowing(over) or not 0 < value < 1:
-        return Known(number=x.number)
+        return Known(number=x.number, made=x.made or made_of(e))
     found = matches(Pending((), value, 1.0), over, e.rounding())
     found = [match for match in found if match.follow.narrows]
     if not found or not one_meaning(found):
-        return Known(number=x.number)
+        return Known(number=x.number, made=x.made or made_of(e))
     entries = math.prod(width(a) for a in found[0].cancels)
     if isinstance(e.eqn.invars[0], core.Literal) and entries <= 4:
-        return Known(number=x.number)  # 0.5 and 0.25 are numbers of many meanings
+        return Known(
+            number=x.number, made=x.made or made_of(e)
+        )  # 0.5 and 0.25 are numbers of many meanings
     e.flow.follow([e.use(0)], float(x.number), found[0].follow, direct=True)
     return Known(growth=times({}, found[0].cancels, -1))
 
@@ -84,6 +86,8 @@ def _summed_axes(e: Eqn) -> list[Axis]:
     if e.params.get("axis_index_groups") is not None:
         return []
     named = e.params.get("axes", e.params.get("axis_name", ()))
+    if isinstance(named, tuple) and named and all(isinstance(n, int) for n in named):
+        return [axes[i] for i in named]  # as vmap leaves it
     aval: Any = e.eqn.invars[0].aval
     mesh = getattr(getattr(aval, "sharding", None), "mesh", None)
     sizes = dict(mesh.shape) if mesh is not None else {}
@@ -97,6 +101,7 @@ def _grown(e: Eqn, x: Known, over: Sequence[Axis]) -> Known:
     growth = times(x.growth, grown_by(over))
     known = Known(
         growth=growth,
+        summed=times(x.summed, grown_by(over)),
         logs=x.logs if not growth else {},
         pending=x.pending,
         data=x.data,
@@ -193,6 +198,8 @@ def _contraction(
     return Known(
         data=e.data,
         contracted=inner,
+        # 1 / rows behind it is the mean over rows, and no root of the units.
+        summed=grown_by([a for a in over if not narrows(a)]) if activations else {},
     )
 
 

@@ -47,8 +47,15 @@ def tie_shard_alike(t: Tie) -> Sequence[Value]:
     "unreduced_psum",
 )
 def tie_collective(t: Tie) -> Sequence[Value]:
-    """(a, b) -> (a, b): entry by entry over devices, which all narrow alike."""
-    return [Value(value.dims) for value in t.ins]
+    """(a, b) -> (a, b): entry by entry over devices, which all narrow alike.
+
+    (a, b) -> (a) over an axis of the array: what vmap leaves of a name that it has.
+    """
+    over = {axis for axis in t.params.get("axes", ()) if isinstance(axis, int)}
+    return [
+        Value(tuple(dim for i, dim in enumerate(value.dims) if i not in over))
+        for value in t.ins
+    ]
 
 
 @rule("pbroadcast_dynamic")
