@@ -51,6 +51,7 @@ from .growth import INPUT, PARAMETER, Growth
 from .rules import NO_RULE, RULES, Frame, Tie, Value, order
 from .rules import places as places_lib
 from .rules.folding import FOLDED
+from .rules.live import live
 from .unify import Dim, Equations, Reason, atoms, factors, find, segments
 
 UNREAD = "not read by the traced call"
@@ -272,7 +273,7 @@ def discover(
         for kind, value in zip(kinds, values, strict=True)
         if isinstance(kind, Parameter)
     ]
-    _fix_unread(closed, kinds, values, returns, equations)
+    _fix_unread(frame, kinds, values, returns, equations)
     found = _decide(parameters, equations, units)
     known = [PARAMETER if isinstance(kind, Parameter) else INPUT for kind in kinds]
     analysis = Analysis(closed, frame, found, equations, known=known)
@@ -373,6 +374,7 @@ def walk(
     consts: Sequence[Any] = ()
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
+    jaxpr = live(jaxpr)
     known = dict(zip(jaxpr.invars, values, strict=True))
     frame = Frame(jaxpr, consts, known, {}, {}, sources)
     for var, const in zip(jaxpr.constvars, consts, strict=True):
@@ -423,7 +425,7 @@ def _constant(aval: Any, value: Any) -> Value:
 
 
 def _fix_unread(
-    closed: core.ClosedJaxpr,
+    frame: Frame,
     kinds: Sequence[Any],
     values: Sequence[Value],
     returns: Sequence[int | str | None],
@@ -432,12 +434,12 @@ def _fix_unread(
     """Fixes parameters that nothing reads or updates, and what slices leave out."""
     read = {
         var
-        for eqn in closed.jaxpr.eqns
+        for eqn in frame.jaxpr.eqns
         for var in eqn.invars
         if not isinstance(var, core.Literal)
     }
     reason = Reason(UNREAD)
-    inputs = zip(closed.jaxpr.invars, kinds, values, strict=True)
+    inputs = zip(frame.jaxpr.invars, kinds, values, strict=True)
     for i, (var, kind, value) in enumerate(inputs):
         shares = isinstance(kind, Parameter) and kind.same_as is not None
         if var not in read and i not in returns and not shares:
@@ -517,6 +519,10 @@ def _one_factor_narrows(
             atom.fixed is None and atom in tied and atom.size > 1 for atom in atoms(dim)
         )
 
+    def fits(parts: Sequence[Dim]) -> bool:
+        narrows = [part for part in parts if can_narrow(part)]
+        return len(narrows) < 2 or free_of.each_other(narrows)
+
     products = [[f for d in dims for f in factors(d)] for dims in equations.products]
     # The user's choice comes before what follows from it.
     asked = [
@@ -525,6 +531,9 @@ def _one_factor_narrows(
         if any(atom in from_within for part in parts for atom in atoms(part))
     ]
     stays = Reason("stays whole: another factor of a split narrows")
+    twice = Reason("stays whole: two factors of one axis are these units")
+    for atom in _twice(products):
+        equations.fix(atom, twice)
     changed = True
     while changed:  # fixing one factor can leave another product with nothing to keep
         changed = False
@@ -537,6 +546,7 @@ def _one_factor_narrows(
             for part in narrows[1:]:
                 changed = True
                 equations.fix(part, stays)
+    _give_back(stays, products, fits)
     spans: dict[Dim, int] = {}
     for parts in products:
         if sum(map(can_narrow, parts)) > 1:
@@ -551,6 +561,33 @@ def _one_factor_narrows(
             for atom in atoms(part):
                 spans[atom] = max(span, spans.get(atom, 1))
     return spans
+
+
+def _twice(products: Sequence[Sequence[Dim]]) -> Iterator[Dim]:
+    """The atoms of two factors of one product: channels that a shuffle mixed again."""
+    for parts in products:
+        met: set[Dim] = set()
+        for part in parts:
+            here = set(atoms(part))
+            yield from here & met
+            met |= here
+
+
+def _give_back(
+    stays: Reason,
+    products: Sequence[Sequence[Dim]],
+    fits: Callable[[Sequence[Dim]], bool],
+) -> None:
+    """Lets factors narrow after all, where what narrowed instead was fixed later."""
+    within: dict[Dim, list[Sequence[Dim]]] = {}
+    for parts in products:
+        for atom in dict.fromkeys(atom for part in parts for atom in atoms(part)):
+            if atom.fixed is stays:
+                within.setdefault(atom, []).append(parts)
+    for atom, those in within.items():
+        atom.fixed = None
+        if not all(map(fits, those)):
+            atom.fixed = stays
 
 
 def _made_by_constants(
