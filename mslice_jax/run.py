@@ -14,7 +14,7 @@ from .analysis import PlanError
 from .checks import check_keywords, check_ranks, check_shapes
 from .narrow import evaluate
 from .plan import WidthPlan, path_name, path_parts
-from .program import Call, Definition, type_of, unkeyed_settings
+from .program import Call, Definition, type_of, unkeyed_settings, with_updates
 from .rates import Rate
 
 
@@ -83,7 +83,7 @@ def _run(
     )
     result = jax.tree.unflatten(program.tree, outs)
     _, kwargs = call.join(arrays)
-    if definition.function.updates(kwargs):
+    if with_updates(definition.function, kwargs, result):
         y, updates = result
         return y, _updates_put_back(plan, variables, updates, rate, source)
     return result
