@@ -29,6 +29,7 @@ NAMES = (
     "model",
 )
 NAMES += ("self", "variables", "definition", "function", "arrays", "source", "include")
+NAMES += ("mutable", "method", "rngs", "follow", "stay", "check", "train", "key")
 
 
 def takes(name):

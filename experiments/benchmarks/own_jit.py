@@ -55,12 +55,12 @@ class Config:
 class Recurrent(nn.Module):
     """Two layers over a sequence, as a language model has them."""
 
-    cell: Callable[..., nn.Module]
+    cell: Callable[..., nn.RNNCellBase]
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """(b, t) -> (b, t, vocabulary)."""
-        x = nn.Embed(512, 256)(tokens)
+        x: Any = nn.Embed(512, 256)(tokens)
         for _ in range(2):
             x = nn.RNN(self.cell(256))(x)
         return nn.Dense(512)(x)

@@ -42,8 +42,9 @@ class PlainFunction(Function):
         return hash(self.function) if is_method else id(self.function)
 
     def updates(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether `mutable` names something."""
-        return bool(kwargs.get("mutable"))
+        """Whether `mutable` names something; an array is an argument like others."""
+        mutable = kwargs.get("mutable")
+        return not hasattr(mutable, "shape") and bool(mutable)
 
 
 class Functions(Adapter):

@@ -204,7 +204,7 @@ def discover(
         for kind, value in zip(kinds, values, strict=True)
         if isinstance(kind, Parameter)
     ]
-    fix_unread(closed, kinds, values, returns, equations)
+    fix_unread(frame, kinds, values, returns, equations)
     found = form_groups(parameters, equations, units)
     known = [PARAMETER if isinstance(kind, Parameter) else INPUT for kind in kinds]
     analysis = Analysis(closed, frame, found, equations, known=known)

@@ -7,14 +7,14 @@ groups and attention by heads (Model Slicing, section 3.2).
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jax.extend import core
 
 from . import rates as rates_lib
-from .rules import Value
+from .rules import Frame, Value
 from .solver import Dim, Equations, Reason, atoms, factors, find, segments
 
 UNREAD = "not read by the traced call"
@@ -162,6 +162,10 @@ def _one_factor_narrows(
             atom.fixed is None and atom in tied and atom.size > 1 for atom in atoms(dim)
         )
 
+    def fits(parts: Sequence[Dim]) -> bool:
+        narrows = [part for part in parts if can_narrow(part)]
+        return len(narrows) < 2 or free_of.each_other(narrows)
+
     products = [[f for d in dims for f in factors(d)] for dims in equations.products]
     # The user's choice comes before what follows from it.
     asked = [
@@ -170,6 +174,9 @@ def _one_factor_narrows(
         if any(atom in from_within for part in parts for atom in atoms(part))
     ]
     stays = Reason("stays whole: another factor of a split narrows")
+    twice = Reason("stays whole: two factors of one axis are these units")
+    for atom in _twice(products):
+        equations.fix(atom, twice)
     changed = True
     while changed:  # fixing one factor can leave another product with nothing to keep
         changed = False
@@ -182,6 +189,7 @@ def _one_factor_narrows(
             for part in narrows[1:]:
                 changed = True
                 equations.fix(part, stays)
+    _give_back(stays, products, fits)
     spans: dict[Dim, int] = {}
     for parts in products:
         if sum(map(can_narrow, parts)) > 1:
@@ -196,6 +204,33 @@ def _one_factor_narrows(
             for atom in atoms(part):
                 spans[atom] = max(span, spans.get(atom, 1))
     return spans
+
+
+def _twice(products: Sequence[Sequence[Dim]]) -> Iterator[Dim]:
+    """The atoms of two factors of one product: channels that a shuffle mixed again."""
+    for parts in products:
+        met: set[Dim] = set()
+        for part in parts:
+            here = set(atoms(part))
+            yield from here & met
+            met |= here
+
+
+def _give_back(
+    stays: Reason,
+    products: Sequence[Sequence[Dim]],
+    fits: Callable[[Sequence[Dim]], bool],
+) -> None:
+    """Lets a factor narrow after all, where that in its place was fixed later."""
+    within: dict[Dim, list[Sequence[Dim]]] = {}
+    for parts in products:
+        for atom in dict.fromkeys(atom for part in parts for atom in atoms(part)):
+            if atom.fixed is stays:
+                within.setdefault(atom, []).append(parts)
+    for atom, those in within.items():
+        atom.fixed = None
+        if not all(map(fits, those)):
+            atom.fixed = stays
 
 
 def _made_by_constants(
@@ -271,7 +306,7 @@ def _name(places: Sequence[tuple[str, int, int]], taken: Mapping[str, Any]) -> s
 
 
 def fix_unread(
-    closed: core.ClosedJaxpr,
+    frame: Frame,
     kinds: Sequence[Any],
     values: Sequence[Value],
     returns: Sequence[int | str | None],
@@ -280,12 +315,12 @@ def fix_unread(
     """Fixes parameters that nothing reads or updates, and what slices leave out."""
     read = {
         var
-        for eqn in closed.jaxpr.eqns
+        for eqn in frame.jaxpr.eqns
         for var in eqn.invars
         if not isinstance(var, core.Literal)
     }
     reason = Reason(UNREAD)
-    inputs = zip(closed.jaxpr.invars, kinds, values, strict=True)
+    inputs = zip(frame.jaxpr.invars, kinds, values, strict=True)
     for i, (var, kind, value) in enumerate(inputs):
         shares = isinstance(kind, Parameter) and kind.same_as is not None
         if var not in read and i not in returns and not shares:

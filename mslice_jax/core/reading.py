@@ -9,6 +9,7 @@ from jax.extend import core
 from .rules import NO_RULE, RULES, Frame, Tie, Value, order
 from .rules import places as places_lib
 from .rules.folding import FOLDED
+from .rules.live import live
 from .solver import Dim, Equations, Reason
 
 
@@ -25,6 +26,7 @@ def walk(
     consts: Sequence[Any] = ()
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
+    jaxpr = live(jaxpr)
     known = dict(zip(jaxpr.invars, values, strict=True))
     frame = Frame(jaxpr, consts, known, {}, {}, sources)
     for var, const in zip(jaxpr.constvars, consts, strict=True):

@@ -18,6 +18,7 @@ from .evaluate import evaluate
 from .paths import path_name, path_parts
 from .plan import WidthPlan
 from .rates import SubNetwork
+from .tracing import with_updates
 
 
 def run(
@@ -110,7 +111,7 @@ def _run(
     )
     result = jax.tree.unflatten(program.tree, outs)
     _, kwargs = call.join(arrays)
-    if definition.function.updates(kwargs):
+    if with_updates(definition.function, kwargs, result):
         y, updates = result
         return y, _updates_put_back(plan, variables, updates, part, source)
     return result

@@ -1,6 +1,6 @@
 """Tracing the function: at full width, and with narrow variables where it can be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +56,21 @@ def trace(
     closed, out = jax.make_jaxpr(run, return_shape=True)(
         jax.tree.map(type_of, variables), [type_of(x) for x in arrays]
     )
-    updates = function.updates(kwargs)
+    updates = with_updates(function, kwargs, out)
     paths: list[Path | None] = []
     for path, _ in jax.tree_util.tree_leaves_with_path(out):
         inside = updates and getattr(path[0], "idx", 0) == 1
         paths.append(path_parts(path[1:]) if inside else None)
     return Trace(closed, jax.tree.structure(out), tuple(paths))
+
+
+def with_updates(function: Function, kwargs: Mapping[str, Any], result: Any) -> bool:
+    """Whether a result is a pair of the output and updated collections.
+
+    A function may have a keyword `mutable` of its own, and then returns anything.
+    """
+    pair = isinstance(result, tuple) and len(result) == 2
+    return pair and isinstance(result[1], Mapping) and function.updates(kwargs)
 
 
 def own_program(

@@ -20,6 +20,7 @@ from jax.extend import core
 from ..axes import FULL, Unit, Whole, Widths, shape
 from ..rules import Frame
 from ..rules.folding import is_folded
+from ..rules.live import live
 from ..rules.order import Computed, Given
 from ..source import user_line
 
@@ -133,7 +134,7 @@ class _Pairing:
 
         `fixed` says which of the operands reach no input.
         """
-        full = frame.jaxpr
+        full, jaxpr = frame.jaxpr, live(jaxpr)
         if len(full.invars) != len(jaxpr.invars):
             raise Incomparable("it captures other arrays at narrow shapes")
         twin = dict(zip(full.invars, jaxpr.invars, strict=True))
