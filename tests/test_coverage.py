@@ -457,7 +457,7 @@ def test_page_of_two_runs_tells_what_differs() -> None:
         row(name="A", **fine),
         row(name="B", **{**fine, "own_trace": "sizes | attributes"}),
         row(name="C", **fine),
-        row(name="D", **fine),
+        row(name="D", **{**fine, "own_trace": "ValueError"}),
     )
     second = a_run(
         row(name="A", **fine),
@@ -473,9 +473,10 @@ def test_page_of_two_runs_tells_what_differs() -> None:
     assert "| sizes / attributes | 0 |" in lines["B"]
     assert "| not identity (5.0e-01), 31.0%, own trace: same |" in lines["B"]
     assert "| same | 0 | 2 numbers |" in lines["C"]
-    assert "| same | 0 | not upgraded |" in lines["D"]
+    assert "| ValueError | 0 | not upgraded |" in lines["D"]
     assert "## numpy 2.0 (jax 1.0), 2.1 (jax 1.2)" in text
-    assert "same for 3 of 4 networks (75%). Not comparable: sizes" in text
+    assert "same for 2 of 4 networks (50%). Not comparable: the model" in text
+    assert "an error for others (1); sizes | attributes (1)." in text
     assert "| `run` | 2026-01-02, Python 3, jax 1.0, 2 CPU cores, 3 minutes" in text
     assert "2 CPU cores, 3 minutes | 4 | 4 | 4 |" in text
     assert "2 CPU cores, 3 minutes | 4 | 2 | 2 |" in text  # one of four crashed

@@ -187,10 +187,18 @@ def traces(run: Run) -> list[str]:
     if not told:
         return []
     same = told.pop("same", 0)
-    reasons = "; ".join(f"{why} ({count})" for why, count in told.most_common())
+    errors = sum(count for why, count in told.items() if why.endswith("Error"))
+    refuses = f"the model holds its sizes and raises an error for others ({errors})"
+    reasons = [refuses] if errors else []
+    reasons += [
+        f"{why} ({count})"
+        for why, count in told.most_common()
+        if not why.endswith("Error")
+    ]
     return [
         f"The own trace is comparable and the same for {same} of {len(run.rows)} "
-        f"networks ({same / len(run.rows):.0%}). Not comparable: {reasons or 'none'}.",
+        f"networks ({same / len(run.rows):.0%}). Not comparable: "
+        f"{'; '.join(reasons) or 'none'}.",
         "",
     ]
 
