@@ -26,7 +26,6 @@ from jax.core import Tracer
 
 from .adapters import adapter_of, adapter_of_network
 from .adapters.base import Adapter, Norms
-from .adapters.nnx.module import check_is_nnx, to_nnx
 from .core.call import Call, keywords
 from .core.checks import check_keywords
 from .core.counts import Asked
@@ -117,8 +116,7 @@ class Sliceable:
 
         See `mslice_jax.adapters.nnx.module.to_nnx`.
         """
-        check_is_nnx(self)
-        return to_nnx(extract(self, rate))
+        return adapter_of_network(self).rebuilt(extract(self, rate))
 
     def replace(self, variables: Any) -> "Sliceable":
         """The same network with other variables of the same shapes."""

@@ -76,6 +76,17 @@ class Adapter(abc.ABC):
     def module(self, net: Any) -> Any:
         """The network as a module of a framework, with a static rate."""
 
+    def rebuilt(self, small: Any) -> Any:
+        """A narrow network as a model of the user's own class, with narrow layers.
+
+        Raises:
+          ValueError: if models of this kind cannot be built from arrays.
+        """
+        raise ValueError(
+            "expected a network that was upgraded from an NNX model; got one from "
+            f"{type(small.definition.function).__name__}. Use extract(net, rate)."
+        )
+
 
 def method_of(kind: type, kwargs: Mapping[str, Any]) -> Any:
     """The method that a call with these keywords runs; `method` names another."""

@@ -9,7 +9,7 @@ from ...core.call import Call
 from ...core.function import Function
 from ..base import Adapter, Norms, check_is_instance, method_of
 from .function import NnxFunction, adapt
-from .module import SliceableModel
+from .module import SliceableModel, to_nnx
 
 
 class Nnx(Adapter):
@@ -44,6 +44,10 @@ class Nnx(Adapter):
     def called(self, model: Any, kwargs: Mapping[str, Any]) -> Any:
         """The method that runs."""
         return method_of(type(model), kwargs)
+
+    def rebuilt(self, small: Any) -> Any:
+        """See `module.to_nnx`."""
+        return to_nnx(small)
 
     def module(self, net: Any) -> SliceableModel:
         """An NNX model with a static rate, which holds the variables."""
