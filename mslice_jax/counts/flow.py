@@ -243,6 +243,7 @@ class _Flow:
             (other.contracted, "what it scales was contracted over the axis"),
             (other_axes if other.parameter else (), "it scales a parameter"),
             (other_axes if other.counted else (), "it scales positions"),
+            (other_axes if other.cotangent else (), "it scales a gradient along it"),
         ):
             inner = tuple(axis for axis in axes if narrows(axis))
             positions = other.counted and meets.endswith("positions")
