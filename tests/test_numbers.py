@@ -292,3 +292,46 @@ def test_a_table_that_no_size_made_is_not_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ms.upgrade(apply, p, np.ones((3, 5), "f"), rates=(0.5, 1.0), check=False)
+
+
+def _own_backward(p, x, n=24):
+    """The gradient of a step size is scaled by its number of entries, as in LSQ."""
+
+    @jax.custom_vjp
+    def kept(s):
+        return s
+
+    kept.defvjp(lambda s: (s, None), lambda _, g: (g / math.sqrt(n),))
+    return jnp.tanh(x @ p["a"] * kept(p["s"])[None]) @ p["b"]
+
+
+def test_a_number_of_a_backward_pass_is_told_with_the_gradient():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (5, 24), "s": (24,), "b": (24, 2)}
+    p = {key: rng.normal(size=shape).astype("f") for key, shape in shapes.items()}
+    small = {"a": p["a"][:, :6], "s": p["s"][:6], "b": p["b"][:6]}
+    x = rng.normal(size=(3, 5)).astype("f")
+
+    def upgraded(**options):
+        return ms.upgrade(
+            _own_backward, p, x, rates=(0.25, 1.0), check=False, **options
+        )
+
+    def slope(net):
+        slopes = jax.grad(lambda net: ms.slice_apply(net, x, 0.25).sum())(net)
+        return net.plan.slice(slopes.variables, 0.25)["s"]
+
+    def by_hand(n):
+        return jax.grad(lambda p: _own_backward(p, x, n).sum())(small)["s"]
+
+    with pytest.warns(ms.NumberWarning, match=r"4\.89898 .* it scales a gradient"):
+        stays = slope(upgraded())
+    np.testing.assert_allclose(stays, by_hand(24), rtol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        line = "test_numbers.py:*"
+        np.testing.assert_allclose(slope(upgraded(stay=line)), by_hand(24), rtol=1e-4)
+        follows = slope(upgraded(follow=line))
+        np.testing.assert_allclose(follows, by_hand(6), rtol=1e-4)
+    with pytest.raises(PlanError, match="no number is left open"):
+        slope(upgraded(strict=True))

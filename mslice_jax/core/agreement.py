@@ -83,7 +83,9 @@ def agree(
     """
     analysis.asked = settings.asked
     known = lines(analysis.counts)
-    for argument in ("follow", "stay"):
+    # The lines of a backward pass are known once it is traced.
+    later = analysis.counts.has_backward
+    for argument in () if later else ("follow", "stay"):
         missing = unmatched(getattr(settings.asked, argument), known)
         if missing:
             raise PlanError(no_match(missing[0], known, argument))

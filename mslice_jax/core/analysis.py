@@ -6,6 +6,7 @@ the same function (another batch size, training mode, a derivative) under a plan
 already made: it has to agree with it, or says which equation asks for what.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,12 +35,15 @@ from .counts import (
     Different,
     Incomparable,
     Known,
+    NumberWarning,
     Own,
     Place,
     count,
     decide,
+    describe,
     merge,
     pair,
+    warning,
 )
 from .errors import PlanError
 from .groups import (
@@ -64,7 +68,8 @@ class Analysis:
     `orders` has the groups whose indices the variables hold in another order than the
     constants of the program: what stood at `orders[group][i]` stands at i. `known` is
     what is known of the inputs, see `counts`, and `wanted` how results grow, where that
-    is known from elsewhere. `asked` is what the user said of numbers,
+    is known from elsewhere. `asked` is what the user said of numbers, `strict` whether
+    one of which nothing is known is an error,
     `own` gives the function's own program at given widths, where it has one, and
     `of_inputs` the numbers that are sizes of inputs, see `counts.decisions`.
     """
@@ -77,6 +82,7 @@ class Analysis:
     known: Sequence[Known] = ()
     wanted: Sequence[Growth] = ()
     asked: Asked = Asked()
+    strict: bool = False
     own: Callable[[Widths], Any] | None = None
     of_inputs: frozenset[Place] = frozenset()
     _own: dict[Any, Own | None] = field(default_factory=dict)
@@ -123,6 +129,19 @@ class Analysis:
             return self._own_numbers[id(own)].get((id(frame), index), {})
         return self.counts.numbers(frame, index, widths)
 
+    def tell_open(self, widths: Widths) -> None:
+        """Warns of numbers of a derivative that stay, and matter where they stand.
+
+        Raises:
+          PlanError: instead, under `strict`.
+        """
+        own = self.own_program(widths)
+        text = "" if own is not None else warning(describe(self.counts, (), {}))
+        if text and self.strict:
+            raise PlanError(f"strict=True asks that no number is left open, but {text}")
+        if text:
+            warnings.warn(text, NumberWarning, stacklevel=2)
+
     def is_moved(self, frame: Frame, var: Any) -> bool:
         """Whether units along some axis stand in another order than when traced."""
         axes = self.axes(frame.value(var).dims)
@@ -155,6 +174,7 @@ class Analysis:
         """
         read = follow(closed, self.groups, ins, outs, known, self.orders)
         read.asked, read.of_inputs = self.asked, self.of_inputs
+        read.strict = self.strict
         read.own = own and (lambda widths: own)
         return read
 

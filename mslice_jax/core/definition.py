@@ -177,6 +177,7 @@ def _read(
         traced.closed, definition.plan.groups, ins, outs, numbers, definition.orders
     )
     analysis.asked = definition.settings.asked
+    analysis.strict = definition.settings.strict
     analysis.of_inputs = definition.agreement.of_inputs
     if definition.agreement.comparable:
         function, plan = definition.function, definition.plan

@@ -152,6 +152,12 @@ def layer_of_unit_vectors(h, s, n):
     return c / jnp.sqrt(jnp.var(unit, -1, keepdims=True) + 1e-6)
 
 
+def largest_allowed(h, s, n):
+    """Rows longer than the root of their entries are cut to it."""
+    longest, length = n**0.5, norm(h)
+    return jnp.where(length > longest, h * (longest / length), h)
+
+
 def variation_of_load(h, s, n):
     """Of experts."""
     load = jax.nn.softmax(h, -1).sum(0)
@@ -326,6 +332,8 @@ NORMS: dict[str, Spelling] = {
     "layer_of_shares": layer_of_shares,
     "layer_of_unit_vectors": layer_of_unit_vectors,
     "variation_of_load": variation_of_load,
+    "largest_allowed": largest_allowed,
+    "no_less_than": lambda h, s, n: h * n**0.5 / jnp.maximum(norm(h), n**0.5),
     "layer_float16": layer_float16,
     "layer_newton": layer_newton,
     "layer_standardize": lambda h, s, n: jax.nn.standardize(h, axis=-1),

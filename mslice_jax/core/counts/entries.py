@@ -314,6 +314,8 @@ def _alike(e: Eqn, places: Sequence[int]) -> Known:
         total = dataclasses.replace(total, logs=to_power(total.logs, -1))
     for i in constants if added else ():
         total = _with_number(e, total, i)
+    for i in constants if e.name in ("clamp", "max", "min") else ():
+        _against_number(e, total, i)
     guarded = len(terms) == 1
     return dataclasses.replace(
         total,
@@ -435,6 +437,27 @@ def _with_number(e: Eqn, x: Known, at: int) -> Known:
         e.flow.follow([use], value, Follow(tuple(x.growth.items())), direct=True)
         return x
     return dataclasses.replace(x, pending=())
+
+
+@knows("eq", "ge", "gt", "le", "lt", "ne")
+def _compared(e: Eqn) -> Known:
+    """norm > sqrt(n): a bound that grows as what it bounds."""
+    for at, other in ((0, 1), (1, 0)):
+        if e.ins[at].number is not None:
+            _against_number(e, e.ins[other], at)
+    return unknown(e)
+
+
+def _against_number(e: Eqn, x: Known, at: int) -> None:
+    """A bound of a value that is as large as the value grows follows the width."""
+    number = e.ins[at].number
+    value = float(number) if np.isrealobj(number) else math.nan
+    if not narrowing(x.growth) or not math.isfinite(value) or abs(value) in (0, 0.5, 2):
+        return
+    size = math.prod(float(width(a)) ** k for a, k in x.growth.items())
+    if size != 1 and equal(abs(value), size, e.rounding()):
+        follow = Follow(tuple(x.growth.items()))
+        e.flow.follow([e.use(at)], value, follow, direct=True)
 
 
 def _total(logs: Growth) -> float:

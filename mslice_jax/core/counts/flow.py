@@ -243,6 +243,7 @@ class _Flow:
             (other.contracted, "what it scales was contracted over the axis"),
             (other_axes if other.parameter else (), "it scales a parameter"),
             (other_axes if other.counted else (), "it scales positions"),
+            (other_axes if other.cotangent else (), "it scales a gradient along it"),
         ):
             inner = tuple(axis for axis in axes if narrows(axis))
             positions = other.counted and meets.endswith("positions")
@@ -278,7 +279,9 @@ class _Flow:
         mean several axes, the numbers before it may settle that with it.
         """
         growth, pending, summed = known.growth, known.pending, known.summed
-        found = matches(last, summed, rounding) if summed != growth else []
+        # Axes over which terms were summed that shrink as they become more.
+        unseen = {a: e for a, e in summed.items() if growth.get(a, 0.0) < e - 1e-9}
+        found = matches(last, unseen, rounding) if unseen else []
         if not found or not one_meaning(found):
             found = matches(last, growth, rounding) or found
         found = found or matches(last, growth, rounding, multiples=True)
@@ -384,7 +387,9 @@ def _counts_in(e: Eqn) -> bool:
     dtype = getattr(aval, "dtype", None)
     if dtype is None or e.index in e.frame.children:
         return False
-    return jnp.issubdtype(dtype, jnp.inexact) or e.name in ("div", "rem")
+    types = [dtype, *(getattr(var.aval, "dtype", dtype) for var in e.eqn.invars[:1])]
+    inexact = any(jnp.issubdtype(each, jnp.inexact) for each in types)
+    return inexact or e.name in ("div", "rem")
 
 
 def made_of(e: Eqn) -> tuple[tuple[Use, float], ...]:

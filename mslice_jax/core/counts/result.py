@@ -69,6 +69,12 @@ class Counts:
     _places: dict[Use, Place] | None = None
     _at: dict[tuple[int, int], dict[Use, Follow]] | None = None
 
+    @property
+    def has_backward(self) -> bool:
+        """Whether some function of the program has a backward pass of its own."""
+        names = (self.frames[f].jaxpr.eqns[i].primitive.name for f, i in self.operands)
+        return "custom_vjp_call" in names
+
     def line(self, use: Use) -> str:
         """The user's line of a number."""
         return line_of(self.frames[use.frame], use.index)

@@ -274,6 +274,7 @@ def _narrow_custom_vjp(n: Narrow, *operands: Any) -> Any:
         )
         # The gradient of what has grown shrinks as much.
         run.wanted = [to_power(n.known[i].growth, -1) for i in told.moving]
+        run.tell_open(n.widths)
         cotangents = map(_tangent, cotangents)
         flat = n.evaluate(run, run.frame, n.widths, [*residuals, *cotangents])
         # A certain zero is passed on as such: 0 * inf is not 0 further back.
