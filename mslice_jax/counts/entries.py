@@ -313,9 +313,7 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
         )
     if x.growth != y.growth:
         x, y = _reconciled(e, x, y)
-    # A term that does not grow leaves the growth of the other: all but one of a sum.
-    growth = y.growth if not x.growth else x.growth
-    growth = growth if x.growth == y.growth or not (x.growth and y.growth) else {}
+    growth = _larger(x.growth, y.growth)
     pending = either(x.pending, y.pending) if x.growth == y.growth else ()
     powers = x.powers if x.powers == y.powers else {}
     if logs and growth:
@@ -329,6 +327,16 @@ def _added(e: Eqn, x: Known, y: Known, sign: float) -> Known:
         cotangent=x.cotangent or y.cotangent,
         spread=tuple(dict.fromkeys((*x.spread, *y.spread))),
     )
+
+
+def _larger(a: Growth, b: Growth) -> Growth:
+    """Of a sum: what grows less leaves the growth of the other, as all but one do."""
+    if not a or not b:
+        return a or b
+    more = times(a, b, -1).values()
+    if all(exponent >= 0 for exponent in more):
+        return a
+    return b if all(exponent <= 0 for exponent in more) else {}
 
 
 def _reconciled(e: Eqn, x: Known, y: Known) -> tuple[Known, Known]:
