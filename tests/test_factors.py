@@ -300,3 +300,84 @@ def test_groups_of_a_norm_narrow_whole():
 
     narrow = {"w": full["w"][:, :16], "s": full["s"][:4], "o": full["o"][:16]}
     check(f, full, narrow, normal(3, 4))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_channels_of_shuffled_groups(residual):
+    """A shuffle deals units out; what is in a group narrows where groups cannot."""
+    groups, size = 4, 8
+    full = {
+        "a": normal(5, groups * size),
+        "v": normal(groups, size, size),
+        "w": normal(groups, size, size),
+        "c": normal(groups * size, 3),
+    }
+    half = size // 2
+    cut_in = full["a"].reshape(5, groups, size)[..., :half].reshape(5, -1)
+    cut_out = full["c"].reshape(groups, size, 3)[:, :half].reshape(-1, 3)
+    # Units of the middle are (4 of the groups x 2) x 4; of the 2 the first is kept.
+    narrow = {
+        "a": cut_in,
+        "v": full["v"][:, :half].reshape(groups, half, 4, 2)[..., 0],
+        "w": full["w"].reshape(groups, 2, 4, size)[:, 0, :, :half],
+        "c": cut_out,
+    }
+
+    def grouped(h, w):
+        h = h.reshape(len(h), groups, -1)
+        return jnp.einsum("bgi,gio->bgo", h, w).reshape(len(h), -1)
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        y = jnp.tanh(grouped(h, p["v"]))
+        y = y.reshape(len(x), groups, -1).swapaxes(1, 2).reshape(len(x), -1)
+        y = grouped(y, p["w"])
+        return jnp.tanh(h + y if residual else y) @ p["c"]
+
+    if residual:
+        check(f, full, narrow, normal(3, 5))
+        return
+    net = ms.upgrade(f, full, normal(3, 5), rates=(0.5, 1.0))
+    kept = ms.report(net).to_dict()["parameters"]
+    assert kept["0.5"] / kept["1.0"] < 0.45
+
+
+def test_two_axes_of_a_contraction_may_be_the_same_units():
+    full = {"a": normal(4, 12), "m": normal(12, 12), "c": normal(1, 3)}
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        both = jnp.einsum("bi,bj->bij", h, jnp.cos(h))
+        return jnp.einsum("bij,ij->b", both, p["m"])[:, None] @ p["c"]
+
+    narrow = {"a": full["a"][:, :6], "m": full["m"][:6, :6], "c": full["c"]}
+    check(f, full, narrow, normal(5, 4))
+
+
+def squared(h):
+    return (h[:, :, None] * h[:, None, :]).reshape(len(h), -1)
+
+
+def squared_by_contraction(h):
+    """Bilinear pooling of a picture's pixels: a channel by itself and all others."""
+    pixels = h[:, None, :] * ROW[None, :, None]
+    return jnp.einsum("bpi,bpj->bij", pixels, jnp.cos(pixels)).reshape(len(h), -1)
+
+
+@pytest.mark.parametrize("pooling", [squared, squared_by_contraction])
+def test_both_factors_of_units_times_themselves(pooling):
+    full = {"a": normal(4, 8), "o": normal(64, 16), "c": normal(16, 2)}
+    narrow = {
+        "a": full["a"][:, :4],
+        "o": full["o"].reshape(8, 8, 16)[:4, :4, :8].reshape(16, 8),
+        "c": full["c"][:8],
+    }
+
+    def f(p, x):
+        return jnp.tanh(pooling(jnp.tanh(x @ p["a"])) @ p["o"]) @ p["c"]
+
+    net = check(f, full, narrow, normal(3, 4))
+    assert ms.report(net).to_dict()["products"] == {"o:0": "(8* x 8*)"}
+    x = normal(3, 4)
+    moved = ms.slice_apply(ms.reorder(net), x, 1.0)
+    np.testing.assert_allclose(moved, f(full, x), rtol=1e-4, atol=1e-4)

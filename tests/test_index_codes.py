@@ -252,3 +252,98 @@ def test_a_table_that_is_added_to_features_narrows():
     np.testing.assert_allclose(
         ms.slice_apply(net, x, 0.25), f(narrow, x), rtol=1e-5, atol=1e-5
     )
+
+
+def grams(h):
+    return h[:, :, None] * h[:, None, :]
+
+
+def divergence(h, n):
+    """The trace of a Jacobian, as in continuous flows."""
+
+    def of_one(v):
+        return jnp.trace(jax.jacfwd(lambda u: jnp.sin(u) * u.sum())(v))
+
+    return h * jax.vmap(of_one)(h)[:, None]
+
+
+def attention_to_others(h, n):
+    scores = jnp.where(jnp.eye(n, dtype=bool), -jnp.inf, grams(h))
+    return jnp.einsum("bij,bj->bi", jax.nn.softmax(scores), h)
+
+
+IDENTITIES = {
+    "letters": lambda h, n: jnp.einsum("bii->bi", grams(h)),
+    "trace": lambda h, n: h * jnp.einsum("bii->b", grams(h))[:, None],
+    "three letters": lambda h, n: jnp.einsum(
+        "biii->bi", h[:, None, None] * grams(h)[..., None]
+    ),
+    "jnp.trace": lambda h, n: h * jax.vmap(jnp.trace)(grams(h))[:, None],
+    "jnp.diag": lambda h, n: jax.vmap(jnp.diag)(h).sum(1),
+    "times": lambda h, n: (grams(h) * jnp.eye(n)).sum(1),
+    "contracted": lambda h, n: h @ jnp.eye(n),
+    "scaled": lambda h, n: h @ jnp.diag(jnp.full(n, 2.0)),
+    "added": lambda h, n: jnp.einsum("bij,bj->bi", grams(h) + 0.1 * jnp.eye(n), h),
+    "reflected": lambda h, n: jnp.einsum(
+        "bij,bj->bi", jnp.eye(n) - 0.3 * grams(h), jnp.cos(h)
+    ),
+    "others": lambda h, n: (grams(h) * (1 - jnp.eye(n))).sum(2),
+    "others by not": lambda h, n: jnp.where(~jnp.eye(n, dtype=bool), grams(h), 0).sum(
+        2
+    ),
+    "attention": attention_to_others,
+    "divergence": divergence,
+}
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_an_identity_makes_two_axes_one(name):
+    """Each of its entries is told from the others, but which one it is is not."""
+    full = {"a": normal(4, UNITS), "b": normal(UNITS, UNITS), "c": normal(UNITS, 3)}
+    narrow = {"a": full["a"][:, :KEPT], "b": full["b"][:KEPT, :KEPT]}
+    narrow["c"] = full["c"][:KEPT]
+    x = normal(5, 4)
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        h = IDENTITIES[name](h, h.shape[1])
+        return jnp.tanh(h @ p["b"]) @ p["c"]
+
+    net = ms.upgrade(f, full, x, rates=(0.25, 1.0))
+    jax.tree.map(
+        np.testing.assert_array_equal, dict(ms.extract(net, 0.25).variables), narrow
+    )
+    np.testing.assert_allclose(
+        ms.slice_apply(net, x, 0.25), f(narrow, x), rtol=1e-4, atol=1e-4
+    )
+    orders = {n: RNG.permutation(g.size) for n, g in net.plan.groups.items()}
+    permuted = ms.slice_apply(net.permute(orders), x, 1.0)
+    np.testing.assert_allclose(permuted, f(full, x), rtol=1e-4, atol=1e-4)
+
+
+PLACED = {
+    "offset": lambda n: jnp.eye(n, k=1),
+    "turned": lambda n: jnp.eye(n)[::-1],
+    "running": lambda n: jnp.cumsum(jnp.eye(n), 1),
+    "rolled": lambda n: jnp.roll(jnp.eye(n), 1, 0),
+    "one entry set": lambda n: jnp.eye(n).at[0, 0].set(5.0),
+    "triangle": lambda n: floats(jnp.arange(n)[:, None] >= jnp.arange(n)),
+    "scaled by place": lambda n: jnp.eye(n) + 0.1 * jnp.arange(n)[:, None],
+    "less a mean": lambda n: jnp.eye(n) - 1 / n,
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_other_matrices_of_places_keep_what_they_mix(name):
+    full = {"a": normal(4, UNITS), "b": normal(UNITS, 8), "c": normal(8, 3)}
+    x = normal(5, 4)
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"]) @ PLACED[name](UNITS)
+        return jnp.tanh(h @ p["b"]) @ p["c"]
+
+    net = ms.upgrade(f, full, x, rates=(0.25, 1.0))
+    narrow = {"a": full["a"], "b": full["b"][:, :2], "c": full["c"][:2]}
+    jax.tree.map(
+        np.testing.assert_array_equal, dict(ms.extract(net, 0.25).variables), narrow
+    )

@@ -72,6 +72,14 @@ DRAWS = {
     "gumbel": lambda: jax.random.gumbel(jax.random.key(1), (N,)),
     "permutation": lambda: 1.0 * jax.random.permutation(jax.random.key(1), N),
     "orthogonal": lambda: jax.random.orthogonal(jax.random.key(1), N)[0],
+    "gamma": lambda: jax.random.gamma(KEY, 2.0, (N,)),
+    "gamma of many": lambda: jax.random.gamma(KEY, jnp.full(N, 1.5)),
+    "beta": lambda: jax.random.beta(KEY, 2.0, 3.0, (N,)),
+    "t": lambda: jax.random.t(KEY, 3.0, (N,)),
+    "poisson": lambda: jax.random.poisson(KEY, 3.0, (N,)).astype(jnp.float32),
+    "gamma by vmap": lambda: jax.vmap(lambda k: jax.random.gamma(k, 2.0, (N,)))(
+        jax.random.split(KEY, 2)
+    ).sum(0),
     "split": lambda: sum(
         jax.random.normal(k, (N,)) for k in jax.random.split(jax.random.key(1))
     ),
@@ -178,3 +186,27 @@ def test_the_work_of_making_constants_is_not_counted():
         for rate, n, h in ((0.25, KEPT, 6), (1.0, N, 24))
     }
     assert flops == by_hand
+
+
+def test_a_draw_for_each_unit_of_what_the_unit_says():
+    """The shape of a gamma distribution comes from units, the key from the program."""
+    full = {"a": normal(1, N), "b": normal(N, 3)}
+
+    def f(p, t):
+        h = jax.nn.softplus(t[:, None] @ p["a"])
+        return jnp.tanh(jax.random.gamma(KEY, h)) @ p["b"]
+
+    net = ms.upgrade(f, full, TIMES, rates=(0.25, 1.0))
+    wide = np.asarray(jax.nn.softplus(TIMES[:, None] @ full["a"]))
+    drawn = np.asarray(jax.random.gamma(KEY, wide))
+    want = np.tanh(drawn[:, :KEPT]) @ full["b"][:KEPT]
+    np.testing.assert_allclose(
+        ms.slice_apply(net, TIMES, 0.25), want, rtol=1e-4, atol=1e-4
+    )
+    orders = {n: RNG.permutation(g.size) for n, g in net.plan.groups.items()}
+    np.testing.assert_allclose(
+        ms.slice_apply(net.permute(orders), TIMES, 1.0),
+        np.tanh(drawn) @ full["b"],
+        rtol=1e-4,
+        atol=1e-4,
+    )

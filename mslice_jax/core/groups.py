@@ -167,6 +167,10 @@ def _one_factor_narrows(
         return len(narrows) < 2 or free_of.each_other(narrows)
 
     products = [[f for d in dims for f in factors(d)] for dims in equations.products]
+    twice = Reason("stays whole: two factors of one axis are these units")
+    for atom in _mixed_again(products, equations, free_of):
+        equations.fix(atom, twice)
+    products = [list(dict.fromkeys(parts)) for parts in products]
     # The user's choice comes before what follows from it.
     asked = [
         parts[::-1]
@@ -174,9 +178,6 @@ def _one_factor_narrows(
         if any(atom in from_within for part in parts for atom in atoms(part))
     ]
     stays = Reason("stays whole: another factor of a split narrows")
-    twice = Reason("stays whole: two factors of one axis are these units")
-    for atom in _twice(products):
-        equations.fix(atom, twice)
     changed = True
     while changed:  # fixing one factor can leave another product with nothing to keep
         changed = False
@@ -206,13 +207,22 @@ def _one_factor_narrows(
     return spans
 
 
-def _twice(products: Sequence[Sequence[Dim]]) -> Iterator[Dim]:
-    """The atoms of two factors of one product: channels that a shuffle mixed again."""
-    for parts in products:
+def _mixed_again(
+    products: Sequence[Sequence[Dim]], equations: Equations, free_of: "_Independent"
+) -> Iterator[Dim]:
+    """The atoms of two factors of one axis, but for units by themselves.
+
+    Groups that a shuffle splits over the same groups, say. Of the outer product of
+    units with themselves both factors narrow.
+    """
+    split = {atom for dims in equations.splits for dim in dims for atom in atoms(dim)}
+    for dims, parts in zip(equations.products, products, strict=True):
         met: set[Dim] = set()
-        for part in parts:
+        for part in parts if len(dims) == 1 else ():
             here = set(atoms(part))
-            yield from here & met
+            for atom in here & met:
+                if atom in split or atom not in free_of.alone:
+                    yield atom
             met |= here
 
 

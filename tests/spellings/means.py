@@ -10,6 +10,11 @@ from jax import lax
 from tests.spellings.spelling import Spelling, rows, total
 
 
+def pairs(h):
+    """(b, n) -> (b, n, n)."""
+    return h[:, :, None] * h[:, None, :]
+
+
 def captured_ones(h, s, n):
     """The ones are a constant of the function, made outside of it."""
     return h @ np.ones((n, 1), np.float32) * (1 / n)
@@ -315,6 +320,32 @@ MEANS: dict[str, Spelling] = {
     "averages_einsum": lambda h, s, n: jnp.einsum("h,bh->b", jnp.ones(n) / n, h)[
         :, None
     ],
+    "trace": lambda h, s, n: jax.vmap(jnp.trace)(pairs(h)) / n,
+    "repeated_letter": lambda h, s, n: jnp.einsum("bii->b", pairs(h)) / n,
+    "repeated_letter_kept": lambda h, s, n: (
+        jnp.einsum("bii->bi", pairs(h)).sum(-1, keepdims=True) / n
+    ),
+    "times_identity": lambda h, s, n: (pairs(h) * jnp.eye(n)[None]).sum((1, 2)) / n,
+    "times_mean_of_identity": lambda h, s, n: (pairs(h) * (jnp.eye(n) / n)[None]).sum(
+        (1, 2)
+    ),
+    "contracted_identity": lambda h, s, n: (
+        jnp.einsum("bij,ij->b", pairs(h), jnp.eye(n)) / n
+    ),
+    "identity_then_mean": lambda h, s, n: (h @ (jnp.eye(n) / n)).sum(-1),
+    "mean_of_identity": lambda h, s, n: h * jnp.eye(n).sum(0)[None] - total(h) / n,
+    "pairs_of_others": lambda h, s, n: (
+        (pairs(h) * (1 - jnp.eye(n))[None]).sum((1, 2)) / (n * (n - 1))
+    ),
+    "all_others": lambda h, s, n: (
+        jnp.where(jnp.eye(n, dtype=bool)[None], 0, pairs(h)).sum(2) / (n - 1)
+    ),
+    "square_less_squares": lambda h, s, n: (
+        (total(h) ** 2 - total(h**2)) / (n * (n - 1))
+    ),
+    "square_less_trace": lambda h, s, n: (
+        (pairs(h).sum((1, 2)) - jax.vmap(jnp.trace)(pairs(h))) / n
+    ),
     "averages_everywhere": lambda h, s, n: h - h @ jnp.full((n, n), 1 / n),
     "projection": lambda h, s, n: h @ (jnp.eye(n) - jnp.ones((n, n)) / n),
     "captured_ones": captured_ones,

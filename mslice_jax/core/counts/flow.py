@@ -33,7 +33,7 @@ from ..growth import (
     sizes_in,
     times,
 )
-from ..rules import Frame
+from ..rules import Frame, order
 from ..rules.folding import is_folded
 from . import numbers
 from .result import Counts, Seen
@@ -104,6 +104,14 @@ class Eqn:
         axes = zip(self.out_axes(), out, missing, strict=True)
         return [axis for axis, n, gone in axes if gone and n != 1]
 
+    def identity(self, var: Any) -> Axis | None:
+        """The axis of an identity matrix: of its n entries one is not zero."""
+        value = self.frame.value(var)
+        if value.order is None or not value.order.diagonal:
+            return None
+        along = zip(self.flow.axes(self.frame, var), value.order.along, strict=True)
+        return next(axis for axis, how in along if how is order.PLACE)
+
     def shape(self, operand: int) -> tuple[Any, ...]:
         """The shape of an operand."""
         aval: Any = self.eqn.invars[operand].aval
@@ -124,6 +132,24 @@ class Eqn:
         aval: Any = self.eqn.outvars[0].aval
         dtype = aval.dtype
         return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.inexact) else 0
+
+
+def _of_identities(e: Eqn, outs: Sequence[Known]) -> Sequence[Known]:
+    """An identity has 1/n of the entries of its axis, so that a sum of it is one."""
+    if e.name == "eq":
+        axis = e.identity(e.eqn.outvars[0])
+    elif e.name == "select_n" and e.ins[1].zero:
+        axis = e.identity(e.eqn.invars[0])
+    else:
+        made = e.frame.value(e.eqn.outvars[0]).order if len(outs) == 1 else None
+        if made is None or not made.same or made.diagonal:
+            return outs
+        return [dataclasses.replace(outs[0], growth={})]  # a mask of the others
+    if axis is None:
+        return outs
+    (out,) = outs
+    growth = times(out.growth, {axis: 1.0}, -1)
+    return [dataclasses.replace(out, number=None, growth=growth)]
 
 
 class _Flow:
@@ -155,6 +181,7 @@ class _Flow:
         for index, eqn in enumerate(frame.jaxpr.eqns):
             e = Eqn(self, frame, index, [read(var) for var in eqn.invars])
             outs = _results(e)
+            outs = _of_identities(e, outs)
             self.pass_by(e, outs)
             for var, out in zip(eqn.outvars, outs, strict=True):
                 env[var] = out

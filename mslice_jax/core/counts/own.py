@@ -137,6 +137,8 @@ class _Pairing:
         full, jaxpr = frame.jaxpr, live(jaxpr)
         if len(full.invars) != len(jaxpr.invars):
             raise Incomparable("it captures other arrays at narrow shapes")
+        if _empty_parts(jaxpr) > _empty_parts(full):
+            raise Incomparable("a part of an axis, written out, is empty there")
         twin = dict(zip(full.invars, jaxpr.invars, strict=True))
         constant = dict(zip(full.invars, fixed, strict=True))
         self._constants(frame, jaxpr, consts, twin)
@@ -326,6 +328,14 @@ class _Pairing:
         name = "its end" if eqn is None else eqn.primitive.name
         line = "" if eqn is None else f" at {_line(frame, eqn)}"
         raise Different(f"{name}{line} is not there; found was {found}")
+
+
+def _empty_parts(jaxpr: Any) -> int:
+    """How many results have no entries."""
+    shapes = [
+        getattr(var.aval, "shape", ()) for eqn in jaxpr.eqns for var in eqn.outvars
+    ]
+    return sum(any(type(n) is int and n == 0 for n in sizes) for sizes in shapes)
 
 
 def _jaxprs(eqn: Any, other: Any) -> list[tuple[Any, Sequence[Any]]]:

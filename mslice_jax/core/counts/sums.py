@@ -171,7 +171,7 @@ def _contraction(
             return dataclasses.replace(growth, data=e.data)
     x, y = (spread(e, known, new) for known, new in zip((x, y), repeated, strict=True))
     itself = _same(e, x, y)
-    if itself:
+    if itself or any(e.identity(var) is not None for var in e.eqn.invars[:2]):
         product = Known(
             growth=times(x.growth, y.growth),
             pending=joined(x.pending, y.pending),

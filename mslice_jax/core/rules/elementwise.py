@@ -13,7 +13,7 @@ from .base import Dims, Tie, Value, rule
     "floor", "igamma", "igamma_grad_a", "igammac", "imag", "integer_pow", "is_finite",
     "lgamma", "log", "log1p", "log2", "logistic", "max", "min", "mul", "mulhi",
     "nextafter", "not", "one_minus_square", "or", "polygamma", "polynomial",
-    "population_count", "pow", "random_gamma", "real", "regularized_incomplete_beta",
+    "population_count", "pow", "real", "regularized_incomplete_beta",
     "rem", "round", "rsqrt", "select_n", "shift_left", "shift_right_arithmetic",
     "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "sub", "tan",
     "tanh", "threefry2x32", "xor", "zeros_like", "zeta",

@@ -53,6 +53,9 @@ class Order:
       reached: whether an argument reaches it; False for keys that loops hand on, too.
       counts: whether it is made of places by sums and factors alone.
       code: whether places along several axes were compared: an identity matrix.
+      same: whether these axes were made one, so that the matrix does the same to all of
+        their entries, whichever they are.
+      diagonal: whether such a matrix is zero elsewhere.
     """
 
     along: tuple[Along, ...]
@@ -60,6 +63,8 @@ class Order:
     reached: bool = True
     counts: bool = False
     code: bool = False
+    same: bool = False
+    diagonal: bool = False
 
     def at(self, axis: int) -> Along:
         """How entries differ along an axis; a scalar goes with any."""
@@ -123,6 +128,46 @@ def _is_progression(array: np.ndarray, axis: int) -> bool:
         return False
     even = np.linspace(line[0], line[-1], len(line))
     return bool(np.abs(line - even).max() <= 1e-5 * np.abs(line - line.mean()).max())
+
+
+_VIEWS = {"broadcast_in_dim", "copy", "reshape", "squeeze", "stop_gradient"}
+_VIEWS |= {"transpose"}
+_ARITHMETIC = {"add": np.add, "mul": np.multiply, "neg": np.negative}
+_ARITHMETIC |= {"sub": np.subtract}
+
+
+def line(source: Given | Computed) -> np.ndarray | None:
+    """The entries along the only axis along which they differ, of simple arithmetic."""
+    if isinstance(source, Given):
+        return _line_of(source.value)
+    name, params = source.eqn.primitive.name, source.eqn.params
+    if name == "iota":
+        size = params["shape"][params["dimension"]]
+        known = isinstance(size, int) and size <= LOOKED_AT
+        return np.arange(size).astype(params["dtype"]) if known else None
+    lines = [line(operand) for operand in source.operands]
+    known = [one for one in lines if one is not None]
+    if len(known) < len(lines):
+        return None
+    if name in _VIEWS:
+        return known[0]
+    if name == "convert_element_type":
+        return known[0].astype(params["new_dtype"])
+    if name in _ARITHMETIC and sum(len(one) > 1 for one in known) <= 1:
+        return _ARITHMETIC[name](*known)
+    return None
+
+
+def _line_of(value: Any) -> np.ndarray | None:
+    if isinstance(value, Tracer) or not 0 < math.prod(np.shape(value)) <= LOOKED_AT:
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        return None
+    for axis in reversed(range(array.ndim)):
+        if (array == array.take([0], axis)).all():
+            array = array.take(0, axis)
+    return array.reshape(-1) if array.ndim <= 1 else None
 
 
 def make(source: Given | Computed) -> Any:

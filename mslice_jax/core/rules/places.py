@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from .order import DATA, LOOKED_AT, PLACE, SAME, Along, Computed, Order, data
+from .order import DATA, LOOKED_AT, PLACE, SAME, Along, Computed, Order, data, line
 
 # The place of an entry tells what these give, where the other operand is no factor.
 _SUMS = {"add", "add_any", "and", "atan2", "clamp", "max", "min", "nextafter", "or"}
@@ -28,6 +29,7 @@ _ROUNDS = {"ceil", "floor", "round", "sign"}
 _AFFINE = {"add", "div", "mul", "neg", "sub", "copy", "convert_element_type"}
 _AFFINE |= {"reduce_precision", "stop_gradient"}
 _UNARY = {"convert_element_type", "copy", "neg", "reduce_precision", "stop_gradient"}
+_VIEWED = {"broadcast_in_dim", "pad", "reshape", "squeeze", "transpose"}
 _REDUCTIONS = {"reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod"}
 _REDUCTIONS |= {"argmax", "argmin", "reduce_sum", "reduce_xor"}
 _SCATTERS = {"scatter", "scatter-add", "scatter-max", "scatter-min", "scatter-mul"}
@@ -59,6 +61,8 @@ def folds(t: Any) -> bool:
             return False
         if math.prod(sizes) > LOOKED_AT:
             return False
+    if eqn.primitive.name == "pad":
+        return not _pads_nothing(t)
     if eqn.primitive.name == "reshape":
         (before,) = (value.dims for value in t.ins)
         inner = [dim.size for dim in before if dim.size != 1]
@@ -72,10 +76,14 @@ def read(t: Any) -> list[Order]:
     constant = all(order.source is not None for order in ins)
     reached = any(order.reached for order in ins)
     code = any(order.code for order in ins)
+    same, diagonal = _identity(t, name, ins)
     orders = []
     for result, aval in enumerate(t.outs):
         shape = getattr(aval, "shape", ())
-        if t.entries is not None or name in _UNARY:
+        if same and name == "eq":
+            along, counts, code = [o.along for o in ins], False, True
+            along = [_together(kinds) for kinds in zip(*along, strict=True)]
+        elif t.entries is not None or name in _UNARY:
             along, counts, code = _entry_by_entry(t, name, ins, shape)
         else:
             along, counts = _moved(t, name, ins, shape, constant)
@@ -87,10 +95,18 @@ def read(t: Any) -> list[Order]:
         if constant and not t.eqn.effects:
             operands = tuple(order.source for order in ins)
             source = Computed(t.eqn, result, operands)  # type: ignore[arg-type]
+        known = source is not None
         orders.append(
-            Order(along, source, reached, counts, code and source is not None)
-        )
+            Order(
+                along, source, reached, counts,
+                code and known, same and known, diagonal and known,
+            )
+        )  # fmt: skip
     return orders
+
+
+def _pads_nothing(t: Any) -> bool:
+    return not any(map(any, t.params["padding_config"]))
 
 
 def axes(value: Any) -> list[Any]:
@@ -103,6 +119,49 @@ def axes(value: Any) -> list[Any]:
 
 def _operands(t: Any) -> list[Order]:
     return [value.order or data(len(value.dims)) for value in t.ins]
+
+
+def _identity(t: Any, name: str, ins: Sequence[Order]) -> tuple[bool, bool]:
+    """Whether the result is an identity matrix, or made of one; and zero elsewhere.
+
+    Where the places along two axes are compared, and are the same, the matrix does to
+    each entry what it does to any: the axes are one, and may narrow.
+    """
+    if name == "eq" and not any(order.even or order.same for order in ins):
+        axes = [[i for i, a in enumerate(o.along) if a is PLACE] for o in ins]
+        if not all(len(each) == 1 for each in axes) or axes[0] == axes[1]:
+            return False, False
+        a, b = (order.source and line(order.source) for order in ins)
+        if a is None or b is None or not np.array_equal(a, b):
+            return False, False
+        if len(np.unique(a)) < len(a):
+            return False, False
+        entries = t.ins[0].dims if t.entries is None else t.entries
+        t.equations.equate(*(entries[i] for (i,) in axes))
+        return True, True
+    uneven = [order for order in ins if not order.even]
+    if not uneven or not all(order.same for order in uneven) or folds(t):
+        return False, False
+    if name in _VIEWED or name in _UNARY or name in {"mul", "div"}:
+        return True, ins[0].diagonal or name == "mul" and ins[-1].diagonal
+    if t.entries is None:
+        return False, False
+    numbers = [order.source and line(order.source) for order in ins if order.even]
+    chosen = name == "select_n" and ins[0].diagonal and len(numbers) == 2
+    if chosen and numbers[0] is not None and not numbers[0].any():
+        return True, True
+    if not all(map(_masks, numbers)):  # 1 / n, say: what it counts is not followed
+        t.fix([t.entries[i] for o in uneven for i in range(len(o.along))], TEXT)
+        return False, False
+    return True, name == "and" and len(uneven) == len(ins)
+
+
+def _masks(number: Any) -> bool:
+    """Whether a number is one of masks: 0, 1, -1, or out of bounds."""
+    if number is None:
+        return False
+    size = np.abs(np.asarray(number, np.float64)).max()
+    return bool(size in (0, 1) or size >= 1e4 or not np.isfinite(size))
 
 
 def _entry_by_entry(
@@ -144,6 +203,8 @@ def _compared(ins: Sequence[Order], axes: Sequence[int]) -> set[int]:
     found: set[int] = set()
     for at, a in enumerate(ins):
         for b in ins[at + 1 :]:
+            if a.same or b.same:
+                continue
             if not (a.varies <= b.varies or b.varies <= a.varies):
                 pairs = ((a, b), (b, a))
                 found |= {
@@ -194,6 +255,8 @@ def _moved(
     if name == "reshape" and t.params["dimensions"] is None:
         return _reshaped(t, ins[0], shape), ins[0].counts
     if name in {"rev", "slice"}:
+        return list(ins[0].along), ins[0].counts
+    if name == "pad" and _pads_nothing(t):
         return list(ins[0].along), ins[0].counts
     if name == "split":
         return list(ins[0].along), ins[0].counts
@@ -251,6 +314,8 @@ def _contracted(t: Any, ins: Sequence[Order], constant: bool) -> list[Along]:
         places = [
             dim for dim, a in zip(value.dims, order.along, strict=True) if a is PLACE
         ]
+        if order.same:
+            continue
         if order.code and not constant:
             t.fix(places, TEXT)
         elif order.source is not None and not constant:

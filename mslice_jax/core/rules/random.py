@@ -8,6 +8,10 @@ key, what is drawn is a constant: the whole is drawn, and what is kept is cut fr
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
+from ..axes import put_back, shape, take
 from .base import Dim, Dims, Narrow, Tie, rule
 from .folding import cut
 
@@ -58,6 +62,26 @@ def _narrow_uniform(n: Narrow, *bounds: Any) -> Any:
 def tie_uniform(t: Tie) -> Sequence[Dims]:
     """bounds -> (a, b): new axes."""
     return [[Dim(size) for size in t.params["shape"]]]
+
+
+def _narrow_gamma(n: Narrow, key: Any, a: Any) -> Any:
+    variable = n.eqn.invars[1]
+    if n.note is not _OWN_KEY:
+        return n.bind(key, a)
+    axes = n.axes(variable)
+    full = put_back(jnp.ones(shape(axes), a.dtype), a, axes, n.widths)
+    back = {group: np.argsort(order) for group, order in n.analysis.orders.items()}
+    drawn = n.bind(key, take(full, axes, back))
+    return cut(n, n.eqn.outvars[0], drawn)
+
+
+@rule("random_gamma", narrow=_narrow_gamma)
+def tie_gamma(t: Tie) -> Sequence[Dims]:
+    """key (k), (k, a) -> (k, a): a draw for each entry; see random_bits."""
+    _note_own_key(t)
+    key, a = (value.dims for value in t.ins)
+    t.equate(key, a[: len(key)])
+    return [a]
 
 
 @rule(
