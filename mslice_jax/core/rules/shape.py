@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from ..axes import Whole, slice_array, take
+from ..axes import Unit, Whole, slice_array, take
 from ..solver import find
 from .base import Dim, Dims, Narrow, Repeat, Tie, Value, is_fixed, rule
 
@@ -264,7 +264,8 @@ def tie_rev(t: Tie) -> Sequence[Dims]:
 def _narrow_iota(n: Narrow) -> Any:
     var, along = n.eqn.outvars[0], n.params["dimension"]
     axis = n.axes(var)[along]
-    if isinstance(axis, Whole):
+    first = isinstance(axis, Unit) and not n.moved([var])
+    if isinstance(axis, Whole) or first:
         return n.bind(shape=n.shape(var))
     # The numbers of the kept indices, not the first numbers.
     numbers = lax.iota(n.params["dtype"], n.params["shape"][along])
