@@ -50,6 +50,7 @@ class Functions(Adapter):
     """Any function fn(variables, *inputs)."""
 
     function: ClassVar[type[Function]] = PlainFunction
+    name = "function"
 
     def takes(self, model: Any) -> bool:
         """Whether it can be called."""
@@ -60,6 +61,12 @@ class Functions(Adapter):
     ) -> tuple[Function, Any]:
         """The function as it is."""
         return PlainFunction(function=model), variables
+
+    def again(
+        self, model: Any, facts: Any, call: Call, arrays: Any, rates: Any
+    ) -> Function:
+        """The function as it is."""
+        return PlainFunction(function=model)
 
     def module(self, net: Any) -> SliceableModule:
         """A Linen module, which has the variables of the function."""
