@@ -48,8 +48,8 @@ right = {
     "attention": lambda: call(nn.MultiHeadAttention(4), ones(2, 3, 8), ones(2, 5, 8)),
     "LSTM": lambda: call(nn.LSTMCell(8), (ones(2, 8), ones(2, 8)), ones(2, 6)),
     "GRU": lambda: call(nn.GRUCell(8), ones(2, 8), ones(2, 6)),
-    "resnet": lambda: call(models.CifarResNet(depth=8), ones(2, 8, 8, 3)),
-    "vgg": lambda: call(models.CifarVGG(), ones(2, 8, 8, 3)),
+    "resnet": lambda: call(models.CifarResNet(depth=11), ones(2, 8, 8, 3)),
+    "vgg": lambda: call(models.CifarVGG(depth=13), ones(2, 8, 8, 3)),
     "group_norm": lambda: group_norm(
         ones(2, 3, 8), ones(8), None, groups=4, epsilon=1e-5
     ),
@@ -61,7 +61,7 @@ wrong = {
     "attention": lambda: call(nn.MultiHeadAttention(4), ones(2, 3, 8), ones(3, 5, 8)),
     "LSTM": lambda: call(nn.LSTMCell(8), (ones(2, 8), ones(3, 8)), ones(2, 6)),
     "GRU": lambda: call(nn.GRUCell(8), ones(3, 8), ones(2, 6)),
-    "resnet": lambda: call(models.CifarResNet(depth=8), ones(8, 8, 3)),
+    "resnet": lambda: call(models.CifarResNet(depth=11), ones(8, 8, 3)),
     "group_norm": lambda: group_norm(
         ones(2, 3, 8), ones(4), None, groups=4, epsilon=1e-5
     ),
