@@ -440,6 +440,7 @@ def read_programs(
         content = reader.read(each["file"])
         try:
             exported = jax.export.deserialize(bytearray(content))
+            exported.mlir_module()  # an older JAX notices later StableHLO here
         except ImportError as error:
             raise StorageError(f"cannot read {reader.path}: {error}") from error
         except Exception as error:

@@ -532,6 +532,18 @@ def test_a_later_version_and_jax(tmp_path):
     assert ms.load(unread, mlp).rate == 1.0
 
 
+def test_programs_of_a_later_stablehlo(tmp_path, monkeypatch):
+    """JAX reads the shell of a program, and fails at what is in it."""
+    path = ms.save(function()[1], tmp_path / "net")
+
+    def fail(self):
+        raise ValueError("failed to deserialize StableHLO")
+
+    monkeypatch.setattr(jax.export.Exported, "mlir_module", fail)
+    with pytest.raises(ms.StorageError, match=r"exported by jax.*cannot read them"):
+        ms.load(path)
+
+
 def test_nothing_is_unpickled(tmp_path):
     """An array of objects would be, where it is asked for."""
     path = ms.save(function()[1], tmp_path / "net", programs=False)
