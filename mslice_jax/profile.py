@@ -1,16 +1,17 @@
 """What each rate costs: parameters, floating-point operations, latency."""
 
 import dataclasses
+import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from .core.rates import rate_key
+from .core.flops import further_turns
 from .cpu.compilation import jit
+from .report import contraction_flops
 from .sliceable import Sliceable, extract, slice_apply
 
 
@@ -19,17 +20,22 @@ class RateProfile:
     """The cost of one rate, measured on the extracted network.
 
     Attributes:
-      parameters: numbers in the narrow "params" that this rate reads. Of norms with
-        one set per rate, only its own set counts; batch statistics do not.
-      flops: floating-point operations of one call, as XLA counts them before it
-        optimizes: a multiplication with an addition is 2, and norms, activations and
-        sums count as well as convolutions.
+      parameters: numbers in the narrow "params" that this rate reads, as the report
+        counts them. Of norms with one set per rate, only its own set counts; batch
+        statistics do not.
+      flops: floating-point operations of one call, all of them, as XLA counts them
+        before it optimizes: a multiplication with an addition is 2, and norms,
+        activations and sums count as well as convolutions. The body of a loop counts
+        as often as it runs, where that is known before it does.
       latency_ms: median time of a call in milliseconds, compiled, weights in place.
+      contraction_flops: those of dense layers, convolutions and attention alone, as
+        the report counts them, for the inputs of this call.
     """
 
     parameters: int
     flops: float
     latency_ms: float
+    contraction_flops: float = math.nan
 
 
 def profile(
@@ -70,7 +76,7 @@ def profile(
     if repeats < 1:
         raise ValueError(f"expected at least one repeat, got {repeats}.")
     rates = sorted(net.rates if rates is None else rates)
-    runs, parameters, flops = {}, {}, {}
+    runs, parameters, flops, contractions = {}, {}, {}, {}
     for rate in rates:
         small = extract(net, rate)
 
@@ -79,7 +85,10 @@ def profile(
 
         lowered = jit(call).lower(small, *inputs)
         parameters[rate] = count_parameters(small, rate)
-        flops[rate] = _flops(lowered)
+        # XLA counts the body of a loop once.
+        program = jax.make_jaxpr(call)(small, *inputs)
+        flops[rate] = _flops(lowered) + further_turns(program, _flops_of)
+        contractions[rate] = contraction_flops(small, inputs, call_kwargs)
         compiled = lowered.compile()
         runs[rate] = lambda compiled=compiled, small=small: compiled(small, *inputs)
 
@@ -89,27 +98,23 @@ def profile(
             parameters=parameters[rate],
             flops=flops[rate],
             latency_ms=1e3 * latency[rate],
+            contraction_flops=contractions[rate],
         )
         for rate in rates
     }
 
 
 def count_parameters(net: Sliceable, rate: float) -> int:
-    """Numbers in `net`'s "params" that `rate` reads, `net` being at that rate.
+    """Numbers in `net`'s "params" that `rate` reads.
 
     Norms with one set per rate keep each under the name of its rate; an extracted
     network still holds the sets of narrower rates, which do not count here.
     """
-    others = {rate_key(other) for other in net.rates} - {rate_key(rate)}
-    variables = net.variables
-    if isinstance(variables, Mapping):
-        variables = variables.get("params", variables)
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return sum(
-        int(np.prod(leaf.shape))
-        for path, leaf in leaves
-        if not any(getattr(entry, "key", None) in others for entry in path)
-    )
+    return net.definition.parameters(rate)
+
+
+def _flops_of(function: Any, types: Sequence[Any]) -> float:
+    return _flops(jax.jit(function).lower(*types))
 
 
 def _flops(lowered: jax.stages.Lowered) -> float:

@@ -1,12 +1,13 @@
 """What narrows with what; what is fixed, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .adapters.modules import ModuleFunction
 from .adapters.norms import STRATEGIES
 from .core.analysis import Analysis
+from .core.call import Call, type_of
 from .core.flops import elastic_share, flops
 from .core.plan import WidthPlan
 from .core.run import full_types
@@ -33,12 +34,19 @@ class Report:
           A dict with these keys.
 
           * ``rates``: the declared rates.
-          * ``parameters``, ``flops``: how many numbers the variables hold, and how many
-            operations the contractions of the call that `upgrade` saw take, by rate.
+          * ``parameters``: by rate, how many numbers it reads of the parameters, as
+            `mslice_jax.profile` counts them.
+          * ``variables``: by rate, how many numbers all variables hold together:
+            statistics, constants, and the norms of other rates among them.
+          * ``contraction_flops``, also ``flops``: by rate, how many operations the
+            contractions take (dense layers, convolutions, attention) in the call that
+            `upgrade` saw; a multiplication with an addition is 2.
           * ``elastic``: the shares of parameters and FLOPs, in [0, 1], that some axis
             which narrows runs through.
           * ``groups``: for each group its size, its unit, how many entries of an array
-            an index spans, its width at each rate, and the axes that narrow with it.
+            an index spans, its width at each rate (of its indices, which may be heads
+            or groups of channels) and that in ``channels``, and the axes that narrow
+            with it.
           * ``fixed``: each axis of a parameter that keeps its size, the reason, the
             primitive that asks for it (empty where the user or the call does), and the
             user's line.
@@ -54,13 +62,17 @@ class Report:
             their ``strategy`` and ``why`` it was chosen, and in ``left`` the paths of
             other modules that keep a mean and a variance, which no strategy changes.
         """
-        plan, analysis = self.plan, _analysis(self.net)
+        plan, definition = self.plan, self.net.definition
+        analysis = analysis_of(self.net, definition.call, definition.arrays)
+        work = {str(rate): flops(analysis, plan.widths(rate)) for rate in plan.rates}
         return {
             "rates": list(plan.rates),
-            "parameters": {str(rate): plan.parameters(rate) for rate in plan.rates},
-            "flops": {
-                str(rate): flops(analysis, plan.widths(rate)) for rate in plan.rates
+            "parameters": {
+                str(rate): definition.parameters(rate) for rate in plan.rates
             },
+            "variables": {str(rate): plan.parameters(rate) for rate in plan.rates},
+            "contraction_flops": work,
+            "flops": dict(work),
             "elastic": {
                 "parameters": plan.elastic_share(),
                 "flops": elastic_share(analysis),
@@ -71,6 +83,10 @@ class Report:
                     "unit": group.unit,
                     "span": group.span,
                     "widths": {str(rate): group.width(rate) for rate in plan.rates},
+                    "channels": {
+                        str(rate): plan.channels(name, rate)
+                        for rate in (*plan.rates, 1.0)
+                    },
                     "leaves": [f"{path}:{axis}" for path, axis in group.leaves],
                 }
                 for name, group in plan.groups.items()
@@ -87,7 +103,12 @@ class Report:
             ],
             "products": plan.products(),
             "rounded": [
-                {"group": name, "rate": rate, "width": width}
+                {
+                    "group": name,
+                    "rate": rate,
+                    "width": width,
+                    "channels": plan.channels(name, rate),
+                }
                 for name, rate, width in plan.inexact()
             ],
             "numbers": [
@@ -138,19 +159,25 @@ class Report:
         data = self.to_dict()
         rates = [f"{rate:g}" for rate in self.plan.rates]
         counts = [f"{count:,}" for count in data["parameters"].values()]
-        work = [f"{count:.3g}" for count in data["flops"].values()]
-        rows = [["parameters", "", *counts, ""], ["FLOPs", "", *work, ""]]
+        work = [f"{count:.3g}" for count in data["contraction_flops"].values()]
+        rows = [["parameters", "", *counts, ""]]
+        if data["variables"] != data["parameters"]:
+            held = [f"{count:,}" for count in data["variables"].values()]
+            rows.append(["all variables", "", *held, ""])
+        rows.append(["FLOPs of contractions", "", *work, ""])
         for name, group in data["groups"].items():
-            units = f"{group['size'] / group['unit']:g} x {group['unit']}"
-            widths = [str(width) for width in group["widths"].values()]
-            rows.append([name, units, *widths, str(len(group["leaves"]))])
+            channels = group["channels"]
+            units = group["size"] / group["unit"]
+            each = f"{units:g} x {channels['1.0'] / units:g}"
+            widths = [str(channels[str(rate)]) for rate in self.plan.rates]
+            rows.append([name, each, *widths, str(len(group["leaves"]))])
         elastic, count = data["elastic"], len(data["groups"])
         lines = [
             "1 group of axes narrows, to a prefix. It runs"
             if count == 1
             else f"{count} groups of axes narrow, each to a prefix. They run",
-            f"through {elastic['parameters']:.1%} of the parameters and "
-            f"{elastic['flops']:.1%} of the FLOPs.",
+            f"through {elastic['parameters']:.1%} of the variables and "
+            f"{elastic['flops']:.1%} of the FLOPs. Channels at each rate:",
         ]
         lines += _table(
             [["group", "units", *(f"r={r}" for r in rates), "arrays"], *rows]
@@ -174,7 +201,7 @@ class Report:
             group = data["groups"][rounded["group"]]
             lines.append(
                 f"  {rounded['group']}: rate {rounded['rate']:g} keeps "
-                f"{rounded['width']} of {group['size']}"
+                f"{rounded['channels']} of {group['channels']['1.0']} channels"
             )
         numbers = self.net.definition.agreement.numbers
         if numbers:
@@ -227,13 +254,27 @@ def _about_norms(norms: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def _analysis(net: Sliceable) -> Analysis:
+def analysis_of(net: Sliceable, call: Call, arrays: Sequence[Any]) -> Analysis:
+    """What is known of the program of a call, at full width.
+
+    Args:
+      net: a network; types are enough.
+      call: the call.
+      arrays: its arrays, or their types.
+    """
     definition = net.definition
     types = full_types(net.plan, net.variables, net.part)
-    program = definition.program(
-        net.plan.resolve(net.rates[-1]), definition.call, types, definition.arrays
-    )
+    program = definition.program(net.plan.resolve(net.rates[-1]), call, types, arrays)
     return program.analysis
+
+
+def contraction_flops(
+    net: Sliceable, inputs: Sequence[Any], kwargs: Mapping[str, Any]
+) -> float:
+    """Operations of the contractions of a call, at the widths of the network."""
+    call, arrays = Call.split(inputs, kwargs)
+    analysis = analysis_of(net, call, [type_of(x) for x in arrays])
+    return flops(analysis, net.plan.widths(net.part))
 
 
 def _table(rows: list[list[str]]) -> list[str]:

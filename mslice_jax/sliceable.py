@@ -9,6 +9,7 @@ the plan, and the traces made so far. The rate is static too, so there is one XL
 program per rate and shape of input.
 """
 
+import abc
 import contextlib
 import functools
 import inspect
@@ -36,15 +37,25 @@ from .core.function import as_array
 from .core.groups import UNREAD, Units
 from .core.patterns import Patterns, as_patterns
 from .core.plan import WidthPlan
-from .core.rates import SubNetwork, check_rates
+from .core.rates import Rate, SubNetwork, check_rates
 from .core.run import resolve, run, slice_variables, without_wider
 from .core.settings import Settings
 
 _NONE: Any = object()  # in place of an argument that was not given
 
 
+class Network(abc.ABC):
+    """What `slice_apply` runs: a `Sliceable`, or the programs of a saved one."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def __call__(self, r: Any, /, *inputs: Any, **call: Any) -> Any:
+        """Runs at a slice rate."""
+
+
 @jax.tree_util.register_pytree_with_keys_class
-class Sliceable:
+class Sliceable(Network):
     """A network whose leading part at any declared rate is a network itself.
 
     A pytree whose only child is `variables`: jit, grad, vmap, optax, sharding and
@@ -67,9 +78,7 @@ class Sliceable:
         # Narrow weights by rate, so that calls outside of jit cut them once.
         self._narrow: dict[SubNetwork, _Kept] = {}
 
-    def __call__(
-        self, r: float | Mapping[str, float], /, *inputs: Any, **call: Any
-    ) -> Any:
+    def __call__(self, r: Rate, /, *inputs: Any, **call: Any) -> Any:
         """Runs the network at a slice rate: ``net(0.5, x)``.
 
         As `slice_apply(net, x, r, ...)`, but the inputs may be keywords, too.
@@ -111,7 +120,7 @@ class Sliceable:
         """
         return adapter_of_network(self).module(self)
 
-    def to_nnx(self, rate: float | Mapping[str, float]) -> Any:
+    def to_nnx(self, rate: Rate) -> Any:
         """The narrow network as an NNX model of the class that `upgrade` was given.
 
         See `mslice_jax.adapters.nnx.module.to_nnx`.
@@ -177,22 +186,31 @@ def upgrade(
     variables: Any = _NONE,
     *inputs: Any,
     rates: Iterable[float],
-    groups: int = 8,
     norm: str | None = None,
-    include: Patterns | None = None,
-    exclude: Patterns | None = None,
-    inner: Patterns | None = None,
+    # The widths that a rate gives.
+    groups: int = 8,
     min_width: int = 1,
     multiple_of: int = 1,
     shards: int = 1,
+    # Which axes narrow.
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    inner: Patterns | None = None,
+    # Numbers that are made of sizes.
     follow: Patterns | None = None,
     stay: Patterns | None = None,
+    # What is an error.
     check: bool = True,
     strict: bool = False,
+    # The call.
     call: Mapping[str, Any] | None = None,
     **call_kwargs: Any,
 ) -> Sliceable:
     """Makes a network sliceable: traces it, finds which axes narrow together.
+
+    ``upgrade(model, variables, x, rates=(0.25, 0.5, 0.75, 1.0))`` is what most networks
+    need. The other options stand in groups: the norms, the widths that a rate gives,
+    which axes narrow, numbers that are made of sizes, what is an error, the call.
 
     Args:
       model: a Linen module, an NNX model, or a function fn(variables, *inputs,
@@ -201,40 +219,47 @@ def upgrade(
         call is `upgrade(model, *inputs, rates=...)`; the model is not changed.
       *inputs: example inputs, arrays or `jax.ShapeDtypeStruct`s.
       rates: the slice rates in (0, 1] that the network will run at.
-      groups: how many units an axis has where the network itself sets none, and how
-        many groups a group norm has that replaces a batch norm.
-      norm: what becomes of the batch norms of a Flax model: 'group', 'switchable' or
-        'shared', see `mslice_jax.adapters.norms`. By default 'shared' where their
-        running statistics are trained, to be measured for each rate by `calibrate`, and
-        'group' where they are fresh, or no values are given; the report says which, and
-        why.
-      include: path patterns (see `mslice_jax.core.patterns`) of the parameters, or
-        their axes, that may narrow; whatever is tied to another parameter stays whole.
-      exclude: path patterns of parameters, or their axes, that keep their size.
-      inner: path patterns of parameters of whose split axes the innermost factor
-        narrows instead of the outermost: the head size instead of the heads, the
-        channels of every group instead of the groups. Means follow; of another number
-        that was made of the size, such as 1 / sqrt(head size), see `follow`.
+
+      norm: *Norms.* What becomes of the batch norms of a Flax model: 'group',
+        'switchable' or 'shared', see `mslice_jax.adapters.norms`. By default 'shared'
+        where their running statistics are trained, to be measured for each rate by
+        `calibrate`, and 'group' where they are fresh, or no values are given; the
+        report says which, and why.
+
+      groups: *Widths.* How many units an axis has where the network itself sets none,
+        and how many groups a group norm has that replaces a batch norm.
       min_width: how many entries an axis keeps at least.
       multiple_of: widths are rounded to a multiple of this many entries (8, 64 or 128
         suit the hardware); rate 1 keeps everything. Axes of whole heads or groups of
         more entries keep as many of these as make up a multiple.
       shards: how many devices an axis that narrows may be sharded over. Axes that it
-        divides are dealt out into so many equal parts, of which each keeps its leading
-        indices, so that slicing and putting back move nothing between devices.
-      follow: patterns of lines as the report writes them ("net.py:12", "net.py:*"):
-        numbers there that are a power of the size of an axis that narrows are made of
-        the narrow size, as means are without being asked.
+        divides are partitioned into so many equal parts, of which each keeps its
+        leading indices, so that slicing and putting back move nothing between devices.
+
+      include: *Axes.* Path patterns (see `mslice_jax.core.patterns`) of the parameters,
+        or their axes, that may narrow; all that is tied to another parameter stays
+        whole.
+      exclude: path patterns of parameters, or their axes, that keep their size.
+      inner: path patterns of parameters of whose split axes the innermost factor
+        narrows instead of the outermost: the head size instead of the heads, the
+        channels of every group instead of the groups. Means follow; of another number
+        that was made of the size, such as 1 / sqrt(head size), see `follow`.
+
+      follow: *Numbers.* Patterns of lines as the report writes them ("net.py:12",
+        "net.py:*"): numbers there that are a power of the size of an axis that narrows
+        are made of the narrow size, as means are without being asked.
       stay: the same of numbers that stay what they are.
-      check: whether the function is traced with narrow variables, too, where it can be
-        (functions that take their sizes from their arrays). Its own program has to be
-        the narrow one, and decides which numbers follow.
+
+      check: *Errors.* Whether the function is traced with narrow variables, too, where
+        it can be (functions that take their sizes from their arrays). Its own program
+        has to be the narrow one, and decides which numbers follow.
       strict: whether rates that some axis cannot honour exactly, primitives without a
         rule, and numbers of which nobody knows whether they follow, are errors instead
         of lines in the report, or a `NumberWarning`.
-      call: what else the call needs, by keyword. For a Linen module `rngs`, `mutable`
-        and `method` go to `Module.apply`; an NNX model understands them too, and
-        `train`, see `mslice_jax.adapters.nnx.function`.
+
+      call: *The call.* What else it needs, by keyword. For a Linen module `rngs`,
+        `mutable` and `method` go to `Module.apply`; an NNX model understands them too,
+        and `train`, see `mslice_jax.adapters.nnx.function`.
       **call_kwargs: the same, written out: `train=False` is `call={"train": False}`. A
         keyword of the model that is also one of these arguments (`rates`, `groups`,
         `norm`, `strict`, ...) is given in `call`.
@@ -248,6 +273,17 @@ def upgrade(
         program at a rate is not the narrow one, or under `strict`.
       ValueError: if the variables do not fit the model.
       TypeError: for a keyword that neither this function nor the model takes.
+
+    Example:
+      >>> import jax.numpy as jnp, mslice_jax as ms
+      >>> def mlp(p, x):
+      ...     return jnp.tanh(x @ p["w1"]) @ p["w2"]
+      >>> p = {"w1": jnp.ones((3, 16)), "w2": jnp.ones((16, 2))}
+      >>> net = ms.upgrade(mlp, p, jnp.ones((1, 3)), rates=(0.25, 0.5, 1.0))
+      >>> net
+      Sliceable(80 numbers at rate 1, rates=(0.25, 0.5, 1.0), 1 width groups)
+      >>> net.plan.widths(0.25)  # the group is named by an axis that it runs through
+      {'w1:1': 4}
     """
     kwargs = keywords(call, call_kwargs)
     checked = check_rates(rates)
@@ -299,7 +335,7 @@ _OPTIONS = tuple(
 def slice_apply(
     params: Sliceable,
     x: Any,
-    r: float | Mapping[str, float],
+    r: Rate,
     /,
     *more_inputs: Any,
     **call: Any,
@@ -330,8 +366,21 @@ def slice_apply(
       RateError: for a rate that was not declared, or is wider than `params`.
       PlanError: if this call asks for other widths than the plan.
       ValueError: if an input has another rank than the one that `upgrade` saw.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, mslice_jax as ms
+      >>> def mlp(p, x):
+      ...     return jnp.tanh(x @ p["w1"]) @ p["w2"]
+      >>> p = {"w1": jnp.ones((3, 16)), "w2": jnp.ones((16, 2))}
+      >>> x = jnp.ones((5, 3))
+      >>> net = ms.upgrade(mlp, p, x, rates=(0.5, 1.0))
+      >>> ms.slice_apply(net, x, 0.5).shape
+      (5, 2)
+      >>> grads = jax.grad(lambda net: ms.slice_apply(net, x, 0.5).sum())(net)
+      >>> [int((g != 0).sum()) for g in jax.tree.leaves(grads)]  # half of 48 and of 32
+      [24, 16]
     """
-    if not isinstance(params, Sliceable):
+    if not isinstance(params, Network):
         raise TypeError(
             "slice_apply expects the Sliceable that `upgrade` returns; got "
             f"{type(params).__name__}. If it went through a function that rebuilds "
@@ -340,7 +389,7 @@ def slice_apply(
     return params(r, x, *more_inputs, **call)
 
 
-def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
+def extract(net: Sliceable, rate: Rate) -> Sliceable:
     """The narrow network alone, to ship or to serve.
 
     Of switchable norms it keeps those of the rates up to `rate`.
@@ -357,6 +406,16 @@ def extract(net: Sliceable, rate: float | Mapping[str, float]) -> Sliceable:
     Raises:
       RateError: for a rate that was not declared, or is wider than the network.
       PlanError: for a pattern that names no group.
+
+    Example:
+      >>> import jax.numpy as jnp, mslice_jax as ms
+      >>> def mlp(p, x):
+      ...     return jnp.tanh(x @ p["w1"]) @ p["w2"]
+      >>> p = {"w1": jnp.ones((3, 16)), "w2": jnp.ones((16, 2))}
+      >>> net = ms.upgrade(mlp, p, jnp.ones((5, 3)), rates=(0.5, 1.0))
+      >>> small = ms.extract(net, 0.5)
+      >>> small.variables["w1"].shape, small.rates
+      ((3, 8), (0.5,))
     """
     part = resolve(net.definition, rate, net.part)
     if part == net.part:

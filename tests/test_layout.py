@@ -20,7 +20,7 @@ ROOMS = (
     {"core"},  # the method: knows no framework and no platform
     {"adapters", "cpu"},  # what a network is; what is fast on CPU
     {"sliceable"},
-    {"report", "calibrate", "reorder"},
+    {"report", "calibrate", "reorder", "storage"},
     {"nn", "models", "schedules", "data"},
     {"train", "profile", "plots"},
     {"serve"},
@@ -46,6 +46,13 @@ ORDER = {
         {"modules"},
         {"linen", "nnx"},
         {"functions"},
+    ),
+    "storage": (
+        {"archive"},
+        {"arrays"},
+        {"plain"},
+        {"programs"},
+        {"saving"},
     ),
     "cpu": (
         {"convolution", "few_channels", "pooling", "rows", "winograd"},
@@ -192,7 +199,46 @@ def public_names() -> list[str]:
     """What __init__.py imports from within, by the name it gives."""
     tree = ast.parse(MODULES["mslice_jax"].read_text(encoding="utf-8"))
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return [alias.asname or alias.name for node in froms for alias in node.names]
+    names = [alias.asname or alias.name for node in froms for alias in node.names]
+    return [name for name in names if name not in ("TYPE_CHECKING", "Any")]
+
+
+def test_public_names_are_those_of_all():
+    face = importlib.import_module("mslice_jax")
+    assert sorted(face.__all__) == sorted({*public_names(), "__version__"})
+    assert set(face.__all__) <= set(dir(face))
+    with pytest.raises(AttributeError, match="has no attribute 'upgraed'"):
+        face.upgraed  # noqa: B018
+
+
+def test_rooms_that_few_need_are_imported_when_asked_for():
+    script = """
+import sys
+import mslice_jax as ms
+rooms = ("data", "models", "nn", "profile", "schedules", "train")
+print(*(r for r in rooms if f"mslice_jax.{r}" in sys.modules))
+print(*(getattr(ms, r).__name__ for r in rooms))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    before, after = run.stdout.splitlines()
+    assert before == ""
+    assert after == " ".join(
+        f"mslice_jax.{room}"
+        for room in ("data", "models", "nn", "profile", "schedules", "train")
+    )
+
+
+def test_the_version_is_that_of_the_package():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    version = importlib.import_module("mslice_jax").__version__
+    assert f'version = "{version}"' in text
+    assert (PACKAGE / "py.typed").exists()
 
 
 @pytest.mark.parametrize("name", public_names())

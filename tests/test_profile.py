@@ -60,6 +60,29 @@ def test_profile_measures_every_rate():
     assert list(profile(net, x, rates=(0.5,), repeats=1)) == [0.5]
 
 
+def test_loops_count_by_their_length():
+    """A loop of 7, and in each turn one of 3; one turn of a product is 2 w²."""
+
+    def net(p, x):
+        def turn(h, _):
+            h, _ = jax.lax.scan(lambda h, _: (h @ p["b"], None), h, length=3)
+            return h @ p["a"], None
+
+        h = jax.lax.scan(turn, x @ p["i"], length=7)[0]
+        h = jax.lax.fori_loop(0, 5, lambda i, h: h @ p["a"], h)
+        return h @ p["o"]
+
+    r = np.random.default_rng(0)
+    shapes = {"i": (5, 8), "a": (8, 8), "b": (8, 8), "o": (8, 3)}
+    p = {name: r.normal(size=shape) for name, shape in shapes.items()}
+    x = np.ones((1, 5), np.float32)
+    found = profile(ms.upgrade(net, p, x, rates=(0.5, 1.0)), x, repeats=1)
+    for rate, w in ((0.5, 4), (1.0, 8)):
+        products = 2 * (5 * w + 7 * (3 + 1) * w * w + 5 * w * w + w * 3)
+        assert found[rate].contraction_flops == products
+        assert found[rate].flops == pytest.approx(products, rel=0.1)
+
+
 def test_rates_take_turns():
     calls = []
     runs = {rate: lambda rate=rate: calls.append(rate) for rate in (0.5, 1.0)}

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 import mslice_jax as ms
@@ -45,6 +46,7 @@ def test_parameters_and_flops_of_dense_layers():
         "unit": 2,
         "span": 1,
         "widths": {"0.5": 8, "1.0": 16},
+        "channels": {"0.5": 8, "1.0": 16},
         "leaves": ["a:1", "b:0"],
     }
 
@@ -125,6 +127,102 @@ def test_details_list_every_axis_and_what_it_is_made_of():
     assert title == "  in:1, 16 in units of 2:"
     assert first == "    in:1 = (16* + 16*)"
     assert second == "    out:0 = 16*"
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (2, 0))])
+@pytest.mark.parametrize("strides", [(2, 3), (1, 2)])
+def test_flops_of_a_transposed_convolution_are_without_its_zeros(padding, strides):
+    def net(p, x):
+        image = x[None, :, :, None] * p["c"][None]
+        h = lax.conv_transpose(image, p["k"], strides, padding)
+        return h.mean((0, 1, 2)) @ p["o"]
+
+    found = data(net, weights(c=(4, 5, 6), k=(3, 2, 6, 8), o=(8, 3)))
+    # Entries of the input that an entry of the kernel meets: a convolution of ones.
+    ones, kernel = jnp.ones((1, 4, 5, 1)), jnp.ones((3, 2, 1, 1))
+    met = float(lax.conv_transpose(ones, kernel, strides, padding).sum())
+    assert found["contraction_flops"] == {
+        "0.5": 2 * (met * 3 * 4 + 4 * 3),
+        "1.0": 2 * (met * 6 * 8 + 8 * 3),
+    }
+    if padding == "VALID":  # each entry meets the whole kernel
+        assert met == 4 * 5 * 3 * 2
+    assert found["flops"] == found["contraction_flops"]
+
+
+class Switched(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=True)(nn.Dense(8)(x))
+        return {"logits": nn.Dense(3)(x), "more": (x.sum(), nn.Dense(2)(x))}
+
+
+def test_parameters_are_what_profile_counts_and_variables_all_numbers():
+    model = Switched()
+    variables = model.init(jax.random.key(0), X)
+    net = ms.upgrade(model, variables, X, rates=(0.5, 1.0), norm="switchable")
+    found = ms.report(net).to_dict()
+    # Two dense layers with bias behind the first, scale and bias of one norm.
+    each = {w: 5 * w + w + w * 3 + 3 + w * 2 + 2 + 2 * w for w in (4, 8)}
+    assert found["parameters"] == {"0.5": each[4], "1.0": each[8]}
+    costs = ms.profile.profile(net, X, repeats=1)
+    assert {str(r): c.parameters for r, c in costs.items()} == found["parameters"]
+    assert {str(r): c.contraction_flops for r, c in costs.items()} == found["flops"]
+    # The tree holds the other rate's norm too, and both have a mean and a variance.
+    assert found["variables"] == {"0.5": each[4] + 6 * 4, "1.0": each[8] + 6 * 8}
+    text = str(ms.report(net))
+    (row,) = [line for line in text.splitlines() if "all variables" in line]
+    assert row.split()[2:] == [str(each[4] + 24), str(each[8] + 48)]
+
+
+def test_the_reason_names_the_leaf_of_the_output():
+    model = Switched()
+    net = ms.upgrade(model, model.init(jax.random.key(0), X), X, rates=(0.5, 1.0))
+    reasons = {f["axis"]: f["reason"] for f in ms.report(net).to_dict()["fixed"]}
+    assert reasons["params/Dense_1/bias:0"] == "output of the function (logits)"
+    assert reasons["params/Dense_2/bias:0"] == "output of the function (more/1)"
+    call = {"mutable": ["s"]}
+
+    def plain(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["b"]
+
+    found = data(plain, weights(a=(5, 16), b=(16, 3)))
+    assert {f["axis"]: f["reason"] for f in found["fixed"]}["b:1"] == (
+        "output of the function"
+    )
+
+    def both(p, x, mutable):
+        return [plain(p, x)], {"s": p["s"]}
+
+    net = ms.upgrade(
+        both, weights(a=(5, 16), b=(16, 3), s=(4,)), X, rates=(0.5, 1.0), call=call
+    )
+    reasons = {f["axis"]: f["reason"] for f in ms.report(net).to_dict()["fixed"]}
+    assert reasons["b:1"] == "output of the function (0)"
+
+
+def test_the_table_has_channels():
+    """Groups of a group norm, heads, and places of a flattened image are not."""
+
+    def net(p, x):
+        h = (x @ p["a"]).reshape(4, 8, 8)  # groups narrow, of 8 channels
+        h = (h - h.mean(2, keepdims=True)).reshape(4, 64)
+        heads = jnp.einsum("bhd,hde->bhe", (h @ p["q"]).reshape(4, 4, 6), p["w"])
+        image = lax.conv_general_dilated(
+            x[:, :, None], p["k"], (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+        )  # (4, 5, 16)
+        return heads.reshape(4, 24) @ p["o"] + image.reshape(4, 80) @ p["f"]
+
+    p = weights(a=(5, 64), q=(64, 24), w=(4, 6, 6), o=(24, 3), k=(3, 1, 16), f=(80, 3))
+    report = ms.report(ms.upgrade(net, p, X, rates=(0.5, 1.0)))
+    lines = filter(None, map(str.split, str(report).splitlines()))
+    rows = {first: rest for first, *rest in lines}
+    assert rows["a:1"][:5] == ["8", "x", "8", "32", "64"]
+    assert rows["q:1"][:5] == ["4", "x", "6", "12", "24"]
+    assert rows["k:2"][:5] == ["8", "x", "2", "8", "16"]
+    found = report.to_dict()["groups"]
+    assert found["q:1"]["widths"] == {"0.5": 2, "1.0": 4}
+    assert found["q:1"]["channels"] == {"0.5": 12, "1.0": 24}
 
 
 def test_a_free_batch_size_counts_once():

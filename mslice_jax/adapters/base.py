@@ -30,9 +30,11 @@ class Adapter(abc.ABC):
     Attributes:
       function: what `adapt` makes of a model.
       holds_variables: whether a model has its own, so that `upgrade` is given none.
+      name: what a model of this kind is called, in files too.
     """
 
     function: ClassVar[type[Function]]
+    name: ClassVar[str]
     holds_variables: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -60,6 +62,35 @@ class Adapter(abc.ABC):
           call: the example call.
           arrays: the arrays of that call, or their types.
           norms: what to do with batch norms.
+        """
+
+    def facts(self, function: Any) -> dict[str, Any]:
+        """What the model does not say of a function that `adapt` made, as JSON has it.
+
+        It is stored with a saved network, for `again`.
+        """
+        return {}
+
+    @abc.abstractmethod
+    def again(
+        self,
+        model: Any,
+        facts: Mapping[str, Any],
+        call: Call,
+        arrays: Sequence[Any],
+        rates: tuple[float, ...],
+    ) -> Function:
+        """The function of a saved network, from its model and its facts.
+
+        Args:
+          model: of this kind; it is not changed.
+          facts: what `facts` gave for the function that was saved.
+          call: the example call that `upgrade` saw.
+          arrays: the types of its arrays.
+          rates: the declared rates, ascending.
+
+        Raises:
+          ValueError: if the model cannot be the one that was saved.
         """
 
     def called(self, model: Any, kwargs: Mapping[str, Any]) -> Any:

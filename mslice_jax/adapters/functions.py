@@ -51,6 +51,7 @@ class Functions(Adapter):
     """Any function fn(variables, *inputs)."""
 
     function: ClassVar[type[Function]] = PlainFunction
+    name = "function"
 
     def takes(self, model: Any) -> bool:
         """Whether it can be called."""
@@ -61,6 +62,12 @@ class Functions(Adapter):
     ) -> tuple[Function, Any]:
         """The function as it is."""
         return PlainFunction(function=model), variables
+
+    def again(
+        self, model: Any, facts: Any, call: Call, arrays: Any, rates: Any
+    ) -> Function:
+        """The function as it is."""
+        return PlainFunction(function=model)
 
     def module(self, net: Any) -> SliceableModule:
         """A Linen module, which has the variables of the function."""

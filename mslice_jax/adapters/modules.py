@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ..core.function import Function
 from ..core.paths import Path
 from ..core.rates import rate_key
-from .norms import Strategy
+from .norms import STRATEGIES, Strategy
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -99,6 +99,31 @@ class ModuleFunction(Function):
             for site in self.sites if collection in changed else ():
                 changed[collection] = _replace_at(changed[collection], site, change)
         return changed
+
+
+def facts(function: ModuleFunction) -> dict[str, Any]:
+    """What a model does not say of the function that was made of it."""
+    return {
+        "norm": function.norm.name,
+        "why": function.why,
+        "groups": function.groups,
+        "sites": [list(site) for site in function.sites],
+        "left": [list(path) for path in function.left],
+        "calibrated": function.calibrated,
+    }
+
+
+def from_facts(facts: Mapping[str, Any], rates: tuple[float, ...]) -> dict[str, Any]:
+    """The fields of a `ModuleFunction` of which `facts` told."""
+    return {
+        "norm": STRATEGIES[facts["norm"]],
+        "why": facts["why"],
+        "groups": facts["groups"],
+        "sites": tuple(tuple(site) for site in facts["sites"]),
+        "left": tuple(tuple(path) for path in facts["left"]),
+        "calibrated": facts["calibrated"],
+        "rates": rates,
+    }
 
 
 def statistics(variables: Mapping[str, Any]) -> dict[Path, Mapping[str, Any]]:

@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
+from jaxtyping import Array, Num
 
 
 class NormWarning(UserWarning):
@@ -58,15 +59,15 @@ def group_count(features: int, groups: int) -> int:
 
 
 def group_norm(
-    x: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
+    x: Num[Array, "b *positions c"],
+    scale: Num[Array, " c"] | None,
+    bias: Num[Array, " c"] | None,
     *,
     groups: int,
     epsilon: float,
     fast_variance: bool = True,
     dtype: DTypeLike | None = None,
-) -> jax.Array:
+) -> Num[Array, "b *positions c"]:
     """Group norm (Wu and He, ECCV 2018), as one product and one sum for each entry.
 
     What `flax.linen.GroupNorm` computes as (x - mean) / deviation * scale + bias is

@@ -8,6 +8,7 @@ to it, and go when it goes.
 """
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,13 @@ import numpy as np
 
 from .agreement import Agreement
 from .analysis import Analysis, follow
-from .axes import Axis, Whole, Widths
+from .axes import Axis, Whole, Widths, shape
 from .call import Call
 from .function import Function
 from .growth import INPUT, PARAMETER
 from .paths import path_parts
 from .plan import WidthPlan
-from .rates import SubNetwork
+from .rates import Rate, SubNetwork
 from .settings import Settings
 from .tracing import own_program, trace
 
@@ -129,6 +130,29 @@ class Definition:
     def rates(self, part: SubNetwork) -> tuple[float, ...]:
         """The declared rates that a part of the network can run at, ascending."""
         return tuple(r for r in self.plan.rates if self.plan.fits(r, part))
+
+    def parameters(self, rate: Rate) -> int:
+        """How many numbers a rate reads of the parameters.
+
+        That is the collection "params" of a Flax model, and all variables of another
+        function. Of norms with one set for each rate the own one counts.
+        """
+        axes = self.plan.axes
+        collections = axes if isinstance(axes, Mapping) else {}
+        part = self.plan.resolve(rate)
+        others = {
+            branch
+            for name in collections
+            for branch in self.function.other_sets(str(name), part.rate)
+        }
+        kept, count = dict(part.widths), 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(axes):
+            parts = path_parts(path)
+            if "params" in collections and parts[0] != "params":
+                continue
+            if not any(parts[:end] in others for end in range(len(parts) + 1)):
+                count += math.prod(shape(leaf.axes, kept))
+        return count
 
     def program(
         self, part: SubNetwork, call: Call, variables: Any, arrays: Sequence[Any]

@@ -1,13 +1,19 @@
 """Counting the work of a program at a rate without compiling it.
 
 Only contractions count (dense layers, convolutions, attention; not ragged or scaled
-dots), a multiplication with an addition as 2: they are what widths are chosen for.
-`mslice_jax.profile` gives XLA's own count of everything.
+dots), a multiplication with an addition as 2: they are what widths are chosen for. The
+zeros that a transposed convolution puts between the entries of its input do not count;
+those of padding do, as in most counts that are published. `mslice_jax.profile` counts
+everything else as well.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
 
 from .analysis import Analysis
 from .axes import FULL, Axis, Widths, groups_in, width
@@ -57,8 +63,13 @@ def contractions(
                 numbers = params["dimension_numbers"]
                 out = frame.value(eqn.outvars[0]).dims
                 kernel = frame.value(eqn.invars[1]).dims
-                dims = [*out, *(kernel[i] for i in numbers.rhs_spec[1:])]
-                yield times, list(analysis.axes(dims))
+                fixed, products = _with_holes(eqn)
+                dims = [
+                    *(d for i, d in enumerate(out) if i not in fixed),
+                    kernel[numbers.rhs_spec[1]],
+                    *(kernel[k] for o, k in _spatial(eqn) if o not in fixed),
+                ]
+                yield times * products, list(analysis.axes(dims))
             case "cond":
                 branches = [
                     list(contractions(analysis, child, times))
@@ -69,6 +80,71 @@ def contractions(
                 inner = times * params["length"] if name == "scan" else times
                 for child in frame.children.get(index, ()):
                     yield from contractions(analysis, child, inner)
+
+
+def further_turns(program: Any, count: Callable[[Any, Any], float]) -> float:
+    """What loops add to a count that has the body of each once.
+
+    A loop whose length is only known at run time stays at one turn; of the branches of
+    a `cond` the one that adds the most counts.
+
+    Args:
+      program: a jaxpr, closed or not.
+      count: (function, types of its arguments) -> what one turn of it counts.
+    """
+    total = 0.0
+    for eqn in getattr(program, "jaxpr", program).eqns:
+        params = jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
+        inner = [x for x in params if _is_jaxpr(x)]
+        added = [further_turns(each, count) for each in inner]
+        match eqn.primitive.name:
+            case "cond":
+                total += max(added)
+            case "scan":
+                (body,), (more,), length = inner, added, eqn.params["length"]
+                types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in body.in_avals]
+                once = count(core.jaxpr_as_fun(body), types)
+                total += (length - 1) * once + length * more
+            case _:
+                total += sum(added)
+    return total
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
+
+
+def _spatial(eqn: Any) -> list[tuple[int, int]]:
+    """The spatial axes of a convolution: of its output, and of its kernel."""
+    numbers = eqn.params["dimension_numbers"]
+    return list(zip(numbers.out_spec[2:], numbers.rhs_spec[2:], strict=True))
+
+
+def _with_holes(eqn: Any) -> tuple[set[int], int]:
+    """What is counted entry by entry: a transposed convolution, whose input has holes.
+
+    Returns:
+      The spatial axes of its output, and how often along these an entry of the kernel
+      meets one of the input; of other convolutions none, and 1.
+    """
+    params, fixed, products = eqn.params, set(), 1
+    ins, out, kernel = (
+        var.aval.shape for var in (*eqn.invars[:1], *eqn.outvars, eqn.invars[1])
+    )
+    for i, (o, k) in enumerate(_spatial(eqn)):
+        holes = params["lhs_dilation"][i]
+        size = ins[params["dimension_numbers"].lhs_spec[2:][i]]
+        if max(params["lhs_dilation"]) == 1 or not isinstance(size, int):
+            continue
+        places = (
+            np.arange(out[o])[:, None] * params["window_strides"][i]
+            + np.arange(kernel[k]) * params["rhs_dilation"][i]
+            - params["padding"][i][0]
+        )
+        meets = (places % holes == 0) & (places >= 0) & (places <= holes * (size - 1))
+        fixed.add(o)
+        products *= int(meets.sum())
+    return fixed, products
 
 
 def _work(found: list[tuple[int, list[Axis]]]) -> float:

@@ -268,6 +268,18 @@ class WidthPlan:
             if not group.is_exact(rate)
         ]
 
+    def channels(self, name: str, rate: Rate) -> int:
+        """How many channels a group keeps: entries of an axis that it runs through.
+
+        Where heads or groups of channels narrow, an index of the group stands for
+        several; a flattened image has a channel once for every position, which does not
+        make more of them.
+        """
+        kept, group = self.widths(rate), self.groups[name]
+        leaves = ((self.leaf(path), axis) for path, axis in group.leaves)
+        sizes = [axes_lib.width(leaf.axes[axis], kept) for leaf, axis in leaves if leaf]
+        return max(group.span * kept[name], min(sizes, default=1))
+
     def products(self) -> dict[str, str]:
         """The axes of which several factors narrow: 'w:0' and '(8* x 6*)'."""
         return {

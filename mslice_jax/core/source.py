@@ -5,7 +5,7 @@ import sysconfig
 from collections.abc import Sequence
 from typing import Any
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # The zoo counts as a user's network.
 _ZOO = os.path.join(_PACKAGE, "models") + os.sep
 # Installed packages are somebody else's code: the line that matters calls into them.

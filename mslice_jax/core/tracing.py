@@ -10,7 +10,7 @@ from .axes import Widths, shape
 from .call import Call, type_of
 from .counts import Incomparable
 from .function import Function
-from .paths import Path, path_parts
+from .paths import Path, path_name, path_parts
 from .plan import WidthPlan
 
 
@@ -20,13 +20,15 @@ class Trace:
 
     closed: Any
     tree: Any
-    out_paths: tuple[Path | None, ...]  # of updated collections; None for outputs
+    out_paths: tuple[Path | str, ...]  # of updated collections; names of outputs
 
     def returns(self, paths: Sequence[Path]) -> list[int | str | None]:
         """For each result: the variable it updates, why it is fixed, or None."""
         index = {path: i for i, path in enumerate(paths)}
         return [
-            "output of the function" if path is None else index.get(path)
+            (f"output of the function ({path})" if path else "output of the function")
+            if isinstance(path, str)
+            else index.get(path)
             for path in self.out_paths
         ]
 
@@ -57,10 +59,12 @@ def trace(
         jax.tree.map(type_of, variables), [type_of(x) for x in arrays]
     )
     updates = with_updates(function, kwargs, out)
-    paths: list[Path | None] = []
+    paths: list[Path | str] = []
     for path, _ in jax.tree_util.tree_leaves_with_path(out):
-        inside = updates and getattr(path[0], "idx", 0) == 1
-        paths.append(path_parts(path[1:]) if inside else None)
+        if updates and getattr(path[0], "idx", 0) == 1:
+            paths.append(path_parts(path[1:]))
+        else:
+            paths.append(path_name(path[1:] if updates else path))
     return Trace(closed, jax.tree.structure(out), tuple(paths))
 
 

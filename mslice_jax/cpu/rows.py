@@ -98,7 +98,9 @@ def _matrices(axes: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int,
 
 
 def _repeated(x: Any, shape: tuple[int, ...]) -> list[int]:
-    return [i for i, (a, b) in enumerate(zip(x.shape, shape, strict=True)) if a != b]
+    return [
+        i for i, (a, b) in enumerate(zip(jnp.shape(x), shape, strict=True)) if a != b
+    ]
 
 
 def _spread(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

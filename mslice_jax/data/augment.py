@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Num
 
 from .dataset import Dataset
 from .imagenet import ImageDataset
 
 
 def crop_and_flip(
-    key: jax.Array, images: jax.Array, *, pad: int, flip: bool
-) -> jax.Array:
+    key: jax.Array, images: Num[Array, "b h w c"], *, pad: int, flip: bool
+) -> Num[Array, "b h w c"]:
     """Each image shifted by up to `pad` pixels both ways, half of them mirrored.
 
     The usual augmentation of CIFAR (with pad = 4): a border of `pad` black pixels, a
@@ -60,8 +61,8 @@ def _one_hot(chosen: jax.Array, size: int) -> jax.Array:
 
 
 def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
+    images: Num[Array, "b h w c"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "b h w c"]:
     """(images - mean) / std for each channel, in float32.
 
     Args:

@@ -5,6 +5,7 @@ import functools
 import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num
 
 from .layers import check_images, conv, head, norm, norm_relu, widened
 
@@ -56,7 +57,9 @@ class ImageNetResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b num_classes"]:
         """Images (b, h, w, c) -> logits (b, num_classes).
 
         With ``train=True`` norms use the statistics of the batch, and the collection

@@ -1,8 +1,8 @@
 """VGG networks for small images, as in the PyTorch original (CIFAR)."""
 
-import jax
 from flax import linen as nn
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num
 
 from .layers import check_images, conv, head, norm_relu, widened
 
@@ -55,7 +55,9 @@ class CifarVGG(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b num_classes"]:
         """Images (b, h, w, c), at least 4 x 4 pixels -> logits (b, num_classes).
 
         With ``train=True`` norms use the statistics of the batch, and the collection

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Num
 
 from ..core.rates import check_rate, width
 from .sizes import input_parts, stored_size
@@ -43,11 +44,11 @@ class MultiHeadAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        context: jax.Array | None = None,
+        x: Num[Array, "b t narrow"],
+        context: Num[Array, "b s narrow"] | None = None,
         mask: ArrayLike | None = None,
         rate: float = 1.0,
-    ) -> jax.Array:
+    ) -> Num[Array, "b t narrow"]:
         """(b, t, rM) -> (b, t, rM), attending to itself or to a context (b, s, rM).
 
         The mask (b or 1, heads or 1, t, s) is True where there is attention.

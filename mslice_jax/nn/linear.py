@@ -14,6 +14,7 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Array, Num, Shaped
 
 from .sizes import Part, Sizes, input_parts, lead, stored_size
 
@@ -49,7 +50,9 @@ class Dense(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: float = 1.0) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "*batch narrow_in"], rate: float = 1.0
+    ) -> Num[Array, "*batch narrow_out"]:
         """(..., rM) -> (..., rN).
 
         Raises:
@@ -111,7 +114,9 @@ class Conv(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: float = 1.0) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "b *space narrow_in"], rate: float = 1.0
+    ) -> Num[Array, "b *new_space narrow_out"]:
         """(b, h, w, rM) -> (b, h', w', rN), with any number of spatial axes.
 
         Raises:
@@ -202,7 +207,9 @@ class Embed(nn.Module):
             "embedding", self.embedding_init, shape, self.param_dtype
         )
 
-    def __call__(self, tokens: jax.Array, rate: float = 1.0) -> jax.Array:
+    def __call__(
+        self, tokens: Shaped[Array, "*batch"], rate: float = 1.0
+    ) -> Num[Array, "*batch narrow_out"]:
         """Integers (...) -> (..., rN).
 
         Raises:
@@ -213,7 +220,9 @@ class Embed(nn.Module):
             raise ValueError(f"Embed looks up integers; got {tokens.dtype}.")
         return jnp.take(self._table(rate), tokens, axis=0)
 
-    def attend(self, x: jax.Array, rate: float = 1.0) -> jax.Array:
+    def attend(
+        self, x: Num[Array, "*batch narrow_out"], rate: float = 1.0
+    ) -> Num[Array, "*batch num_embeddings"]:
         """Products with all entries, for tied output weights: (..., rN) -> (..., v).
 
         Raises:

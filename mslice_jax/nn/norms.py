@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Array, Num
 
 from ..core.errors import RateError
 from ..core.rates import check_rate, rate_key
@@ -42,7 +43,9 @@ class GroupNorm(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: float = 1.0) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "*batch narrow"], rate: float = 1.0
+    ) -> Num[Array, "*batch narrow"]:
         """(b, ..., rM) -> (b, ..., rM).
 
         Raises:
@@ -91,7 +94,9 @@ class LayerNorm(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: float = 1.0) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "*batch narrow"], rate: float = 1.0
+    ) -> Num[Array, "*batch narrow"]:
         """(..., rM) -> (..., rM).
 
         Raises:
@@ -126,7 +131,9 @@ class RMSNorm(nn.Module):
     use_bias = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, rate: float = 1.0) -> jax.Array:
+    def __call__(
+        self, x: Num[Array, "*batch narrow"], rate: float = 1.0
+    ) -> Num[Array, "*batch narrow"]:
         """(..., rM) -> (..., rM).
 
         Raises:
@@ -169,10 +176,10 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
+        x: Num[Array, "*batch narrow"],
         rate: float = 1.0,
         use_running_average: bool | None = None,
-    ) -> jax.Array:
+    ) -> Num[Array, "*batch narrow"]:
         """(b, ..., rM) -> (b, ..., rM); in training, statistics of its rate move.
 
         Raises:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
 from jax.typing import DTypeLike
+from jaxtyping import Array, Num
 
 from .linear import Dense
 from .sizes import Part, Sizes
@@ -64,8 +65,14 @@ class LSTMCell(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: tuple[jax.Array, jax.Array], x: jax.Array, rate: float = 1.0
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        self,
+        carry: tuple[Num[Array, "*b narrow"], Num[Array, "*b narrow"]],
+        x: Num[Array, "*b narrow_in"],
+        rate: float = 1.0,
+    ) -> tuple[
+        tuple[Num[Array, "*b narrow"], Num[Array, "*b narrow"]],
+        Num[Array, "*b narrow"],
+    ]:
         """((b, rN), (b, rN)), (b, rM) -> the new carry, and its second part.
 
         Raises:
@@ -116,8 +123,11 @@ class GRUCell(nn.Module):
 
     @nn.compact
     def __call__(
-        self, carry: jax.Array, x: jax.Array, rate: float = 1.0
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        carry: Num[Array, "*b narrow"],
+        x: Num[Array, "*b narrow_in"],
+        rate: float = 1.0,
+    ) -> tuple[Num[Array, "*b narrow"], Num[Array, "*b narrow"]]:
         """(b, rN), (b, rM) -> the new carry, twice.
 
         Raises:
