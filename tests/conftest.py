@@ -6,8 +6,8 @@ that a test starts run under the same rules.
 
 Quick: XLA does not optimize, for a program here runs once or twice. What has to hold
 under its optimisation takes the fixture `optimized`; `.ci/nightly` optimizes everything
-and runs what is marked `nightly`. Tests that compile the same programs go to the same
-worker of pytest-xdist.
+and runs what is marked `nightly`. A file is run by one worker of pytest-xdist, so that
+its networks are compiled once (pyproject.toml).
 """
 
 import atexit
@@ -52,9 +52,6 @@ _strict_environment()
 
 import jax  # noqa: E402  (the environment comes first)
 
-# Tests of these files share nothing that takes long to make.
-_ALONE = {"test_counts.py", "test_layout.py"}
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -69,22 +66,6 @@ def pytest_collection_modifyitems(
         left_out = [item for item in items if item.get_closest_marker("nightly")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if (group := _group(item)) is not None:
-                item.add_marker(pytest.mark.xdist_group(group))
-
-
-def _group(item: pytest.Item) -> str | None:
-    """What one worker runs: all of a network in the table, or else of a file."""
-    callspec: Any = getattr(item, "callspec", None)
-    params: dict[str, Any] = callspec.params if callspec else {}
-    networks = getattr(getattr(item, "module", None), "NAMED", ())
-    if "citizen" in params:
-        return str(params["citizen"])
-    if params.get("name") in networks:
-        return params["name"]
-    return None if item.path.name in _ALONE else str(item.path)
 
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"

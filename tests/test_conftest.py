@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.networks import CITIZENS
-
 QUICK = "jax_disable_most_optimizations"
 
 
@@ -63,13 +61,6 @@ def test_xla_optimizes_where_it_is_asked_to(request):
     assert not jax.config.read(QUICK)
     request.getfixturevalue("unoptimized")
     assert jax.config.read(QUICK)
-
-
-@pytest.mark.parametrize("citizen", CITIZENS[:2], ids=str)
-def test_a_network_is_compiled_by_one_worker(citizen, request):
-    if request.config.pluginmanager.hasplugin("xdist"):
-        (group,) = request.node.get_closest_marker("xdist_group").args
-        assert group == str(citizen)
 
 
 def test_what_is_nightly_is_left_out(request):

@@ -551,6 +551,11 @@ def test_rate_one_in_a_mapping_needs_no_declaration():
     # Mixed, and as wide as all of it.
     part = net.plan.resolve({"first": 1, "second": 1})
     assert (part.rate, dict(part.widths)) == (1.0, {"first/w:1": 16, "second/w:1": 32})
+    # 16 units are fewer than 24, so that all of them are kept at any rate.
+    plan = upgrade_mlp(rates=(0.25, 0.5), min_width=24).plan
+    assert plan.resolve({"first": 0.25, "second": 1}) == plan.full
+    # Of the 32 both 0.25 and 0.5 keep 24, and the lowest counts.
+    assert plan.resolve({"first": 1, "second": 0.5}) == plan.resolve(0.25)
 
 
 def test_an_order_reaches_a_constant_that_is_traced():
