@@ -222,8 +222,8 @@ def test_whole_heads_make_up_the_multiple():
 
 
 def with_heads_of_six(p: Tree, x: jax.Array) -> jax.Array:
-    """(2, 5) -> (2, 3); two arrays make four heads of six entries."""
-    h = jnp.tanh(x @ p["in"]).reshape(-1, 4, 6)
+    """(4, 5) -> (4, 3); the heads are as many as `out` says."""
+    h = jnp.tanh(x @ p["in"]).reshape(-1, p["out"].shape[0], 6)
     return jnp.einsum("bhd,hdo->bo", h * jax.nn.softmax(h, -1), p["out"])
 
 
@@ -243,6 +243,13 @@ def test_heads_that_share_a_factor_with_the_multiple(multiple_of, unit):
     )
     (group,) = net.plan.groups.values()
     assert (group.size, group.span, group.unit) == (4, 6, unit)
+
+
+def test_of_two_heads_one_goes():
+    """The fewest that can narrow: the head size stays whole beside them."""
+    p = {"in": np.zeros((5, 12), np.float32), "out": np.zeros((2, 6, 3), np.float32)}
+    (group,) = ms.upgrade(with_heads_of_six, p, X, rates=RATES).plan.groups.values()
+    assert (group.size, group.span, group.width(0.5)) == (2, 6, 1)
 
 
 def group_of(function: Any, **sizes: tuple[int, ...]) -> str:
