@@ -3,6 +3,11 @@
 Strict: warnings are errors (pyproject.toml), rank promotion raises, there are four
 devices. All of it is set in the environment, before JAX is imported, so that processes
 that a test starts run under the same rules.
+
+Quick: XLA does not optimize, for a program here runs once or twice. What has to hold
+under its optimisation takes the fixture `optimized`; `.ci/nightly` optimizes everything
+and runs what is marked `nightly`. A file is run by one worker of pytest-xdist, so that
+its networks are compiled once (pyproject.toml).
 """
 
 import atexit
@@ -26,6 +31,8 @@ def _strict_environment() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {devices}".strip()
     # (4,) + (3, 4) is more often a mistake than meant.
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+    # Two thirds of the time of the suite is compilation; so a third less of it.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     # Tests compile the same programs again under other names: a cache for the run, and
     # not for longer, so that no run depends on another. CI brings its own folder.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -37,12 +44,29 @@ def _strict_environment() -> None:
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         own = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / worker
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(own)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    # Small programs too: a process that a test starts finds what another one compiled.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 _strict_environment()
 
 import jax  # noqa: E402  (the environment comes first)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly", action="store_true", help="also run what is marked nightly"
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    if not config.getoption("--nightly"):
+        left_out = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 _SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
@@ -75,6 +99,34 @@ def compilations() -> Callable[[], contextlib.AbstractContextManager[list[str]]]
         assert names == []
     """
     return _compilations
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """XLA optimizes what is compiled within the test, as it does for users.
+
+    A function that was compiled before stays what it was: jit it anew.
+    """
+    with _disabled_optimizations(False):
+        yield
+
+
+@pytest.fixture
+def unoptimized() -> Iterator[None]:
+    """XLA does not optimize, in `.ci/nightly` either."""
+    with _disabled_optimizations(True):
+        yield
+
+
+@contextlib.contextmanager
+def _disabled_optimizations(value: bool) -> Iterator[None]:
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 @pytest.fixture

@@ -46,11 +46,11 @@ def test_analysis(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_train_step(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = train_step.Config(
-        depth=11,
+        depth=8,
         batch_size=2,
         image_size=8,
         rates=(1.0, 0.5),
-        compiled=(1.0, 0.5),
+        compiled=(1.0,),
         rounds=1,
         start=False,
         out=tmp_path / "out.json",
@@ -61,7 +61,7 @@ def test_train_step(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
     # A half is about a quarter of the work of the whole.
     assert 1.2 < result["step"]["predicted"] < 1.4
     assert result["compile"]["all"] > 0
-    assert "ResNet-11" in capsys.readouterr().out
+    assert "ResNet-8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ("vgg11", "resnet29"))

@@ -1,11 +1,14 @@
 """The rules under which all tests run are in force."""
 
+import os
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+QUICK = "jax_disable_most_optimizations"
 
 
 def test_four_devices():
@@ -49,3 +52,17 @@ def test_compilations_that_the_cache_answers_are_counted(compilations):
 def test_shared_skips_with_the_reason(shared):
     with pytest.raises(pytest.skip.Exception, match="shared/no/such"):
         shared("no/such")
+
+
+def test_xla_optimizes_where_it_is_asked_to(request):
+    before = jax.config.read(QUICK)
+    assert before == (os.environ[QUICK.upper()] == "true")
+    request.getfixturevalue("optimized")
+    assert not jax.config.read(QUICK)
+    request.getfixturevalue("unoptimized")
+    assert jax.config.read(QUICK)
+
+
+def test_what_is_nightly_is_left_out(request):
+    nightly = [i for i in request.session.items if i.get_closest_marker("nightly")]
+    assert not nightly or request.config.getoption("--nightly")

@@ -221,6 +221,70 @@ def test_whole_heads_make_up_the_multiple():
     assert [group.width(rate) for rate in RATES] == [3, 3, 4]
 
 
+def with_heads_of_six(p: Tree, x: jax.Array) -> jax.Array:
+    """(4, 5) -> (4, 3); the heads are as many as `out` says."""
+    h = jnp.tanh(x @ p["in"]).reshape(-1, p["out"].shape[0], 6)
+    return jnp.einsum("bhd,hdo->bo", h * jax.nn.softmax(h, -1), p["out"])
+
+
+@pytest.mark.parametrize(
+    ("multiple_of", "unit"),
+    [
+        (4, 2),  # of 6, 12, 18, 24 entries 12 and 24 are multiples of 4
+        (9, 3),  # 18 is a multiple of 9
+        (5, 4),  # none of them, so all heads
+        (3, 1),  # each of them
+    ],
+)
+def test_heads_that_share_a_factor_with_the_multiple(multiple_of, unit):
+    p = {"in": np.zeros((5, 24), np.float32), "out": np.zeros((4, 6, 3), np.float32)}
+    net = ms.upgrade(
+        with_heads_of_six, p, X, rates=RATES, multiple_of=multiple_of, groups=4
+    )
+    (group,) = net.plan.groups.values()
+    assert (group.size, group.span, group.unit) == (4, 6, unit)
+
+
+def test_of_two_heads_one_goes():
+    """The fewest that can narrow: the head size stays whole beside them."""
+    p = {"in": np.zeros((5, 12), np.float32), "out": np.zeros((2, 6, 3), np.float32)}
+    (group,) = ms.upgrade(with_heads_of_six, p, X, rates=RATES).plan.groups.values()
+    assert (group.size, group.span, group.width(0.5)) == (2, 6, 1)
+
+
+def group_of(function: Any, **sizes: tuple[int, ...]) -> str:
+    """The name of the only group of a function of arrays of these sizes."""
+    p = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
+    (group,) = ms.upgrade(function, p, X, rates=RATES).plan.groups
+    return group
+
+
+def test_a_group_is_called_after_the_kernel_that_ends_in_it():
+    def bias(p: Tree, x: jax.Array) -> jax.Array:
+        return jnp.tanh(x @ p["m"] + p["a"][None] + x @ p["n"]) @ p["z"]
+
+    # Not the bias, which ends in it too, nor the kernel that begins with it; of two
+    # alike the first.
+    sizes = {"a": (16,), "m": (5, 16), "n": (5, 16), "z": (16, 3)}
+    assert group_of(bias, **sizes) == "m:1"
+
+    def more_axes(p: Tree, x: jax.Array) -> jax.Array:
+        h = jnp.tanh(x @ p["m"])
+        y = jnp.einsum("bi,xyio->bo", h, p["z"])
+        return y + jnp.einsum("bi,xyzi->b", h, p["n"])[:, None] if "n" in p else y
+
+    # Not the array of more axes that does not end in it; but the one that does.
+    assert group_of(more_axes, m=(5, 16), z=(1, 1, 16, 3)) == "m:1"
+    sizes = {"m": (5, 16), "n": (1, 1, 1, 16), "z": (1, 1, 16, 3)}
+    assert group_of(more_axes, **sizes) == "n:3"
+
+    def within(p: Tree, x: jax.Array) -> jax.Array:
+        return x @ jnp.einsum("iao,jip->op", p["a"], p["b"])
+
+    # None ends in it: the one in which it comes later.
+    assert group_of(within, a=(16, 1, 5), b=(1, 16, 3)) == "b:1"
+
+
 # -- a rate for each width group
 
 
@@ -468,3 +532,57 @@ def test_rates_that_keep_as_much_are_still_two():
 def test_a_pattern_is_a_string():
     with pytest.raises(ms.PlanError, match="name or pattern: rate"):
         ms.slice_apply(upgrade_mlp(), X, {0: 0.5})
+
+
+def test_of_rates_that_keep_as_much_a_mapping_gives_the_lowest():
+    """Of 16 and 32 units 0.5 and 0.52 keep 8 and 16."""
+    plan = upgrade_mlp(rates=(0.5, 0.52, 1.0)).plan
+    assert plan.widths(0.52) == {"first/w:1": 8, "second/w:1": 16}
+    mixed = plan.resolve({"first": 0.52, "second": 0.5})
+    assert mixed.rate == 0.5
+    assert mixed == plan.resolve(0.5)
+    assert plan.resolve({"first": 0.5, "second": 0.52}) == mixed
+    # What one rate gives all groups is that rate; 1 is none of these.
+    assert plan.resolve({"*": 0.52, "first": 0.52}).rate == 0.52
+    assert plan.resolve({"first": 0.5}).rate is None
+
+
+def test_rate_one_in_a_mapping_needs_no_declaration():
+    net = upgrade_mlp(rates=(0.25, 0.5))
+    with pytest.raises(ms.RateError, match="1 was not declared"):
+        net.plan.resolve(1.0)
+    assert shapes(ms.extract(net, {"first": 1.0, "second": 0.5})) == [
+        (5, 16), (16, 16), (16, 3),
+    ]  # fmt: skip
+    assert shapes(ms.extract(net, {"*": 1})) == [(5, 16), (16, 32), (32, 3)]
+    # Mixed, and as wide as all of it.
+    part = net.plan.resolve({"first": 1, "second": 1})
+    assert (part.rate, dict(part.widths)) == (1.0, {"first/w:1": 16, "second/w:1": 32})
+    # 16 units are fewer than 24, so that all of them are kept at any rate.
+    plan = upgrade_mlp(rates=(0.25, 0.5), min_width=24).plan
+    assert plan.resolve({"first": 0.25, "second": 1}) == plan.full
+    # Of the 32 both 0.25 and 0.5 keep 24, and the lowest counts.
+    assert plan.resolve({"first": 1, "second": 0.5}) == plan.resolve(0.25)
+
+
+def test_an_order_reaches_a_constant_that_is_traced():
+    """The function closes over what the jitted caller was given."""
+    rng = np.random.default_rng(0)
+    p = {"in": rng.normal(size=(5, 8)), "out": rng.normal(size=(8, 3))}
+    p = {name: w.astype(np.float32) for name, w in p.items()}
+    order = rng.permutation(8)
+
+    def moved(scale: jax.Array, rate: float) -> jax.Array:
+        net = ms.upgrade(
+            lambda p, x: ((x @ p["in"]) * scale[None]) @ p["out"],
+            p, X, rates=(0.5, 1.0), check=False,
+        )  # fmt: skip
+        (group,) = net.plan.groups
+        return ms.slice_apply(net.permute({group: order}), X, rate)
+
+    scale = rng.normal(size=8).astype(np.float32)
+    kept = order[:4]
+    half = jax.jit(moved, static_argnums=1)(scale, 0.5)
+    assert_close(half, (X @ p["in"][:, kept] * scale[kept]) @ p["out"][kept])
+    full = jax.jit(moved, static_argnums=1)(scale, 1.0)
+    assert_close(full, (X @ p["in"] * scale) @ p["out"])

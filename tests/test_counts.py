@@ -159,14 +159,22 @@ def test_a_number_that_counts_follows(name):
     follows(name, H, {0.25: 6})
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("full", "kept"), [(H, {0.5: 12}), (16, {0.5: 8}), (66, {1 / 3: 22})]
-)
+# 16 is a power of two and four, 66 is three times 22.
+OTHER_WIDTHS = ((H, {0.5: 12}), (16, {0.5: 8}), (66, {1 / 3: 22}))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("full", "kept"), OTHER_WIDTHS)
 @pytest.mark.parametrize("name", FOLLOWS)
 def test_the_width_changes_no_verdict(name, full, kept):
-    """16 is a power of two and four, 66 is three times 22."""
     follows(name, full, kept)
+
+
+@pytest.mark.parametrize("at", range(0, len(FOLLOWS), 8))
+def test_the_width_changes_no_verdict_of_every_eighth(at):
+    """The three widths in turn; all of them every night."""
+    full, kept = OTHER_WIDTHS[at // 8 % len(OTHER_WIDTHS)]
+    follows(list(FOLLOWS)[at], full, kept)
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -1,13 +1,13 @@
 """Other people's networks hold the proofs, and the proofs can fail.
 
-The quick families run wherever their package is installed; the others are slow, and the
+The quick families run wherever their package is installed, the others every night; the
 whole table is made by `python -m experiments.benchmarks.coverage`.
 """
 
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -39,19 +39,11 @@ from mslice_jax.core.plan import WidthPlan
 TOLERANCE = coverage.Config().tolerance
 
 
-@pytest.fixture
-def unoptimized() -> Iterator[None]:
-    """As the table is made: XLA does not optimize, and compiles sooner."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.usefixtures("unoptimized")
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=() if family.quick else pytest.mark.slow)
+        pytest.param(family, marks=() if family.quick else pytest.mark.nightly)
         for family in FAMILIES
     ],
     ids=str,

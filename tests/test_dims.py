@@ -107,6 +107,27 @@ def test_take_permutes():
     ]  # fmt: skip
 
 
+def test_take_permutes_one_of_two_groups():
+    """Of 2 x 3 units the outer ones change places, the inner ones do not."""
+    axes = [Product((Unit(2, "a"), Unit(3, "b")))]
+    x = np.arange(6)
+    assert dims.take(x, axes, {"a": np.array([1, 0])}).tolist() == [3, 4, 5, 0, 1, 2]
+    assert dims.take(x, axes, {"b": np.array([2, 0, 1])}).tolist() == [
+        2, 0, 1, 5, 3, 4,
+    ]  # fmt: skip
+    beside = [Concat((Unit(2, "a"), Unit(2, "b")))]
+    assert dims.take(np.arange(4), beside, {"b": np.array([1, 0])}).tolist() == [
+        0, 1, 3, 2,
+    ]  # fmt: skip
+
+
+def test_take_inside_jit():
+    """A constant that a function captures may be traced, and has no numbers then."""
+    order = {"a": np.array([2, 0, 3, 1])}
+    taken = jax.jit(lambda x: dims.take(x, [A], order))(jnp.arange(4))
+    assert taken.tolist() == [2, 0, 3, 1]
+
+
 def test_wrong_shape_is_told():
     with pytest.raises(ValueError, match=r"expected an array of shape \(4,\)"):
         dims.slice_array(jnp.ones(5), [A], KEEP)

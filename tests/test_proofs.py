@@ -85,6 +85,20 @@ def test_rate_one_is_the_original_bit_for_bit(citizen: Citizen) -> None:
     np.testing.assert_array_equal(output(citizen, 1.0), original)
 
 
+@pytest.mark.parametrize("name", ("mlp", "vgg_group", "decoder_split", "nnx_cnn_group"))
+def test_rate_one_is_the_original_under_optimisation(name, optimized) -> None:
+    citizen = NAMED[name]
+    net = upgraded(citizen)
+    weights = citizen.narrow_by_hand(net.variables, 1.0)
+    original = jax.jit(citizen.function_by_hand(1.0))(weights, *citizen.inputs)
+
+    @jax.jit
+    def at_one(net: ms.Sliceable, first: jax.Array, *more: jax.Array) -> jax.Array:
+        return ms.slice_apply(net, first, 1.0, *more, **citizen.call)
+
+    np.testing.assert_array_equal(at_one(net, *citizen.inputs), original)
+
+
 # 2. Narrow is the extracted network, and the one built by hand.
 
 

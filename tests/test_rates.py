@@ -1,10 +1,19 @@
 """Rates and widths: expected numbers are worked out by hand."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from mslice_jax.core.errors import RateError
-from mslice_jax.core.rates import check_rate, check_rates, is_exact, rate_key, width
+from mslice_jax.core.rates import (
+    SubNetwork,
+    check_rate,
+    check_rates,
+    is_exact,
+    rate_key,
+    width,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +69,34 @@ def test_traced_rate_says_static():
 def test_bad_rates(rates, word):
     with pytest.raises(RateError, match=word):
         check_rates(rates)
+
+
+def test_a_sub_network_is_a_value():
+    """Programs are kept for it: the same rate and widths are the same, and stay."""
+    half = SubNetwork(0.5, (("a", 8), ("b", 4)))
+    assert half == SubNetwork(0.5, (("a", 8), ("b", 4)))
+    assert hash(half) == hash(SubNetwork(0.5, (("a", 8), ("b", 4))))
+    assert half != SubNetwork(None, half.widths)
+    assert half != SubNetwork(0.5, (("a", 8), ("b", 5)))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        half.rate = 0.25  # type: ignore[misc]
+    assert f"{half:g}" == "0.5"
+    mixed = [
+        SubNetwork(None, tuple((n, 1) for n in names)) for names in ("abcd", "abcde")
+    ]
+    assert list(map(str, mixed)) == [
+        "{a: 1, b: 1, c: 1, d: 1}",
+        "{a: 1, b: 1, c: 1, d: 1, ...}",
+    ]
+
+
+def test_a_minimum_is_whole_units():
+    assert width(64, 0.1, 8, minimum=12) == 16  # 6.4 is one unit of 8, and 12 two
+    assert width(64, 0.1, minimum=12) == 12
+    assert width(10, 0.1, 4, minimum=100) == 10  # all there is
+    assert width(4, 0.1) == 1
+    assert not is_exact(64, 0.1, 8, minimum=12)
+    assert is_exact(64, 0.25, 8, minimum=16)
 
 
 def test_keys_name_rates():

@@ -89,6 +89,27 @@ def test_every_shard_keeps_its_share():
     assert_close(ms.slice_apply(net, X, 0.5), mlp(cut, X))
 
 
+def test_a_part_of_a_single_index_is_no_part():
+    """4 units in 4 parts would keep one of one each; so they narrow to a prefix."""
+
+    def narrow_then_wide(p, x):
+        return jnp.tanh(jnp.tanh(x @ p["first"]) @ p["second"]) @ p["third"]
+
+    sizes = {"first": (5, 4), "second": (4, 8), "third": (8, 3)}
+    p = shaken({name: np.zeros(shape, np.float32) for name, shape in sizes.items()})
+    net = ms.upgrade(narrow_then_wide, p, X, rates=(0.5, 1.0), shards=4)
+    (first, second) = net.plan.groups.values()
+    assert (first.size, first.span, second.size, second.span) == (4, 1, 2, 4)
+    then = np.r_[0, 2, 4, 6]
+    cut = {
+        "first": p["first"][:, :2],
+        "second": p["second"][:2][:, then],
+        "third": p["third"][then],
+    }
+    small = ms.extract(net, 0.5)
+    jax.tree.map(np.testing.assert_array_equal, small.variables, cut)
+
+
 @pytest.mark.parametrize("name", ["mlp", "vgg_group", "decoder_split", "inception"])
 def test_dealt_networks_permute(name):
     citizen = next(c for c in CITIZENS if c.name == name)

@@ -123,3 +123,15 @@ def test_freeze(eq):
     assert axis == Concat((Product((Unit(4, "a"), Whole(2))), Whole(3)))
     b.fixed = c.fixed = Reason("why")
     assert eq.freeze(eq.product([b, c]), {}) == Whole(6)
+
+
+def test_a_whole_axis_tells_why(eq):
+    """Whole axes of one size are equal, so the reasons are looked at by themselves."""
+    a, b, c = Dim(4), Dim(2), Dim(3)
+    a.fixed, b.fixed = Reason("an output"), Reason("a reshape")
+    assert eq.freeze(a, {}).reason is a.fixed
+    assert eq.freeze(eq.product([b, a]), {}).reason is b.fixed
+    assert eq.freeze(eq.concat([a, b]), {}).reason is a.fixed
+    # What nothing fixed has no reason; the first part that has one speaks for all.
+    assert eq.freeze(Dim(5), {}).reason is None
+    assert eq.freeze(eq.concat([c, b, a]), {}).reason is b.fixed
