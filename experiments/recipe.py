@@ -97,10 +97,10 @@ def _find_hosts() -> None:
         jax.distributed.initialize()  # finds them in the environment
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"--distributed found no hosts to train with ({error}) JAX finds them on "
-            "TPU slices, and where Slurm, Open MPI or Kubernetes starts the command on "
-            "each (srun, mpirun). On one machine leave --distributed out: all its "
-            "devices are used anyway."
+            "--distributed found no other hosts; JAX says: "
+            f"{str(error).rstrip('.')}. It finds them on TPU slices, and where Slurm, "
+            "Open MPI or Kubernetes starts the command on each (srun, mpirun). On one "
+            "machine leave --distributed out: all its devices are used anyway."
         ) from error
 
 

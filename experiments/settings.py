@@ -1,8 +1,10 @@
 """The flags that the recipes share, and what they stand for when nobody gives them."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import re
 import tomllib
@@ -184,7 +186,7 @@ def parse(name: str, description: str, args: list[str] | None) -> Settings:
     """
     program = f"python -m experiments.{name}"
     first = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
+    first.add_argument("--config", type=Path, nargs="?")  # tyro says what is missing
     config = first.parse_known_args(args)[0].config
     return tyro.cli(
         Settings,
@@ -271,7 +273,8 @@ def _as_flags(setting: str, value: Any) -> list[str]:
 def _quietly(parts: Iterable[list[str]]) -> Settings:
     """Settings from flags; SystemExit, and nothing on the screen, for wrong ones."""
     args = [arg for part in parts for arg in part]
-    return tyro.cli(Settings, args=args, console_outputs=False)
+    with contextlib.redirect_stderr(io.StringIO()):
+        return tyro.cli(Settings, args=args)
 
 
 def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
@@ -337,8 +340,8 @@ def _local(path: Path, name: str) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise ValueError(
-            f"cannot tell which folder ~ is in {name} {path}: HOME is not set. Give "
-            "the whole path."
+            f"cannot tell which folder {path.parts[0]} is in {name} {path}: no home "
+            "directory is known. Give the whole path."
         ) from error
 
 

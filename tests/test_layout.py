@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -163,6 +164,22 @@ def test_few_modules_know_jax_from_within(name):
     assert not [u for u in used if u.startswith("jax._src")]
     if room_of(name) not in MAY_USE_JAX_EXTEND:
         assert not [u for u in used if u.startswith("jax.extend")]
+
+
+@pytest.mark.parametrize(("private", "files"), [("grain._src", {"data.shared_memory"})])
+def test_a_private_name_of_another_package_has_a_file_of_its_own(private, files):
+    found = {
+        name.removeprefix("mslice_jax.")
+        for name, file in MODULES.items()
+        if private in file.read_text(encoding="utf-8")
+    }
+    assert found == files
+
+
+def test_the_wheel_holds_the_package_alone():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = build["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["mslice_jax"]}
 
 
 def test_import_is_light():

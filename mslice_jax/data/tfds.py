@@ -88,10 +88,11 @@ def prepared(name: str, data_dir: str | pathlib.Path | None) -> Any:
     try:
         with _silence():
             builder: Any = tfds.builder(name, data_dir=data_dir)
+            # Asked first: data_source would begin to download, which needs tensorflow.
+            ready = builder.is_prepared()
     except Exception as error:
         raise _damaged(name, data_dir, error) from error
-    # Asked first: data_source would begin to download, which needs tensorflow.
-    if not builder.is_prepared():
+    if not ready:
         raise DataError(
             f"{name} is not prepared in {builder.data_path}. Prepare it once (this "
             f"downloads it): {_how_to_prepare(name, data_dir)}"
