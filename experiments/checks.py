@@ -4,9 +4,9 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from .optimizers import USUAL
 from .settings import Settings, changed, flag
@@ -44,12 +44,17 @@ def check_flags(settings: Settings) -> None:
     Args:
       settings: as they were given, before `resolve`.
     """
-    for name, (expected, holds) in _RANGES.items():
-        value = getattr(settings, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"expected {flag(name)} {expected}, got {value}.")
+    check_ranges(vars(settings))
     for name, reason in _without_effect(settings):
         raise ValueError(f"{flag(name)} has no effect: {reason}")
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a setting out of its range; None is not given."""
+    for name, (expected, holds) in _RANGES.items():
+        value = values.get(name)
+        if value is not None and not holds(value):
+            raise ValueError(f"expected {flag(name)} {expected}, got {value}.")
 
 
 def _without_effect(settings: Settings) -> Iterator[tuple[str, str]]:

@@ -28,10 +28,11 @@ import mslice_jax as ms
 from mslice_jax.train import CheckpointError, restore_narrow
 
 from . import inputs, prepare
+from .checks import check_ranges
 from .process import keep_compiled_programs, print_anything
 from .recipe import as_summary, costs, device, fail, measurement
 from .screen import busy, show_table
-from .settings import Place, Settings, read_settings, resolve
+from .settings import Int, Place, Settings, local, read_settings, resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Flags:
     """The last one, or the one of the highest accuracy at the widest rate."""
     data_dir: Place = None
     """Where the data is now, if not where it was."""
-    max_test_examples: int | None = None
+    max_test_examples: Int = None
     """Measure on at most this many of the held-out examples; if not given, on as many
     as the run did."""
     output: Place = None
@@ -86,9 +87,13 @@ def main(args: list[str] | None = None, recipe: prepare.Recipe | None = None) ->
     try:
         recipe, settings = _run(flags.workdir, recipe)
         changes = {
-            "data_dir": flags.data_dir or settings.data_dir,
-            "max_test_examples": flags.max_test_examples or settings.max_test_examples,
+            name: getattr(flags, name)
+            for name in ("data_dir", "max_test_examples")
+            if getattr(flags, name) is not None
         }
+        check_ranges(changes)
+        if "data_dir" in changes:
+            changes["data_dir"] = local(changes["data_dir"], "--data-dir")
         settings = dataclasses.replace(settings, **changes)
         dataset = inputs.load(settings)
         net = _restored(recipe, settings, dataset, flags.checkpoint)
@@ -112,7 +117,7 @@ def _run(
     workdir: Path, recipe: prepare.Recipe | None
 ) -> tuple[prepare.Recipe, Settings]:
     """The recipe and the settings of the run in a folder."""
-    workdir = workdir.expanduser()
+    workdir = local(workdir, "the run's folder")
     file = workdir / "settings.json"
     if not file.is_file():
         raise ValueError(

@@ -302,9 +302,9 @@ def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
         missing["temperature"] = 1.0
     if settings.shards is None:
         missing["shards"] = settings.fsdp
-    missing["workdir"] = _local(settings.workdir or Path("runs") / name, "--workdir")
+    missing["workdir"] = local(settings.workdir or Path("runs") / name, "--workdir")
     if settings.data_dir is not None:
-        missing["data_dir"] = _local(settings.data_dir, "--data-dir")
+        missing["data_dir"] = local(settings.data_dir, "--data-dir")
     resolved = dataclasses.replace(settings, **missing)
     if settings.warmup_epochs is None:
         # A short run that was asked for should not fail for want of a longer one.
@@ -327,7 +327,7 @@ def _to_draw(settings: Settings) -> int | None:
 _REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
-def _local(path: Path, name: str) -> Path:
+def local(path: Path, name: str) -> Path:
     """With ``~`` expanded; raises ValueError for a place on another machine."""
     if found := _REMOTE.match(str(path)):
         scheme = found[0].removesuffix("/") + "//"
@@ -365,13 +365,19 @@ _FREE = (
 )
 
 
+# None of these says that the setting has no effect, whatever it was before.
+_IDLE = ("num_random", "temperature", "weight_decay")
+
+
 def changed(saved: dict[str, Any], settings: Settings) -> list[str]:
     """What was other in the run that `saved` belongs to, a phrase for each setting."""
     now = as_json(settings)
+    # A flag newer than the run is not in its file, and stood at what it does today.
+    names = [name for name in now if name in saved and name not in _FREE]
     return [
-        f"{flag(name)} was {_said(saved.get(name))} and is {_said(now[name])}"
-        for name in now
-        if name not in _FREE and saved.get(name) != now[name]
+        f"{flag(name)} was {_said(saved[name])} and is {_said(now[name])}"
+        for name in names
+        if saved[name] != now[name] and not (name in _IDLE and now[name] is None)
     ]
 
 

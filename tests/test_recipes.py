@@ -512,6 +512,9 @@ def test_what_may_change_between_two_parts_of_a_run():
     )
     assert changed(saved, free) == []
     assert changed({**saved, "seed": 5}, settings) == ["--seed was 5 and is 0"]
+    # A run of before there was the flag, and one that kept a number without effect.
+    before = {name: value for name, value in saved.items() if name != "optimizer"}
+    assert changed({**before, "temperature": 1.0}, settings) == []
 
 
 def test_weights_may_be_sharded_otherwise_when_a_run_goes_on(capsys, tmp_path):
@@ -615,6 +618,8 @@ def test_evaluate_without_a_run_ends_with_one_line(capsys, tmp_path):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+    assert evaluate.main(["gs://bucket/run"]) == 2
+    assert "got gs://bucket/run. Mount" in capsys.readouterr().err
 
 
 def test_at_most_so_many_test_examples_whatever_the_seed():
