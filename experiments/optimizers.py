@@ -29,7 +29,7 @@ USUAL = {
     "adam": Usual(build=optax.adam, lr=1e-3, weight_decay=None),
     "adamw": Usual(build=optax.adamw, lr=1e-3, weight_decay=1e-2),
     "lamb": Usual(build=optax.lamb, lr=1e-2, weight_decay=1e-2),
-    "lion": Usual(build=optax.lion, lr=1e-4, weight_decay=1e-2),
+    "lion": Usual(build=optax.lion, lr=3e-4, weight_decay=1e-2),
 }
 
 

@@ -235,10 +235,10 @@ def test_a_workdir_on_another_machine_is_refused_at_once(capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_cannot_be_leaves_no_folder(capsys, tmp_path):
-    # Found by `upgrade` itself, the last of all checks.
-    code, _, error = run(capsys, tmp_path / "work", "--fsdp", "2", "--shards", "5")
+def test_what_is_found_after_reading_the_data_leaves_no_folder(capsys, tmp_path):
+    code, _, error = run(capsys, tmp_path / "work", "--fsdp", "3", recipe=TINY)
     assert code == 2
+    assert "fsdp to divide the 4 devices, got 3" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "work").exists()
 
