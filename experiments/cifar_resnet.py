@@ -11,7 +11,9 @@ original's: ResNet-164, 300 epochs, which asks for a GPU.
 
 The command ends with a table, and leaves in its workdir (runs/cifar_resnet) the files
 that `experiments.recipe` lists. Given again, it goes on where it was stopped, or shows
-the table of the finished run. ``--help`` explains the flags.
+the table of the finished run; ``--config runs/cifar_resnet/settings.json`` stands for
+its flags. ``python -m experiments.evaluate runs/cifar_resnet`` measures it again.
+``--help`` explains the flags.
 """
 
 import sys

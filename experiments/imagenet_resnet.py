@@ -5,7 +5,7 @@
 DIR is the folder of TFDS with imagenet2012 in it, prepared as array_record, or the
 folder of any other set that TFDS prepared with the features image and label. Reading it
 needs the extra "imagenet". The defaults are the usual ones: 100 epochs, batches of 256,
-a learning rate of 0.1 behind five epochs of warm-up; that asks for several GPUs. For
+a learning rate of 0.1 after five epochs of warm-up; that asks for several GPUs. For
 larger batches give a learning rate in proportion: ``--batch-size 1024 --lr 0.4``.
 
 Images are prepared by --workers processes; if the device waits for them, ask for more.

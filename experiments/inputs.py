@@ -1,16 +1,20 @@
 """What a recipe reads: a data set in memory, or one that stays on disk."""
 
+import dataclasses
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import mslice_jax as ms
 from mslice_jax import data
-from mslice_jax.train import Batch, Evaluate, evaluate_on, make_evaluate
+from mslice_jax.data.dataset import choose
+from mslice_jax.train import Batch
 
+from .measure import Numbers, measure_on
 from .settings import Settings
 
 Inputs = data.Dataset | data.ImageDataset
@@ -24,13 +28,15 @@ def load(settings: Settings) -> Inputs:
     """
     chosen = {"train_examples": settings.train_examples, "seed": settings.seed}
     if settings.dataset != "imagenet":
-        return data.load(settings.dataset, settings.data_dir, **chosen)
-    return data.read_imagenet(
-        settings.data_dir,
-        image_size=224 if settings.image_size is None else settings.image_size,
-        workers=_cores() if settings.workers is None else settings.workers,
-        **chosen,
-    )
+        found = data.load(settings.dataset, settings.data_dir, **chosen)
+    else:
+        found = data.read_imagenet(
+            settings.data_dir,
+            image_size=224 if settings.image_size is None else settings.image_size,
+            workers=_cores() if settings.workers is None else settings.workers,
+            **chosen,
+        )
+    return _fewer_tests(found, settings.max_test_examples)
 
 
 def num_train(inputs: Inputs) -> int:
@@ -71,15 +77,36 @@ def calibration_batches(inputs: Inputs) -> list[jax.Array]:
     return [normalize(jnp.asarray(x)) for x, _ in itertools.islice(stream, count)]
 
 
-def evaluation(inputs: Inputs, *, batch_size: int = 256) -> Evaluate:
-    """The accuracy of each rate on the held-out examples."""
+def evaluation(
+    inputs: Inputs, *, batch_size: int = 256
+) -> Callable[[ms.Sliceable], Numbers]:
+    """Accuracy and loss of each rate on the held-out examples."""
     normalize = data.eval_transform(inputs)
     if isinstance(inputs, data.Dataset):
         x, y = inputs.x_test, inputs.y_test
-        return make_evaluate(x, y, batch_size=batch_size, normalize=normalize)
+        size, count = min(batch_size, len(x)), len(x)
+        return measure_on(
+            lambda: data.eval_batches(x, y, size), count, normalize=normalize
+        )
     count = len(inputs.test)
     size = min(batch_size, count)
-    return evaluate_on(lambda: inputs.eval_batches(size), count, normalize=normalize)
+    return measure_on(lambda: inputs.eval_batches(size), count, normalize=normalize)
+
+
+def _fewer_tests(inputs: Inputs, count: int | None) -> Inputs:
+    """With at most `count` held-out examples: the same ones for every seed."""
+    in_memory = isinstance(inputs, data.Dataset)
+    available = len(inputs.x_test) if in_memory else len(inputs.test)
+    if count is None or count >= available:
+        return inputs
+    # Drawn, not the first ones: they may be sorted by class.
+    chosen = choose(available, count, seed=0)
+    if isinstance(inputs, data.Dataset):
+        return dataclasses.replace(
+            inputs, x_test=inputs.x_test[chosen], y_test=inputs.y_test[chosen]
+        )
+    test = dataclasses.replace(inputs.test, chosen=chosen)
+    return dataclasses.replace(inputs, test=test)
 
 
 def _cores() -> int:

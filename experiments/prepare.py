@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import importlib.util
-import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -29,11 +27,10 @@ from mslice_jax.train import (
     cross_entropy,
     make_train_step,
     multi_step,
-    sgd,
 )
 
-from . import inputs
-from .settings import Defaults, Settings, changed, resolve
+from . import checks, inputs, optimizers
+from .settings import Defaults, Settings, resolve
 
 _OUTPUTS = (
     "settings.json",
@@ -69,6 +66,7 @@ class Recipe:
 class Run:
     """All that training needs, checked."""
 
+    recipe: str
     settings: Settings
     model_name: str
     dataset: inputs.Inputs
@@ -91,25 +89,21 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         raise ValueError(
             '--tensorboard needs tensorboardX: pip install "mslice_jax[tensorboard]".'
         )
+    checks.check_flags(settings)
     defaults = recipe.digits if settings.dataset == "digits" else recipe.cifar
     settings = resolve(settings, recipe.name, defaults)
-    if not 0 <= settings.seed < 2**32:
-        raise ValueError(f"expected a --seed from 0 to 2^32 - 1, got {settings.seed}.")
-    if not 0 <= settings.label_smoothing < 1:
-        raise ValueError(
-            f"expected a --label-smoothing in [0, 1), got {settings.label_smoothing}."
-        )
+    checks.check_lengths(settings)
     schedule = make_schedule(
         settings.schedule,
         settings.rates,
-        num_random=settings.num_random,
+        num_random=1 if settings.num_random is None else settings.num_random,
         weights=settings.rate_weights,
         seed=settings.seed,
     )
     size = {"depth": settings.depth, "widen": settings.widen}
     recipe.model(**size, num_classes=10)  # a wrong depth should not wait for the data
     workdir = cast(Path, settings.workdir)
-    _check_writable(workdir)
+    checks.check_writable(workdir)
 
     dataset = inputs.load(settings)
     batch_size = cast(int, settings.batch_size)
@@ -121,8 +115,11 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         warmup_epochs=cast(int, settings.warmup_epochs),
     )
     placement = _placement(settings)
-    optimizer = sgd(
-        learning_rate, weight_decay=settings.weight_decay, clip=settings.clip
+    optimizer = optimizers.build(
+        settings.optimizer,
+        learning_rate,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
     )
     if settings.progressive_epochs is not None:
         schedule = progressive(
@@ -132,21 +129,8 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
         )
     train_step = _train_step(settings, dataset, optimizer, placement)
 
-    model = recipe.model(**size, num_classes=dataset.num_classes)
-    model_name = f"{type(model).__name__}-{settings.depth}"
-    if settings.widen != 1:
-        model_name += f" x{settings.widen:g}"
-    net_key, run_key = jax.random.split(jax.random.key(settings.seed))
-    images = jax.ShapeDtypeStruct((batch_size, *dataset.image_shape), jnp.float32)
-    net = ms.upgrade(
-        model,
-        _initialize(model, net_key, dataset.image_shape),
-        images,
-        rates=settings.rates,
-        groups=settings.groups,
-        norm=settings.norm,
-        shards=settings.fsdp,
-    )
+    net, model_name = network(recipe, settings, dataset)
+    _, run_key = jax.random.split(jax.random.key(settings.seed))
     state = TrainState.create(
         net, optimizer, key=run_key, average=settings.average is not None
     )
@@ -156,6 +140,7 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
 
     if not settings.resume:
         _move_aside(workdir, console)
+    workdir.mkdir(parents=True, exist_ok=True)  # not before all else is accepted
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         about={"model": model_name, "norm": settings.norm, "groups": settings.groups},
@@ -163,8 +148,9 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
     )
     if checkpoints.steps():
         checkpoints.check(state)
-        _check_same_settings(workdir, settings)
+        checks.check_same_run(workdir, recipe.name, settings)
     return Run(
+        recipe=recipe.name,
         settings=settings,
         model_name=model_name,
         dataset=dataset,
@@ -178,6 +164,35 @@ def prepare(recipe: Recipe, settings: Settings, console: Console) -> Run:
     )
 
 
+def network(
+    recipe: Recipe, settings: Settings, dataset: inputs.Inputs
+) -> tuple[ms.Sliceable, str]:
+    """The network at its start, and its name.
+
+    Args:
+      recipe: what builds it.
+      settings: resolved.
+      dataset: gives the shape of an image and the number of classes.
+    """
+    size = {"depth": settings.depth, "widen": settings.widen}
+    model = recipe.model(**size, num_classes=dataset.num_classes)
+    name = f"{type(model).__name__}-{settings.depth}"
+    if settings.widen != 1:
+        name += f" x{settings.widen:g}"
+    shape = (cast(int, settings.batch_size), *dataset.image_shape)
+    key, _ = jax.random.split(jax.random.key(settings.seed))
+    net = ms.upgrade(
+        model,
+        _initialize(model, key, dataset.image_shape),
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        rates=settings.rates,
+        groups=settings.groups,
+        norm=settings.norm,
+        shards=cast(int, settings.shards),
+    )
+    return net, name
+
+
 def _train_step(
     settings: Settings,
     dataset: inputs.Inputs,
@@ -188,7 +203,7 @@ def _train_step(
     distillation = None
     if settings.distill:
         distillation = Distillation(
-            weight=settings.distill, temperature=settings.temperature
+            weight=settings.distill, temperature=cast(float, settings.temperature)
         )
     return make_train_step(
         optimizer,
@@ -204,7 +219,7 @@ def _train_step(
 
 
 def _placement(settings: Settings) -> Placement | None:
-    """A mesh of all devices that the batch can be dealt out over; None for one."""
+    """A mesh of all devices, among which the batch is divided; None for one."""
     devices = jax.devices()
     batch_size = cast(int, settings.batch_size)
     if len(devices) == 1 and settings.fsdp == 1:
@@ -226,35 +241,6 @@ def _initialize(
     options = quick if jax.default_backend() == "cpu" else None
     init = jax.jit(model.init, compiler_options=options)
     return init(key, jnp.zeros((1, *image_shape)))
-
-
-def _check_writable(workdir: Path) -> None:
-    """Raise OSError unless files can be made in `workdir`, which is made if absent."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"expected a folder to write to as --workdir, got {workdir} "
-            f"({error.strerror}). Choose another."
-        ) from error
-
-
-def _check_same_settings(workdir: Path, settings: Settings) -> None:
-    """Raise ValueError if the run in `workdir` cannot go on with these settings."""
-    try:
-        saved = json.loads((workdir / "settings.json").read_text())
-    except (OSError, ValueError):
-        return  # nothing to compare with; the checkpoint itself was compared
-    differences = changed(saved, settings)
-    if saved.get("epochs", 0) > cast(int, settings.epochs):
-        differences.append(f"--epochs was {saved['epochs']} and is {settings.epochs}")
-    if differences:
-        raise ValueError(
-            f"{workdir} holds a run with other settings: {'; '.join(differences)}. "
-            "Give the same ones to go on with it, another --workdir, or --no-resume."
-        )
 
 
 def _move_aside(workdir: Path, console: Console) -> None:

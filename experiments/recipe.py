@@ -2,17 +2,20 @@
 
 A recipe is a network and its defaults (`Recipe`); `main` is the command. All checks
 come before any work (`prepare`), and a setting that does not fit ends the command with
-one line and exit code 2. Ctrl-C or SIGTERM saves behind the step under way and says how
-to go on (exit code 130 or 143); a second Ctrl-C stops at once. A run leaves in its
-workdir::
+one line and exit code 2, and leaves no folder. Ctrl-C or SIGTERM saves after the step
+under way and says how to go on (exit code 130 or 143); a second Ctrl-C stops at once.
+A run leaves in its workdir::
 
-    settings.json            the settings, defaults filled in
-    metrics.jsonl            losses every ten steps, accuracies every epoch
+    settings.json            the settings, defaults filled in; --config takes it
+    metrics.jsonl            losses every ten steps; accuracies and losses on held-out
+                             examples every epoch: "test_accuracy/0.5", a number a key
     checkpoints/             the last two and the best
-    summary.json             accuracy and cost of each rate
+    summary.json             accuracy, loss and cost of each rate
     accuracy_vs_flops.png    the same as a picture
     accuracy_over_epochs.png each rate's accuracy after every epoch
     tensorboard/             with --tensorboard: the numbers of metrics.jsonl
+
+``python -m experiments.evaluate WORKDIR`` measures again what it trained.
 """
 
 import contextlib
@@ -21,7 +24,7 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,20 +40,17 @@ from mslice_jax.profile import RateProfile, profile
 from mslice_jax.train import (
     Batch,
     CheckpointError,
-    Evaluate,
-    MetricsFile,
     Outcome,
-    Watcher,
-    Watchers,
     train,
 )
 
-from . import inputs
+from . import checks, inputs
+from .measure import FlatMetricsFile, HeldOut, Numbers, accuracy_over_epochs
 from .prepare import Recipe as Recipe
 from .prepare import Run, prepare
-from .process import keep_compiled_programs, keep_freed_memory
-from .screen import Bar, TensorBoard, show_settings, show_table
-from .settings import as_json, parse
+from .process import keep_compiled_programs, keep_freed_memory, print_anything
+from .screen import Bar, TensorBoard, busy, show_settings, show_table
+from .settings import Settings, as_json, parse
 
 
 def main(recipe: Recipe, args: list[str] | None = None) -> int:
@@ -59,28 +59,30 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     0: the table was shown. 1: writing failed on the way. 2: a setting does not fit,
     nothing was done. 130 (Ctrl-C), 143 (SIGTERM): interrupted, what was done is saved.
     """
-    settings = parse(recipe.name, recipe.description, args)
-    if settings.distributed:
-        jax.distributed.initialize()  # finds its hosts in the environment
-    console = Console(quiet=settings.distributed and not _speaks())
-    keep_compiled_programs()
-    keep_freed_memory()
+    print_anything()
     try:
+        settings = parse(recipe.name, recipe.description, args)
+        if settings.distributed:
+            checks.check_flags(settings)
+            _find_hosts()
+        console = Console(quiet=settings.distributed and not speaks())
+        keep_compiled_programs()
+        keep_freed_memory()
         run = prepare(recipe, settings, console)
     except (ValueError, OSError, CheckpointError) as error:
-        return _fail(error, 2)
+        return fail(error, 2)
     except KeyboardInterrupt:
         print("\nInterrupted before training began; nothing was changed.")
         return 130
     again = _command(recipe, sys.argv[1:] if args is None else args)
     try:
         with run.checkpoints:
-            outcome = fit(run, console)
+            outcome, numbers = fit(run, console)
             stopped = outcome.interrupted
-            if stopped is None:
-                finish(run, outcome, console)
+            if stopped is None and numbers is not None:
+                finish(run, outcome, numbers, console)
     except (CheckpointError, data.DataError, OSError) as error:
-        return _fail(error, 1)
+        return fail(error, 1)
     except KeyboardInterrupt:
         stopped = signal.SIGINT
     if stopped is None:
@@ -89,14 +91,32 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     return 128 + stopped
 
 
-def fit(run: Run, console: Console) -> Outcome:
-    """Train; everything that is written goes into the workdir."""
+def _find_hosts() -> None:
+    """Join the other hosts; raises ValueError where JAX finds none."""
+    try:
+        jax.distributed.initialize()  # finds them in the environment
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            "--distributed found no other hosts; JAX says: "
+            f"{str(error).rstrip('.')}. It finds them on TPU slices, and where Slurm, "
+            "Open MPI or Kubernetes starts the command on each (srun, mpirun). On one "
+            "machine leave --distributed out: all its devices are used anyway."
+        ) from error
+
+
+def fit(run: Run, console: Console) -> tuple[Outcome, Numbers | None]:
+    """Train; everything that is written goes into the workdir.
+
+    Returns:
+      How the run ended, and what was measured last.
+    """
     settings, dataset = run.settings, run.dataset
     epochs, workdir = cast(int, settings.epochs), cast(Path, settings.workdir)
     console.print(f"{run.model_name} on {dataset}", highlight=False, soft_wrap=True)
     show_settings(console, as_json(settings))
-    if _speaks():
-        (workdir / "settings.json").write_text(json.dumps(as_json(settings), indent=2))
+    if speaks():
+        saved = {"recipe": run.recipe, **as_json(settings)}
+        (workdir / "settings.json").write_text(json.dumps(saved, indent=2) + "\n")
 
     def batches(step: int) -> Iterator[Batch]:
         return inputs.train_batches(
@@ -108,7 +128,7 @@ def fit(run: Run, console: Console) -> Outcome:
         )
 
     if run.checkpoints.steps()[-1:] != (epochs * run.steps_per_epoch,):
-        with console.status("compiling a program for each rate"):
+        with busy(console, "Compiling a program for each rate"):
             size = cast(int, settings.batch_size) // jax.process_count()
             seconds = _compile(run, inputs.blank_batch(dataset, size))
         console.print(
@@ -116,25 +136,28 @@ def fit(run: Run, console: Console) -> Outcome:
             highlight=False,
         )
     bar = Bar(console, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
+    held_out = HeldOut(measurement(settings, dataset))
+    sinks = []
     with contextlib.ExitStack() as shown:
-        watchers: list[Watcher] = [shown.enter_context(bar)]
-        if settings.tensorboard and _speaks():
+        if settings.tensorboard and speaks():
             board = TensorBoard(workdir / "tensorboard")
-            watchers.append(shown.enter_context(board))
-        return train(
+            sinks.append(shown.enter_context(board).write)
+        shown.enter_context(bar)
+        outcome = train(
             run.state,
             train_step=run.train_step,
             batches=batches,
             schedule=run.schedule,
-            evaluate=_evaluate(run),
+            evaluate=held_out,
             epochs=epochs,
             steps_per_epoch=run.steps_per_epoch,
             checkpoints=run.checkpoints,
-            metrics=MetricsFile(workdir / "metrics.jsonl"),
+            metrics=FlatMetricsFile(workdir / "metrics.jsonl", held_out, sinks),
             placement=run.placement,
             learning_rate=run.learning_rate,
-            watcher=Watchers(*watchers),
+            watcher=bar,
         )
+    return outcome, held_out.last
 
 
 def _compile(run: Run, batch: Batch) -> float:
@@ -144,32 +167,35 @@ def _compile(run: Run, batch: Batch) -> float:
     return run.train_step.compile(run.state, batch, run.state.net.rates)
 
 
-def finish(run: Run, outcome: Outcome, console: Console) -> None:
+def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> None:
     """Measure the cost of each rate; show the table, write summary and picture."""
     workdir = cast(Path, run.settings.workdir)
-    image = np.zeros((1, *run.dataset.image_shape), np.float32)
     net = outcome.state.eval_net
     if run.placement is not None:
         net = run.placement.local(net)
-    if not _speaks():
+    if not speaks():
         return
-    with console.status("measuring what each rate costs"):
-        profiles = profile(net, image)
-    summary = _summary(run, outcome, profiles)
+    profiles = costs(net, run.dataset, console)
+    summary = {
+        "recipe": run.recipe,
+        "dataset": run.dataset.name,
+        "model": run.model_name,
+        "schedule": run.settings.schedule,
+        "optimizer": run.settings.optimizer,
+        "seed": run.settings.seed,
+        "epochs": outcome.progress.epoch,
+        "train_seconds": round(outcome.progress.train_seconds, 1),
+        **as_summary(numbers, profiles),
+    }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     title = f"{run.model_name} on {run.dataset.name}"
     flops = {rate: cost.flops for rate, cost in profiles.items()}
     if not any(map(math.isnan, flops.values())):
         picture = workdir / "accuracy_vs_flops.png"
-        plot_accuracy_vs_flops(picture, outcome.accuracy, flops, title=title)
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    each = {
-        line["epoch"]: {float(rate): a for rate, a in line["accuracy"].items()}
-        for line in map(json.loads, lines)
-        if "accuracy" in line
-    }
+        plot_accuracy_vs_flops(picture, numbers.accuracy, flops, title=title)
+    each = accuracy_over_epochs(workdir / "metrics.jsonl")
     plot_accuracy_over_epochs(workdir / "accuracy_over_epochs.png", each, title=title)
-    show_table(console, title, outcome.accuracy, profiles)
+    show_table(console, title, numbers, profiles, device=device())
     console.print(
         f"Trained for {outcome.progress.train_seconds:.0f} s. "
         f"Summary, pictures and checkpoints are in {workdir}.",
@@ -178,22 +204,27 @@ def finish(run: Run, outcome: Outcome, console: Console) -> None:
     )
 
 
-def _summary(
-    run: Run, outcome: Outcome, profiles: dict[float, RateProfile]
-) -> dict[str, Any]:
+def costs(
+    net: ms.Sliceable, dataset: inputs.Inputs, console: Console
+) -> dict[float, RateProfile]:
+    """What each rate costs for one image."""
+    image = np.zeros((1, *dataset.image_shape), np.float32)
+    with busy(console, "Measuring what each rate costs"):
+        return profile(net, image)
+
+
+def as_summary(numbers: Numbers, profiles: dict[float, RateProfile]) -> dict[str, Any]:
+    """Results as JSON has them; NaN, of a device that does not count, is null."""
     return {
-        "dataset": run.dataset.name,
-        "model": run.model_name,
-        "schedule": run.settings.schedule,
-        "seed": run.settings.seed,
-        "epochs": outcome.progress.epoch,
-        "train_seconds": round(outcome.progress.train_seconds, 1),
+        # What latency_ms is of: one image at a time, on this device.
+        "latency_device": device(),
+        "latency_batch": 1,
         "rates": {
             rate_key(rate): {
-                "accuracy": round(outcome.accuracy[rate], 6),
+                "accuracy": round(numbers.accuracy[rate], 6),
+                "loss": _or_null(round(numbers.loss[rate], 6)),
                 "parameters": cost.parameters,
-                # JSON has no NaN; a device that does not count gives null.
-                "flops": None if math.isnan(cost.flops) else cost.flops,
+                "flops": _or_null(cost.flops),
                 "latency_ms": round(cost.latency_ms, 4),
             }
             for rate, cost in sorted(profiles.items(), reverse=True)
@@ -201,18 +232,30 @@ def _summary(
     }
 
 
-def _speaks() -> bool:
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def device() -> str:
+    """What computes, such as "cpu" or "NVIDIA H200"."""
+    return jax.local_devices()[0].device_kind
+
+
+def speaks() -> bool:
     """Of several hosts the first one shows and writes what there is to show."""
     return jax.process_index() == 0
 
 
-def _evaluate(run: Run) -> Evaluate:
-    evaluate = inputs.evaluation(run.dataset)
-    if run.settings.norm != "shared":
-        return evaluate
+def measurement(
+    settings: Settings, dataset: inputs.Inputs
+) -> Callable[[ms.Sliceable], Numbers]:
+    """Accuracy and loss on the held-out examples, statistics of norms measured."""
+    measure = inputs.evaluation(dataset)
+    if settings.norm != "shared":
+        return measure
     # One batch norm for all rates has statistics of none: they are measured first.
-    parts = inputs.calibration_batches(run.dataset)
-    return lambda net: evaluate(ms.calibrate(net, parts))
+    parts = inputs.calibration_batches(dataset)
+    return lambda net: measure(ms.calibrate(net, parts))
 
 
 def _command(recipe: Recipe, args: list[str]) -> str:
@@ -230,7 +273,7 @@ def _say_saved(run: Run, again: str) -> None:
     print(f"  {again}")
 
 
-def _fail(error: Exception, code: int) -> int:
+def fail(error: Exception, code: int) -> int:
     """Say in one line what is wrong."""
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return code

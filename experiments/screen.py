@@ -1,6 +1,12 @@
-"""What a recipe shows: settings, a progress bar, the table at the end."""
+"""What a recipe shows: settings, how far the run is, the table at the end.
 
+On a screen that takes ASCII alone, rich draws its bars and boxes in ASCII; the words
+here are ASCII anyway.
+"""
+
+import contextlib
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,28 +24,60 @@ from mslice_jax.profile import RateProfile
 from mslice_jax.train import Progress as RunProgress
 from mslice_jax.train import Watcher
 
+from .measure import Numbers
+
 
 def show_settings(console: Console, values: Mapping[str, Any]) -> None:
-    """All settings, a few on each line."""
+    """All settings that are given, as one paragraph."""
     parts = [
         f"{name} {_plain(value)}" for name, value in values.items() if value is not None
     ]
-    console.print(" · ".join(parts), style="dim", highlight=False, soft_wrap=True)
+    console.print(", ".join(parts), style="dim", highlight=False, soft_wrap=True)
+
+
+def busy(console: Console, what: str) -> contextlib.AbstractContextManager[Any]:
+    """Say what takes a while, within: it moves on a terminal, and is a line elsewhere.
+
+    Args:
+      console: where it is shown.
+      what: such as "Compiling".
+    """
+    if console.is_terminal:
+        spinner = "line" if console.options.ascii_only else "dots"
+        return console.status(what, spinner=spinner)
+    console.print(f"{what} ...", highlight=False, soft_wrap=True)
+    return contextlib.nullcontext()
 
 
 class Bar(Watcher):
-    """A progress bar with loss, rates and images per second; a line for each epoch.
+    """Loss, rates, images per second and time left; a line for each epoch.
+
+    On a terminal that is a progress bar, elsewhere (a file, a pipe, the log of a
+    cluster) a line a minute.
 
     Args:
       console: where it is shown.
       epochs: length of the run.
       steps_per_epoch: batches an epoch.
+      every: seconds between two lines where there is no terminal.
 
     Use it as a context: the bar is drawn within.
     """
 
-    def __init__(self, console: Console, *, epochs: int, steps_per_epoch: int):
+    def __init__(
+        self,
+        console: Console,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        every: float = 60.0,
+    ):
         self._console = console
+        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._every = every
+        self._bar = console.is_terminal
+        self._first: tuple[int, float] | None = None  # a step, and when it was done
+        self._said = time.monotonic()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=8),  # all of the line has to fit into 80 columns
@@ -48,45 +86,75 @@ class Bar(Watcher):
             TimeRemainingColumn(),
             console=console,
         )
-        self._steps_per_epoch = steps_per_epoch
         self._task = self._progress.add_task(
             "train",
             total=epochs * steps_per_epoch,
             epoch=1,
             epochs=epochs,
-            losses="compiling",
+            losses="starting",
             speed="",
         )
 
     def __enter__(self) -> "Bar":
-        self._progress.start()
+        if self._bar:
+            self._progress.start()
+        self._said = time.monotonic()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        if self._bar:
+            self._progress.stop()
 
     def restored(self, step: int, progress: RunProgress) -> None:
         """Say where the run goes on."""
         self._progress.update(self._task, completed=step)
-        self._console.print(
-            f"Resumed at step {step} (epoch {progress.epoch} done, "
+        epochs = "1 epoch" if progress.epoch == 1 else f"{progress.epoch} epochs"
+        self._print(
+            f"Resumed at step {step} ({epochs} done, "
             f"{progress.train_seconds:.0f} s so far)."
         )
 
     def stepped(
         self, step: int, losses: dict[float, float], images_per_second: float
     ) -> None:
-        """Move the bar."""
+        """Move the bar, or say where the run is if that was a minute ago."""
         text = " ".join(
             f"r{rate:g} {losses[rate]:.2f}" for rate in sorted(losses, reverse=True)
         )
-        self._progress.update(
-            self._task,
-            completed=step,
-            epoch=(step - 1) // self._steps_per_epoch + 1,
-            losses=f"loss {text}",
-            speed=f"{images_per_second:.0f} images/s",
+        epoch = (step - 1) // self._steps_per_epoch + 1
+        if self._bar:
+            self._progress.update(
+                self._task,
+                completed=step,
+                epoch=epoch,
+                losses=f"loss {text}",
+                speed=f"{images_per_second:.0f} images/s",
+            )
+            return
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        if now - self._said < self._every:
+            return
+        self._said = now
+        total = self._epochs * self._steps_per_epoch
+        self._print(
+            f"step {step} of {total}, epoch {epoch} of {self._epochs}  loss {text}  "
+            f"{images_per_second:.0f} images/s{self._left(step, total, now)}"
         )
+
+    def _left(self, step: int, total: int, now: float) -> str:
+        """How long the rest takes if it goes on like this, in words."""
+        assert self._first is not None
+        since, began = self._first
+        if step == since:
+            return ""
+        minutes = (now - began) / (step - since) * (total - step) / 60
+        if minutes < 90:
+            return f"  {max(round(minutes), 1)} min left"
+        return f"  {minutes / 60:.1f} h left"
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def evaluated(self, epoch: int, accuracy: dict[float, float], loss: float) -> None:
         """One line for the epoch."""
@@ -94,11 +162,11 @@ class Bar(Watcher):
             f"r{rate:g} {100 * accuracy[rate]:.1f}"
             for rate in sorted(accuracy, reverse=True)
         )
-        self._console.print(f"epoch {epoch:3d}  loss {loss:.3f}  accuracy {text} %")
+        self._print(f"epoch {epoch:3d}  loss {loss:.3f}  accuracy {text} %")
 
 
-class TensorBoard(Watcher):
-    """The numbers of a run as TensorBoard reads them.
+class TensorBoard:
+    """The lines of metrics.jsonl as TensorBoard reads them: a curve for every key.
 
     Args:
       folder: made if absent; a resumed run goes on in it.
@@ -106,7 +174,7 @@ class TensorBoard(Watcher):
     Raises:
       ImportError: without tensorboardX, of the extra "tensorboard".
 
-    Use it as a context: behind it everything is written.
+    Use it as a context: after it everything is written.
     """
 
     def __init__(self, folder: Path):
@@ -120,37 +188,45 @@ class TensorBoard(Watcher):
     def __exit__(self, *exception: object) -> None:
         self._writer.close()
 
-    def stepped(
-        self, step: int, losses: dict[float, float], images_per_second: float
-    ) -> None:
-        """A curve of the loss for each rate, and the speed."""
-        for rate, loss in losses.items():
-            self._writer.add_scalar(f"loss/r{rate:g}", loss, step)
-        self._writer.add_scalar("images_per_second", images_per_second, step)
-
-    def evaluated(self, epoch: int, accuracy: dict[float, float], loss: float) -> None:
-        """A curve of the accuracy for each rate, over epochs."""
-        del loss
-        for rate, value in accuracy.items():
-            self._writer.add_scalar(f"accuracy/r{rate:g}", value, epoch)
-        self._writer.flush()
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a point to each of the curves, at `step`."""
+        for name, value in values.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
 
 
 def show_table(
     console: Console,
     title: str,
-    accuracy: Mapping[float, float],
+    numbers: Numbers,
     profiles: Mapping[float, RateProfile],
+    *,
+    device: str,
 ) -> None:
-    """The result: a row for each rate, the widest first."""
-    table = Table(title=title, title_justify="left")
-    for name in ("rate", "accuracy", "parameters", "FLOPs", "latency"):
+    """The result: a row for each rate, the widest first.
+
+    Args:
+      console: where it is shown.
+      title: the line above.
+      numbers: accuracy and loss of each rate on the held-out examples.
+      profiles: what each rate costs for one image.
+      device: what the latency was measured on.
+    """
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=f"For one image: FLOPs as XLA counts them; latency on {device}, batch "
+        "of 1. Accuracy and loss are of the held-out examples.",
+        caption_justify="left",
+    )
+    for name in ("rate", "accuracy", "loss", "parameters", "FLOPs", "latency"):
         table.add_column(name, justify="right")
-    for rate in sorted(accuracy, reverse=True):
+    for rate in sorted(numbers.accuracy, reverse=True):
         cost = profiles[rate]
         table.add_row(
             f"{rate:g}",
-            f"{100 * accuracy[rate]:.2f} %",
+            f"{100 * numbers.accuracy[rate]:.2f} %",
+            f"{numbers.loss[rate]:.3f}",
             f"{cost.parameters:,}",
             "unknown" if math.isnan(cost.flops) else f"{cost.flops / 1e6:,.2f} M",
             f"{cost.latency_ms:.3f} ms",

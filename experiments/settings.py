@@ -1,32 +1,84 @@
 """The flags that the recipes share, and what they stand for when nobody gives them."""
 
+import argparse
+import contextlib
 import dataclasses
+import difflib
+import io
 import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
+
+from mslice_jax.schedules import make_schedule
+
+from . import optimizers
+
+
+def _maybe(read: Callable[[str], Any], metavar: str) -> Any:
+    """How tyro reads a flag that need not be given; None says that it was not.
+
+    Left to itself tyro shows ``{None}|INT``, and of a mistyped number says that it is
+    not None either.
+    """
+    spec = tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda args: read(args[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+    return spec, tyro.conf.arg(help_behavior_hint="")
+
+
+def _number(kind: Callable[[str], Any], what: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"expected {what}, got {text!r}") from None
+
+    return read
+
+
+Int = Annotated[int | None, *_maybe(_number(int, "a whole number"), "INT")]
+Float = Annotated[float | None, *_maybe(_number(float, "a number"), "FLOAT")]
+Place = Annotated[Path | None, *_maybe(Path, "PATH")]
+Floats = Annotated[
+    tuple[float, ...] | None,
+    tyro.conf.arg(metavar="FLOAT [FLOAT ...]", help_behavior_hint=""),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """Flags of a recipe. Where no default is named, it depends on the data set."""
 
+    config: Place = None
+    """A file of settings, JSON or TOML, such as the settings.json of another run; flags
+    win over it."""
     dataset: Literal["digits", "cifar10", "cifar100", "npz", "imagenet"] = "digits"
-    """digits needs nothing; cifar10 and cifar100 are read as TFDS prepared them; npz
-    holds your own x_train, y_train, x_test, y_test; imagenet is read as TFDS prepared
-    it, without ever being in memory, or any such set of images and labels."""
-    data_dir: Path | None = None
+    """digits needs no files; cifar10 and cifar100 are read as TFDS prepared them; npz
+    is a file with your own x_train, y_train, x_test, y_test; imagenet is read from disk
+    as TFDS prepared it, and so is any such set of images and labels."""
+    data_dir: Place = None
     """Folder of TFDS, or the npz file; for imagenet also the folder of another set."""
-    image_size: int | None = None
+    image_size: Int = None
     """Height and width that images of imagenet are resized to; 224 if not given."""
-    workers: int | None = None
+    workers: Int = None
     """Processes that read images of imagenet; as many as CPU cores if not given."""
-    train_examples: int | None = None
+    train_examples: Int = None
     """Train on this many examples only, chosen by the seed; all if not given."""
-    depth: int | None = None
+    max_test_examples: Int = None
+    """Measure accuracies on at most this many of the held-out examples, the same ones
+    for every seed; on all if not given."""
+    depth: Int = None
     """Layers of the network: 9n+2 or 6n+2 for ResNet; 11, 13, 16 or 19 for VGG."""
-    widen: float | None = None
+    widen: Float = None
     """Factor on the channels of every layer."""
     groups: int = 8
     """Groups of each group norm; channels are kept or dropped by the group."""
@@ -39,57 +91,68 @@ class Settings:
         "random", "random_min", "random_max", "random_min_max", "static", "cyclic"
     ] = "random_min_max"
     """Which rates a training step uses."""
-    num_random: int = 1
-    """Rates that a step draws, besides those that it always has."""
-    rate_weights: tuple[float, ...] | None = None
+    num_random: Int = None
+    """Rates that a step draws, besides those that it always has: 1 if not given, and 0
+    where the schedule leaves none to draw."""
+    rate_weights: Floats = None
     """How likely each of --rates is drawn, in their order; all alike if not given."""
-    progressive_epochs: int | None = None
+    progressive_epochs: Int = None
     """Let the rates enter one after the other, the widest first, each so many epochs
     after the one before; all from the start if not given."""
     distill: float = 0.0
     """Share of the loss in which the widest rate of a step teaches the others; the rest
     comes from the labels."""
-    temperature: float = 1.0
-    """By which predictions are softened for --distill."""
+    temperature: Float = None
+    """Temperature by which predictions are softened for --distill; 1 if not given."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
-    epochs: int | None = None
+    epochs: Int = None
     """Length of the run, in passes over the training examples."""
-    batch_size: int | None = None
+    batch_size: Int = None
     """Images a step."""
-    lr: float | None = None
-    """Learning rate after warm-up; a tenth from half of the epochs on, a hundredth
-    from three quarters on, unless --cosine."""
-    weight_decay: float = 1e-4
-    """Added to the gradient, times the weight."""
+    optimizer: Literal["sgd", "adam", "adamw", "lamb", "lion"] = "sgd"
+    """sgd has Nesterov momentum of 0.9, as in the paper; the others are Optax's with
+    their usual settings."""
+    lr: Float = None
+    """Learning rate after warm-up, by default that of the optimizer; a tenth from half
+    of the epochs on, a hundredth from three quarters on, unless --cosine."""
+    weight_decay: Float = None
+    """Weight decay: with sgd added to the gradient, times the weight (1e-4 if not
+    given); with adamw, lamb and lion decoupled (0.01 if not given)."""
     cosine: bool = False
     """Let the learning rate fall to zero along a cosine."""
-    warmup_epochs: int | None = None
+    warmup_epochs: Int = None
     """Epochs in which the learning rate climbs from a tenth."""
-    clip: float | None = None
+    clip: Float = None
     """Largest norm of a step's gradient; a larger one is scaled down."""
-    average: float | None = None
+    average: Float = None
     """Decay, such as 0.999, of the moving average of the weights that is evaluated and
     kept beside the weights; no average if not given."""
     bfloat16: bool = False
     """Let the network compute in bfloat16; weights stay float32."""
     accumulate: int = 1
-    """Parts that a batch is worked off in, one after the other, to save memory."""
+    """Parts that a batch is divided into, worked off one after the other to save
+    memory."""
     remat: bool = False
     """Save memory by computing activations again in the backward pass."""
     fsdp: int = 1
-    """Devices that the weights are dealt out over; the batch always is over all."""
+    """Devices that the weights are sharded over; the batch always is over all."""
+    shards: Int = None
+    """Equal parts of an axis, each of which narrows by itself; as many as --fsdp if not
+    given. It belongs to the network, --fsdp may change when a run goes on."""
     distributed: bool = False
-    """Train on all hosts of a TPU slice or a cluster: the same command on each."""
+    """Train on all hosts of a TPU slice or a cluster: start the same command on each,
+    as with srun or mpirun."""
     seed: int = 0
-    """Of weights, data order, augmentation and rates."""
+    """Seed of weights, data order, augmentation and rates."""
     tensorboard: bool = False
     """Write for TensorBoard too (extra "tensorboard")."""
-    workdir: Path | None = None
-    """Where everything is written; runs/ and the name of the recipe if not given."""
+    workdir: Place = None
+    """Folder that everything is written to; runs/ and the name of the recipe if not
+    given."""
     resume: bool = True
     """Go on with the run in the workdir, if there is one. With --no-resume its files
-    are moved into a folder beside and a new run starts."""
+    are moved into a folder of their own in there, and a new run starts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,24 +177,135 @@ class Defaults:
 
 
 def parse(name: str, description: str, args: list[str] | None) -> Settings:
-    """Settings from the command line; exits with code 2 where it is not understood."""
+    """Settings from the command line, and from the file of --config below it.
+
+    Exits with code 2 where a flag is not understood.
+
+    Raises:
+      ValueError: where the file is not: it is named, and so is the setting in it.
+    """
+    program = f"python -m experiments.{name}"
+    first = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, nargs="?")  # tyro says what is missing
+    config = first.parse_known_args(args)[0].config
     return tyro.cli(
         Settings,
-        prog=f"python -m experiments.{name}",
+        prog=program,
         description=description,
+        default=Settings() if config is None else read_settings(config, name),
         args=args,
     )
 
 
+def read_settings(file: Path, name: str) -> Settings:
+    """Settings as a file has them: JSON or TOML, with ``_`` or ``-`` in the names.
+
+    Raises:
+      ValueError: if it cannot be read, or does not hold settings of this recipe.
+    """
+    values = _read_table(file.expanduser())
+    recipe = values.pop("recipe", name)
+    if recipe != name:
+        raise ValueError(
+            f"{file} holds settings of experiments.{recipe}; this is "
+            f"experiments.{name}. Start that one, or leave --config out."
+        )
+    known = {field.name for field in dataclasses.fields(Settings)} - {"config"}
+    parts = {}
+    for key, value in values.items():
+        setting = key.replace("-", "_")
+        if setting not in known:
+            close = difflib.get_close_matches(setting, known, n=1)
+            advice = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{file}: there is no setting {key!r}.{advice}")
+        parts[setting] = _as_flags(setting, value)
+    try:
+        return _quietly(parts.values())
+    except SystemExit:
+        pass
+    for setting, part in parts.items():  # which one it was
+        try:
+            _quietly([part])
+        except SystemExit:
+            raise ValueError(
+                f"{file}: {values.get(setting)!r} is no value for {setting!r}; --help "
+                f"says what {flag(setting)} takes."
+            ) from None
+    raise ValueError(f"{file} cannot be understood; give its settings as flags.")
+
+
+def _read_table(file: Path) -> dict[str, Any]:
+    read = {".json": json.loads, ".toml": tomllib.loads}.get(file.suffix)
+    if read is None:
+        raise ValueError(
+            f"expected a file of settings that ends in .json or .toml as --config, got "
+            f"{file}."
+        )
+    try:
+        values = read(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"cannot read the settings in {file}: {error.strerror}."
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is not valid {file.suffix[1:].upper()}: {error}."
+        ) from error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f'{file}: expected settings by name, such as {{"epochs": 5}}; got '
+            f"{type(values).__name__}."
+        )
+    return values
+
+
+def _as_flags(setting: str, value: Any) -> list[str]:
+    """A value as the command line would say it."""
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag(setting) if value else "--no-" + flag(setting)[2:]]
+    if isinstance(value, list):
+        return [flag(setting), *map(str, value)]
+    return [f"{flag(setting)}={value}"]
+
+
+def _quietly(parts: Iterable[list[str]]) -> Settings:
+    """Settings from flags; SystemExit, and nothing on the screen, for wrong ones."""
+    args = [arg for part in parts for arg in part]
+    with contextlib.redirect_stderr(io.StringIO()):
+        return tyro.cli(Settings, args=args)
+
+
 def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
-    """The same settings, nothing of them left to the data set."""
+    """The same settings, nothing of them left to the data set.
+
+    A setting without effect stays None, so that the file of settings can be given as
+    --config.
+
+    Raises:
+      ValueError: for rates, or a place, that cannot be.
+    """
     missing = {
         field: value
         for field, value in dataclasses.asdict(defaults).items()
         if getattr(settings, field) is None
     }
-    workdir = settings.workdir or Path("runs") / name
-    resolved = dataclasses.replace(settings, **missing, workdir=workdir)
+    usual = optimizers.USUAL[settings.optimizer]
+    if "lr" in missing and usual.lr is not None:
+        missing["lr"] = usual.lr
+    if settings.weight_decay is None:
+        missing["weight_decay"] = usual.weight_decay
+    if settings.num_random is None:
+        missing["num_random"] = _to_draw(settings)
+    if settings.temperature is None and settings.distill:
+        missing["temperature"] = 1.0
+    if settings.shards is None:
+        missing["shards"] = settings.fsdp
+    missing["workdir"] = local(settings.workdir or Path("runs") / name, "--workdir")
+    if settings.data_dir is not None:
+        missing["data_dir"] = local(settings.data_dir, "--data-dir")
+    resolved = dataclasses.replace(settings, **missing)
     if settings.warmup_epochs is None:
         # A short run that was asked for should not fail for want of a longer one.
         warmup = min(defaults.warmup_epochs, cast(int, resolved.epochs) // 5)
@@ -139,9 +313,42 @@ def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
     return resolved
 
 
+def _to_draw(settings: Settings) -> int | None:
+    """How many rates a step draws unless somebody says so; None if it never does."""
+    if settings.schedule in ("static", "cyclic"):
+        return None
+    if settings.schedule == "random" or settings.rate_weights is not None:
+        return 1
+    always = make_schedule(settings.schedule, settings.rates, num_random=0)(0)
+    return min(1, len(settings.rates) - len(always))
+
+
+# Path has made gs:/bucket of gs://bucket. A drive of Windows has one letter.
+_REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
+
+
+def local(path: Path, name: str) -> Path:
+    """With ``~`` expanded; raises ValueError for a place on another machine."""
+    if found := _REMOTE.match(str(path)):
+        scheme = found[0].removesuffix("/") + "//"
+        raise ValueError(
+            f"expected a path of this machine's file system as {name}, got {scheme}"
+            f"{str(path)[found.end() :]}. Mount the bucket (gcsfuse), or copy the "
+            "files."
+        )
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"cannot tell which folder {path.parts[0]} is in {name} {path}: no home "
+            "directory is known. Give the whole path."
+        ) from error
+
+
 def as_json(settings: Settings) -> dict[str, Any]:
-    """Plain values, as they are written to settings.json."""
+    """Plain values, as they are written to settings.json: what belongs to the run."""
     values = dataclasses.asdict(settings)
+    del values["config"], values["resume"]
     return json.loads(json.dumps(values, default=str))
 
 
@@ -150,23 +357,34 @@ def as_json(settings: Settings) -> dict[str, Any]:
 _FREE = (
     "workdir",
     "data_dir",
-    "resume",
     "epochs",
+    "fsdp",
     "distributed",
     "workers",
     "tensorboard",
 )
 
 
+# None of these says that the setting has no effect, whatever it was before.
+_IDLE = ("num_random", "temperature", "weight_decay")
+
+
 def changed(saved: dict[str, Any], settings: Settings) -> list[str]:
     """What was other in the run that `saved` belongs to, a phrase for each setting."""
     now = as_json(settings)
+    # A flag newer than the run is not in its file, and stood at what it does today.
+    names = [name for name in now if name in saved and name not in _FREE]
     return [
-        f"{_flag(name)} was {saved.get(name)} and is {now[name]}"
-        for name in now
-        if name not in _FREE and saved.get(name) != now[name]
+        f"{flag(name)} was {_said(saved[name])} and is {_said(now[name])}"
+        for name in names
+        if saved[name] != now[name] and not (name in _IDLE and now[name] is None)
     ]
 
 
-def _flag(name: str) -> str:
+def _said(value: Any) -> str:
+    return "not given" if value is None else str(value)
+
+
+def flag(name: str) -> str:
+    """The flag of a setting."""
     return "--" + name.replace("_", "-")

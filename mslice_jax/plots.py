@@ -98,7 +98,8 @@ def plot_accuracy_over_epochs(
             label=f"r = {rate_key(rate)}",
             zorder=3 + len(rates) - index,
         )
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    # Where the curves leave most room; white, for where they leave none.
+    axes.legend(loc="best", fontsize=9, edgecolor="none", framealpha=0.8)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy on held-out images, %")

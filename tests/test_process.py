@@ -47,3 +47,29 @@ def test_compiled_programs_are_kept_where_programs_keep_things(told, tmp_path):
     )
     expected = told or str(tmp_path / "mslice_jax" / "compiled")
     assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.parametrize("home", ["/dev/null", None])
+def test_without_a_home_programs_are_not_kept_and_nothing_breaks(home):
+    ask = """
+import sys
+from pathlib import Path
+import jax
+from experiments.process import keep_compiled_programs
+
+def nobody():
+    raise RuntimeError("Could not determine home directory.")
+
+if sys.argv[1] == "None":
+    Path.home = nobody
+keep_compiled_programs()
+print(jax.config.jax_compilation_cache_dir)
+"""
+    environment = {"HOME": "/dev/null"}  # no folder can be made in there
+    done = subprocess.run(
+        [sys.executable, "-c", ask, str(home)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "None", done.stderr

@@ -1,24 +1,44 @@
 """The recipes as a user meets them: what they write, and how they refuse."""
 
+import dataclasses
 import errno
 import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
 from rich.console import Console
 
-from experiments import cifar_resnet, cifar_vgg, inputs, prepare
+from experiments import (
+    cifar_resnet,
+    cifar_vgg,
+    evaluate,
+    inputs,
+    optimizers,
+    prepare,
+)
 from experiments.recipe import Recipe, main
 from experiments.screen import Bar, TensorBoard
-from experiments.settings import Defaults, Settings, as_json, changed, parse, resolve
+from experiments.settings import (
+    Defaults,
+    Settings,
+    as_json,
+    changed,
+    parse,
+    read_settings,
+    resolve,
+)
 from mslice_jax import data
+from mslice_jax.schedules import make_schedule
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = "--depth 8 --widen 1 --rates 0.5 1.0 --num-random 0 --batch-size 64"
@@ -72,16 +92,22 @@ def test_a_run_ends_with_a_table_a_summary_and_a_picture(finished):
     rates = summary.pop("rates")
     seconds = summary.pop("train_seconds")
     assert summary == {
+        "recipe": "cifar_resnet",
         "dataset": "digits",
         "model": "CifarResNet-8",
         "schedule": "random_min_max",
+        "optimizer": "sgd",
         "seed": 0,
         "epochs": 1,
+        "latency_device": "cpu",
+        "latency_batch": 1,
     }
     assert seconds > 0
     assert list(rates) == ["1.0", "0.5"]
     for values in rates.values():
-        assert list(values) == ["accuracy", "parameters", "flops", "latency_ms"]
+        assert list(values) == [
+            "accuracy", "loss", "parameters", "flops", "latency_ms"
+        ]  # fmt: skip
         assert 0 <= values["accuracy"] <= 1
     # Stem, three basic blocks (the shortcuts of the last two 1 x 1), norms, classifier.
     blocks = 2 * 9 * 16**2 + 9 * (16 * 32 + 32**2) + 16 * 32
@@ -97,8 +123,14 @@ def test_a_run_ends_with_a_table_a_summary_and_a_picture(finished):
         json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
     ]
     assert lines[-1]["step"] == 3  # 200 examples are three batches of 64
-    assert set(lines[-1]["accuracy"]) == {"0.5", "1.0"}
+    for rate, values in rates.items():  # a number a key, and the same as in the summary
+        assert lines[-1][f"test_accuracy/{rate}"] == pytest.approx(values["accuracy"])
+        assert lines[-1][f"test_loss/{rate}"] == pytest.approx(values["loss"], rel=1e-5)
+    assert not any(isinstance(value, dict) for line in lines for value in line.values())
     assert (workdir / "checkpoints" / "3").is_dir()
+    # Nobody looks at this screen: lines, and no bar.
+    assert "Compiling a program for each rate ..." in screen
+    assert "━" * 4 not in screen.split("epoch   1")[0]
 
 
 def test_again_with_the_same_settings_shows_the_same_table(finished, capsys):
@@ -142,14 +174,16 @@ def test_a_workdir_of_another_run_is_refused(finished, capsys, args, message):
         (["--rates", "0.5", "0.5"], "once"),
         (["--rates", "0.5", "1.5"], "(0, 1]"),
         (["--num-random", "7"], "--num-random"),
+        (["--num-random", "-1"], "--num-random of at least 0"),
+        (["--rates", "1", "--num-random", "1"], "(--num-random) to 0"),
         (["--rate-weights", "1", "2"], "weight"),
         (["--schedule", "static", "--rate-weights", "1", "2", "3", "4"], "weights"),
         (["--depth", "10"], "expected a depth of 9n + 2"),
         (["--widen", "0.3"], "widen=0.3"),
         (["--groups", "0"], "groups"),
-        (["--epochs", "0"], "at least one epoch"),
-        (["--lr", "0"], "learning rate above 0"),
-        (["--weight-decay", "-1"], "weight decay"),
+        (["--epochs", "0"], "--epochs of at least 1, got 0"),
+        (["--lr", "0"], "--lr above 0, got 0"),
+        (["--weight-decay", "-1"], "--weight-decay of at least 0"),
         (["--warmup-epochs", "99"], "warm-up"),
         (["--batch-size", "5000"], "--batch-size"),
         (["--seed", "-1", "--schedule", "static"], "--seed"),
@@ -158,15 +192,94 @@ def test_a_workdir_of_another_run_is_refused(finished, capsys, args, message):
         (["--dataset", "npz"], "--data-dir"),
         (["--dataset", "npz", "--data-dir", "nowhere.npz"], "nowhere.npz"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], "not prepared"),
+        (["--dataset", "cifar10", "--data-dir", __file__], "and .* is a file"),
+        (["--accumulate", "3"], "divide the batch of 32 images .*, got 3. 2 and 4 do"),
+        (["--max-test-examples", "0"], "--max-test-examples of at least 1"),
+        (["--distill", "1.5"], "--distill from 0 to 1, got 1.5"),
+        (["--clip", "0"], "--clip above 0"),
+        (["--average", "1"], "--average between 0 and 1"),
+        (["--shards", "0"], "--shards of at least 1"),
+        (["--progressive-epochs", "6"], "enters after 18 epochs, and the run has 16"),
+        (["--distributed"], "leave --distributed out"),
+        # Flags without effect.
+        (["--temperature", "2"], "--temperature has no effect: .* --distill"),
+        (["--distill", "0.5", "--rates", "1"], "--distill has no effect"),
+        (["--schedule", "cyclic", "--num-random", "1"], "--num-random has no effect"),
+        (["--optimizer", "adam", "--weight-decay", "0.1"], "has no effect: .* adamw"),
+        (["--image-size", "64"], "--image-size has no effect: .* imagenet"),
+        (["--workers", "2"], "--workers has no effect: .* imagenet"),
+        (["--data-dir", "mine.npz"], "--data-dir has no effect: .* --dataset"),
+        (["--rates", "1", "--progressive-epochs", "1"], "has no effect: .* one rate"),
+        # Files of other machines.
+        (["--dataset", "npz", "--data-dir", "gs://b/x.npz"], "got gs://b/x.npz. Mount"),
     ],
 )
-def test_settings_that_do_not_fit_end_with_one_line(capsys, tmp_path, args, message):
-    code, screen, error = run(capsys, tmp_path / "work", *args)
+def test_settings_that_do_not_fit_end_with_one_line(
+    capsys, tmp_path, monkeypatch, args, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, screen, error = run(capsys, tmp_path / "some" / "work", *args)
     assert code == 2
-    assert message in error
+    assert message in error or re.search(message, error), error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert screen == ""
+    assert list(tmp_path.iterdir()) == []  # not a folder is left
+
+
+def test_a_workdir_on_another_machine_is_refused_at_once(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(capsys, "gs://bucket/run", recipe=TINY)
+    assert code == 2
+    assert "as --workdir, got gs://bucket/run. Mount the bucket" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_found_after_reading_the_data_leaves_no_folder(capsys, tmp_path):
+    code, _, error = run(capsys, tmp_path / "work", "--fsdp", "3", recipe=TINY)
+    assert code == 2
+    assert "fsdp to divide the 4 devices, got 3" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_home_is_what_a_tilde_stands_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = Settings(
+        workdir=pathlib.Path("~/run"), data_dir=pathlib.Path("~/x.npz"), dataset="npz"
+    )
+    found = resolve(settings, "name", Defaults(depth=1))
+    assert found.workdir == tmp_path / "run"
+    assert found.data_dir == tmp_path / "x.npz"
+    lost = dataclasses.replace(settings, workdir=pathlib.Path("~nobody-of-that-name/x"))
+    with pytest.raises(ValueError, match="which folder ~nobody-of-that-name is"):
+        resolve(lost, "name", Defaults(depth=1))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates", "drawn"),
+    [
+        ("random_min_max", (1, 0.5), 0),  # both come every step
+        ("random_min_max", (1.0,), 0),
+        ("random_min_max", (1, 0.75, 0.5), 1),
+        ("random_min", (1, 0.5), 1),
+        ("random_max", (1.0,), 0),
+        ("random", (1.0,), 1),
+        ("static", (1, 0.5), None),
+    ],
+)
+def test_a_step_draws_what_there_is_to_draw(schedule, rates, drawn):
+    settings = Settings(schedule=schedule, rates=rates)
+    found = resolve(settings, "name", Defaults(depth=1))
+    assert found.num_random == drawn
+    make_schedule(schedule, rates, num_random=1 if drawn is None else drawn)(0)
+
+
+def test_two_rates_need_no_more_than_their_names(tmp_path):
+    settings = parse("tiny", "", ["--rates", "1", ".5", "--workdir", str(tmp_path)])
+    made = prepare.prepare(TINY, settings, Console(quiet=True))
+    with made.checkpoints:
+        assert made.schedule(0) == (1.0, 0.5)
 
 
 def test_a_workdir_that_cannot_be_written_ends_with_one_line(capsys, tmp_path):
@@ -248,7 +361,7 @@ def test_a_setting_that_does_not_fit_moves_nothing(capsys, tmp_path):
     args = ["--accumulate", "0", "--no-resume"]
     code, _, error = run(capsys, tmp_path, *args, recipe=TINY)
     assert code == 2
-    assert "at least 1 part" in error
+    assert "--accumulate of at least 1" in error
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
@@ -332,7 +445,7 @@ def test_all_that_training_can_do(capsys, tmp_path):
     assert len(rows) == 3
     assert list((tmp_path / "tensorboard").iterdir())
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    (tenth,) = [line for line in map(json.loads, lines) if "loss" in line]
+    (tenth,) = [line for line in map(json.loads, lines) if "train_loss/1.0" in line]
     assert tenth["step"] == 10  # of 12: four epochs of three batches of 64
     assert 0 <= tenth["waiting_for_data"] <= 1
     # Again: nothing is left to train, and the averaged weights give the same table.
@@ -344,9 +457,9 @@ def test_all_that_training_can_do(capsys, tmp_path):
 def test_tensorboard_is_written_to_the_end(tmp_path):
     pytest.importorskip("tensorboardX", reason="needs the extra tensorboard")
     with TensorBoard(tmp_path) as board:
-        board.stepped(10, {0.5: 1.0}, images_per_second=100.0)
+        board.write(10, {"train_loss/0.5": 1.0, "test_loss/0.5": None})
     (file,) = tmp_path.iterdir()
-    assert b"loss/r0.5" in file.read_bytes()
+    assert b"train_loss/0.5" in file.read_bytes()
 
 
 def test_a_batch_that_the_devices_do_not_divide_ends_with_one_line(capsys, tmp_path):
@@ -393,9 +506,168 @@ def test_what_may_change_between_two_parts_of_a_run():
     settings = resolve(Settings(), "name", Defaults(depth=11))
     saved = as_json(settings)
     free = resolve(
-        Settings(epochs=999, workdir=pathlib.Path("x"), resume=False),
+        Settings(epochs=999, workdir=pathlib.Path("x"), resume=False, fsdp=2, shards=1),
         "name",
         Defaults(depth=11),
     )
     assert changed(saved, free) == []
     assert changed({**saved, "seed": 5}, settings) == ["--seed was 5 and is 0"]
+    # A run of before there was the flag, and one that kept a number without effect.
+    before = {name: value for name, value in saved.items() if name != "optimizer"}
+    assert changed({**before, "temperature": 1.0}, settings) == []
+
+
+def test_weights_may_be_sharded_otherwise_when_a_run_goes_on(capsys, tmp_path):
+    args = ["--rates", "1", "0.5", "--shards", "2", "--train-examples", "64"]
+    for epochs, fsdp in ((1, 2), (2, 4)):
+        more = ["--epochs", epochs, "--fsdp", fsdp]
+        code, screen, error = run(capsys, tmp_path, *args, *more, recipe=TINY)
+        assert code == 0, error
+    assert "Resumed at step 1" in screen
+    code, _, error = run(capsys, tmp_path, *args, "--shards", 1, *more, recipe=TINY)
+    assert code == 2
+    assert "--shards was 2 and is 1" in error
+
+
+def test_settings_of_a_run_are_a_config(finished, capsys, tmp_path):
+    workdir, _ = finished
+    file = workdir / "settings.json"
+    saved = json.loads(file.read_text())
+    found = parse("cifar_resnet", "", ["--config", str(file), "--lr", "0.5"])
+    assert (found.rates, found.epochs, found.batch_size) == ((0.5, 1.0), 1, 64)
+    assert found.lr == 0.5  # a flag wins
+    again = resolve(read_settings(file, "cifar_resnet"), "x", cifar_resnet.RECIPE.cifar)
+    assert changed(saved, again) == []
+    with pytest.raises(ValueError, match="settings of experiments.cifar_resnet"):
+        parse("tiny", "", ["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "epoch = 3", "no setting 'epoch'. Did you mean 'epochs'?"),
+        ("a.toml", "epochs = 1.5", "1.5 is no value for 'epochs'"),
+        ("a.toml", "cosine = 1", "1 is no value for 'cosine'"),
+        ("a.json", '{"rates": "all"}', "'all' is no value for 'rates'"),
+        ("a.json", "[1]", "expected settings by name"),
+        ("a.json", "{", "is not valid JSON"),
+        ("a.toml", "epochs", "is not valid TOML"),
+        ("a.yaml", "epochs: 1", "ends in .json or .toml"),
+        ("a.json", None, "cannot read the settings"),
+        ("a.toml", "accumulate = 0", "--accumulate of at least 1"),
+    ],
+)
+def test_a_config_that_cannot_be_ends_with_one_line(
+    capsys, tmp_path, name, text, message
+):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    args = ["--config", tmp_path / name]
+    code, screen, error = run(capsys, tmp_path / "work", *args, recipe=TINY)
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert screen == ""
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_config_says_what_flags_say(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'rates = [1, 0.5]\nbatch-size = 20\ncosine = true\nnorm = "shared"\n'
+    )
+    found = parse("tiny", "", ["--config", str(file)])
+    expected = parse(
+        "tiny",
+        "",
+        ["--rates", "1", ".5", "--batch-size", "20", "--cosine", "--norm", "shared"],
+    )
+    assert dataclasses.replace(found, config=None) == expected
+
+
+def test_evaluate_shows_the_table_again_and_writes_nothing(finished, capsys, tmp_path):
+    workdir, _ = finished
+    before = sorted(workdir.rglob("*"))
+    for which in ("last", "best"):
+        output = tmp_path / f"{which}.json"
+        args = [str(workdir), "--checkpoint", which, "--output", str(output)]
+        assert evaluate.main(args) == 0
+        rows = [x.split() for x in capsys.readouterr().out.splitlines() if "│" in x]
+        assert [row[1] for row in rows] == ["1", "0.5"]
+        found = json.loads(output.read_text())["rates"]
+        expected = json.loads((workdir / "summary.json").read_text())["rates"]
+        for values in (*found.values(), *expected.values()):
+            del values["latency_ms"]
+        assert found == expected
+    assert sorted(workdir.rglob("*")) == before
+    few = [str(workdir), "--max-test-examples", "1", "--output", str(output)]
+    assert evaluate.main(few) == 0
+    found = json.loads(output.read_text())["rates"]
+    assert found["1.0"]["accuracy"] in (0.0, 1.0)
+
+
+def test_evaluate_without_a_run_ends_with_one_line(capsys, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "settings.json").write_text('{"dataset": "digits"}')
+    for place, message in (
+        (tmp_path / "none", "none is none"),
+        (tmp_path, "has no settings.json"),
+        (tmp_path / "old", "names no recipe"),
+    ):
+        assert evaluate.main([str(place)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert evaluate.main(["gs://bucket/run"]) == 2
+    assert "got gs://bucket/run. Mount" in capsys.readouterr().err
+
+
+def test_at_most_so_many_test_examples_whatever_the_seed():
+    def labels(count, seed):
+        return inputs.load(Settings(max_test_examples=count, seed=seed)).y_test
+
+    few = labels(100, 0)
+    assert len(few) == 100
+    assert len(set(few.tolist())) == 10  # of all classes
+    np.testing.assert_array_equal(few, labels(100, 1))
+    assert len(labels(10**6, 0)) == 355
+
+
+@pytest.mark.parametrize("name", [name for name in optimizers.USUAL if name != "sgd"])
+def test_an_optimizer_is_that_of_optax(name):
+    usual = optimizers.USUAL[name]
+    decay = {} if usual.weight_decay is None else {"weight_decay": 0.5}
+    built = optimizers.build(
+        name, 0.1, weight_decay=decay.get("weight_decay"), clip=1.0
+    )
+    plain = optimizers.build(
+        name, 0.1, weight_decay=decay.get("weight_decay"), clip=None
+    )
+    expected = getattr(optax, name)(0.1, **decay)
+    weights, gradient = jnp.array([1.0, -2.0]), jnp.array([30.0, 40.0])
+    # Of norm 50; clipped to 1 it is [0.6, 0.8].
+    for optimizer, seen in ((plain, gradient), (built, jnp.array([0.6, 0.8]))):
+        found, _ = optimizer.update(gradient, optimizer.init(weights), weights)
+        wanted, _ = expected.update(seen, expected.init(weights), weights)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_the_usual_numbers_belong_to_the_optimizer():
+    def numbers(**flags):
+        found = resolve(Settings(**flags), "name", Defaults(depth=1, lr=0.3))
+        return found.lr, found.weight_decay
+
+    assert numbers() == (0.3, 1e-4)
+    assert numbers(optimizer="adam") == (1e-3, None)
+    assert numbers(optimizer="adamw") == (1e-3, 1e-2)
+    assert numbers(optimizer="lion", lr=2.0, weight_decay=0.5) == (2.0, 0.5)
+
+
+def test_a_run_with_another_optimizer(capsys, tmp_path):
+    args = ["--optimizer", "adamw", "--rates", "1", "--train-examples", "64"]
+    code, _, error = run(capsys, tmp_path, *args, recipe=TINY)
+    assert code == 0, error
+    assert json.loads((tmp_path / "settings.json").read_text())["lr"] == 1e-3
+    code, _, error = run(capsys, tmp_path, *args, "--optimizer", "sgd", recipe=TINY)
+    assert code == 2
+    assert "another network" in error or "--optimizer was adamw" in error

@@ -167,6 +167,8 @@ def read_imagenet(
         to do.
     """
     folder = None if data_dir is None else pathlib.Path(data_dir).expanduser()
+    if folder is not None:
+        tfds.refuse_a_file(NAME, folder)
     if folder is None or not (folder / "dataset_info.json").is_file():
         folder = tfds.prepared(_TFDS_NAME, folder).data_path
     folder = str(folder)

@@ -10,6 +10,9 @@ from .dataset import DataError, Dataset, choose, pixel_statistics
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
+# How many channels images usually have.
+_CHANNELS = (1, 3, 4)
+
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
 
 
@@ -77,6 +80,11 @@ def _find(path: str | pathlib.Path | None) -> pathlib.Path:
             f"with the arrays {', '.join(KEYS)}."
         )
     path = pathlib.Path(path).expanduser()
+    if (path / "dataset_info.json").is_file():
+        raise DataError(
+            f"{path} is a data set of TFDS, not an npz file; read it as imagenet "
+            "(--dataset imagenet), or CIFAR in the folder of TFDS by its name."
+        )
     if path.is_dir():
         files = sorted(path.glob("*.npz"))
         if len(files) != 1:
@@ -127,6 +135,12 @@ def _images(file: pathlib.Path, key: str, images: np.ndarray) -> np.ndarray:
             f"{file}: expected {key} of shape (images, height, width, channels) or "
             f"(images, height, width), none of them 0; got {images.shape}."
         )
+    if images.shape[1] in _CHANNELS and images.shape[3] > max(_CHANNELS):
+        raise DataError(
+            f"{file}: expected {key} with the channels last, (images, height, width, "
+            f"channels); {images.shape} has them first. Move them: "
+            f"numpy.moveaxis({key}, 1, -1)."
+        )
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
@@ -150,6 +164,7 @@ def _labels(file: pathlib.Path, key: str, labels: np.ndarray) -> np.ndarray:
         raise DataError(
             f"{file}: expected {key} as integers of shape (images,), the class of each "
             f"image; got {labels.dtype} of shape {labels.shape}."
+            f"{_how_to_convert(key, labels)}"
         )
     if labels.size and labels.min() < 0:
         raise DataError(
@@ -157,6 +172,24 @@ def _labels(file: pathlib.Path, key: str, labels: np.ndarray) -> np.ndarray:
             f"{labels.min()}."
         )
     return labels
+
+
+def _how_to_convert(key: str, labels: np.ndarray) -> str:
+    """What makes labels of them, where that can be told; else nothing."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return f" Drop the axis of 1: {key}[:, 0]."
+    if not np.issubdtype(labels.dtype, np.number):
+        if labels.ndim == 1 and labels.dtype.kind in "SU":
+            return (
+                f" Number the names: numpy.unique({key}, return_inverse=True)[1], the "
+                "same numbers in both splits."
+            )
+        return ""
+    if labels.ndim == 2 and ((labels == 0).sum(axis=1) == labels.shape[1] - 1).all():
+        return f" One-hot labels become numbers by numpy.argmax({key}, axis=1)."
+    if labels.ndim == 1 and (labels == np.rint(labels)).all():
+        return f" Convert them: {key}.astype(numpy.int32)."
+    return ""
 
 
 def _num_classes(file: pathlib.Path, y_train: np.ndarray, y_test: np.ndarray) -> int:

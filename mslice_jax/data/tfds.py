@@ -1,7 +1,10 @@
 """CIFAR-10 and CIFAR-100 through `tfds.data_source`: reading needs no tensorflow."""
 
+import contextlib
 import io
+import logging
 import pathlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -77,14 +80,19 @@ def prepared(name: str, data_dir: str | pathlib.Path | None) -> Any:
     Raises:
       DataError: if there is none. The message says how to prepare it.
     """
+    if data_dir is not None:
+        data_dir = pathlib.Path(data_dir).expanduser()
+        refuse_a_file(name, data_dir)
     import tensorflow_datasets as tfds
 
     try:
-        builder: Any = tfds.builder(name, data_dir=data_dir)
+        with _silence():
+            builder: Any = tfds.builder(name, data_dir=data_dir)
+            # Asked first: data_source would begin to download, which needs tensorflow.
+            ready = builder.is_prepared()
     except Exception as error:
         raise _damaged(name, data_dir, error) from error
-    # Asked first: data_source would begin to download, which needs tensorflow.
-    if not builder.is_prepared():
+    if not ready:
         raise DataError(
             f"{name} is not prepared in {builder.data_path}. Prepare it once (this "
             f"downloads it): {_how_to_prepare(name, data_dir)}"
@@ -95,6 +103,36 @@ def prepared(name: str, data_dir: str | pathlib.Path | None) -> Any:
         _how_to_prepare(name, data_dir),
     )
     return builder
+
+
+def refuse_a_file(name: str, data_dir: pathlib.Path) -> None:
+    """Raise DataError for a file where a folder of TFDS should be."""
+    if not data_dir.is_file():
+        return
+    npz = data_dir.suffix == ".npz"
+    raise DataError(
+        f"{name} is read from a folder that TFDS prepared, and {data_dir} is a file. "
+        + (
+            f"Read your own arrays with --dataset npz --data-dir {data_dir}."
+            if npz
+            else "Give that folder as --data-dir."
+        )
+    )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without the warnings of TFDS on the way to an error that says the same."""
+    log = logging.getLogger("absl")
+    log.addFilter(_is_an_error)
+    try:
+        yield
+    finally:
+        log.removeFilter(_is_an_error)
+
+
+def _is_an_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def check_format(found: str, where: str, how_to_prepare: str) -> None:

@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import os
 import signal
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .dataset import DataError
+from .shared_memory import wait_for_shared_memory
 
 Batch = Any  # a tuple of arrays, of one length for all steps
 
@@ -52,20 +52,7 @@ _with_workers: "weakref.WeakSet[Generator]" = weakref.WeakSet()
 def _end_workers() -> None:
     for stream in list(_with_workers):
         stream.close()
-    _wait_for_shared_memory()
-
-
-def _wait_for_shared_memory() -> None:
-    """Until Grain has given back what the streams held.
-
-    A thread does that, which nothing waits for: if the program ended between memory and
-    name, Python would complain that the memory is gone already.
-    """
-    module = sys.modules.get("grain._src.python.ipc.shared_memory_array")
-    arrays = getattr(module, "SharedMemoryArray", None)
-    pool = getattr(arrays, "_del_thread_pool", None)
-    if pool is not None:
-        pool.apply(int)  # a pool of one thread, which comes to this last
+    wait_for_shared_memory()
 
 
 def _by_workers(

@@ -1,5 +1,6 @@
 """Images on their way from JPEG to batch: which ones, which part, and what fails."""
 
+import importlib
 import io
 import itertools
 import json
@@ -9,13 +10,14 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.benchmarks import input_pipeline
-from mslice_jax.data import DataError, eval_images, train_images
+from mslice_jax.data import DataError, eval_images, shared_memory, train_images
 from mslice_jax.data.crops import eval_pixels, random_box, train_pixels, uniform
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -325,6 +327,22 @@ def test_evaluation_in_batches_of_none():
         eval_images(PICTURES, batch_size=0)
 
 
+def test_the_private_name_of_grain_is_where_it_was_and_is_not_needed(monkeypatch):
+    # Loaded as a stream with workers does. If this fails with a new Grain: see
+    # `shared_memory`, and find another way to wait.
+    arrays = importlib.import_module(shared_memory._MODULE).SharedMemoryArray
+    assert hasattr(arrays, "_del_thread_pool")
+    waited = []
+    pool = types.SimpleNamespace(apply=waited.append)
+    monkeypatch.setattr(arrays, "_del_thread_pool", pool)
+    shared_memory.wait_for_shared_memory()
+    assert waited == [int]
+    for module in (types.ModuleType("without"), None):
+        monkeypatch.setitem(sys.modules, shared_memory._MODULE, module)
+        shared_memory.wait_for_shared_memory()
+    assert waited == [int]
+
+
 @pytest.mark.parametrize(("missing", "workers"), [("PIL", 0), ("grain", 2)])
 def test_what_is_not_installed(monkeypatch, missing, workers):
     monkeypatch.setitem(sys.modules, missing, None)
@@ -367,7 +385,7 @@ from multiprocessing import shared_memory
 import numpy as np
 sys.path.insert(0, {tests!r})
 from test_images import PICTURES, SMALL, broken
-from mslice_jax.data import DataError, eval_images, train_images
+from mslice_jax.data import DataError, eval_images, shared_memory, train_images
 
 if __name__ == "__main__":
     unlink = shared_memory._posixshmem.shm_unlink

@@ -65,6 +65,17 @@ def changed(**changes):
         (changed(y_train=np.arange(29) % 3), "30 images and y_train 29 labels"),
         (changed(y_test=np.arange(8) % 3), "7 images and y_test 8 labels"),
         (changed(y_train=np.zeros((30, 1), int)), r"y_train as integers .*\(30, 1\)"),
+        (changed(y_train=np.zeros((30, 1), int)), r"Drop the axis .*y_train\[:, 0\]"),
+        (
+            changed(y_test=np.eye(3)[np.arange(7) % 3]),
+            r"One-hot .*numpy\.argmax\(y_test, axis=1\)",
+        ),
+        (changed(y_train=np.arange(30) % 3.0), r"y_train\.astype\(numpy\.int32\)"),
+        (changed(y_train=np.array(["a"] * 30)), r"numpy\.unique\(y_train"),
+        (
+            changed(x_train=np.zeros((30, 3, 16, 8), np.uint8)),
+            r"channels last.*numpy\.moveaxis\(x_train, 1, -1\)",
+        ),
         (changed(y_train=np.arange(30) / 3), "y_train as integers .* float64"),
         (changed(y_train=np.arange(30) % 3 - 1), "y_train to count from 0; .* -1"),
         (changed(y_test=np.arange(7)), "below 3, .* y_test has 6"),
@@ -124,3 +135,16 @@ def test_npz_that_is_not_there(tmp_path):
         np.savez(tmp_path / name, **arrays())
     with pytest.raises(DataError, match=r"there are 2: a\.npz, b\.npz"):
         data.load("npz", tmp_path)
+
+
+def test_npz_that_is_a_folder_of_tfds(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(DataError, match="is a data set of TFDS.*--dataset imagenet"):
+        data.load("npz", tmp_path)
+
+
+def test_images_of_few_pixels_are_no_channels(tmp_path):
+    # Three pixels high and four wide: the last axis may well be the channels.
+    images = np.zeros((30, 3, 4, 4), np.uint8)
+    np.savez(tmp_path / "mine.npz", **changed(x_train=images, x_test=images[:7]))
+    assert data.load("npz", tmp_path).image_shape == (3, 4, 4)

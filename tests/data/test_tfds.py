@@ -1,5 +1,6 @@
 """CIFAR through TFDS, on a tiny set that is written here as the real one is."""
 
+import functools
 import importlib.util
 import io
 import sys
@@ -87,6 +88,27 @@ def test_cifar_that_was_not_prepared(tmp_path, name):
     with pytest.raises(DataError, match=rf"{name} is not prepared in .*{how}"):
         data.load(name, tmp_path)
     assert not list(tmp_path.rglob("*.*record*"))  # no download was begun
+
+
+def test_cifar_that_was_not_prepared_is_said_once(tmp_path, caplog, capfd):
+    with pytest.raises(DataError, match="not prepared"):
+        data.load("cifar10", tmp_path)
+    assert caplog.records == []
+    assert "WARNING" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "read", [functools.partial(data.load, "cifar10"), data.read_imagenet]
+)
+def test_a_file_where_a_folder_of_tfds_should_be(tmp_path, read):
+    file = tmp_path / "mine.npz"
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"is a file.*--dataset npz .*mine\.npz"):
+        read(file)
+    other = tmp_path / "mine.txt"
+    other.write_bytes(b"")
+    with pytest.raises(DataError, match="is a file. Give that folder as --data-dir"):
+        read(other)
 
 
 def test_cifar_that_is_damaged(tmp_path):

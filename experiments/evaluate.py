@@ -1,0 +1,163 @@
+"""Measure again what a recipe has trained.
+
+    python -m experiments.evaluate runs/cifar_resnet
+    python -m experiments.evaluate runs/cifar_resnet --checkpoint best
+
+Shows accuracy, loss and cost of each rate on the held-out examples, as the recipe did
+at its end, from a checkpoint in its workdir; it writes nothing there. `network` gives
+the trained network to a program of your own::
+
+    from experiments.evaluate import network
+
+    net = network("runs/cifar_resnet")
+    y = ms.slice_apply(net, images, 0.5)  # normalized images (b, h, w, c)
+"""
+
+import dataclasses
+import importlib
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import tyro
+from rich.console import Console
+
+import mslice_jax as ms
+from mslice_jax.train import CheckpointError, restore_narrow
+
+from . import inputs, prepare
+from .checks import check_ranges
+from .process import keep_compiled_programs, print_anything
+from .recipe import as_summary, costs, device, fail, measurement
+from .screen import busy, show_table
+from .settings import Int, Place, Settings, local, read_settings, resolve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What the command takes."""
+
+    workdir: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run, with settings.json and checkpoints."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The last one, or the one of the highest accuracy at the widest rate."""
+    data_dir: Place = None
+    """Where the data is now, if not where it was."""
+    max_test_examples: Int = None
+    """Measure on at most this many of the held-out examples; if not given, on as many
+    as the run did."""
+    output: Place = None
+    """A JSON file to write the numbers to."""
+
+
+def network(
+    workdir: str | Path,
+    *,
+    checkpoint: Literal["last", "best"] = "last",
+    recipe: prepare.Recipe | None = None,
+) -> ms.Sliceable:
+    """The network that a recipe has trained; with averaged weights, if it kept them.
+
+    Args:
+      workdir: of the run, with settings.json and checkpoints.
+      checkpoint: the last one, or the one of the highest accuracy.
+      recipe: of the run; found by its name in settings.json unless given.
+
+    Raises:
+      ValueError, OSError, CheckpointError: if there is no such run. The message says
+        what is missing.
+    """
+    recipe, settings = _run(Path(workdir), recipe)
+    return _restored(recipe, settings, inputs.load(settings), checkpoint)
+
+
+def main(args: list[str] | None = None, recipe: prepare.Recipe | None = None) -> int:
+    """The command; returns the exit code: 0, or 2 if something does not fit."""
+    print_anything()
+    flags = tyro.cli(
+        Flags,
+        prog="python -m experiments.evaluate",
+        description="Measure again what a recipe has trained.",
+        args=args,
+    )
+    console = Console()
+    keep_compiled_programs()
+    try:
+        recipe, settings = _run(flags.workdir, recipe)
+        changes = {
+            name: getattr(flags, name)
+            for name in ("data_dir", "max_test_examples")
+            if getattr(flags, name) is not None
+        }
+        check_ranges(changes)
+        if "data_dir" in changes:
+            changes["data_dir"] = local(changes["data_dir"], "--data-dir")
+        settings = dataclasses.replace(settings, **changes)
+        dataset = inputs.load(settings)
+        net = _restored(recipe, settings, dataset, flags.checkpoint)
+        with busy(console, "Measuring accuracy and loss"):
+            numbers = measurement(settings, dataset)(net)
+        profiles = costs(net, dataset, console)
+        if flags.output is not None:
+            text = json.dumps(as_summary(numbers, profiles), indent=2)
+            flags.output.expanduser().write_text(text + "\n")
+    except (ValueError, OSError, CheckpointError) as error:
+        return fail(error, 2)
+    except KeyboardInterrupt:
+        print("\nInterrupted.")
+        return 130
+    title = f"{flags.workdir}, the {flags.checkpoint} checkpoint, on {dataset.name}"
+    show_table(console, title, numbers, profiles, device=device())
+    return 0
+
+
+def _run(
+    workdir: Path, recipe: prepare.Recipe | None
+) -> tuple[prepare.Recipe, Settings]:
+    """The recipe and the settings of the run in a folder."""
+    workdir = local(workdir, "the run's folder")
+    file = workdir / "settings.json"
+    if not file.is_file():
+        raise ValueError(
+            f"expected the folder of a run, with settings.json and checkpoints; "
+            f"{workdir} {'has no settings.json' if workdir.is_dir() else 'is none'}. "
+            "The last line of a recipe names its folder, such as runs/cifar_resnet."
+        )
+    recipe = recipe or _recipe(file)
+    settings = read_settings(file, recipe.name)
+    defaults = recipe.digits if settings.dataset == "digits" else recipe.cifar
+    settings = dataclasses.replace(settings, workdir=workdir)
+    return recipe, resolve(settings, recipe.name, defaults)
+
+
+def _recipe(file: Path) -> prepare.Recipe:
+    """The recipe that a file of settings names, from the module of that name."""
+    name = json.loads(file.read_text()).get("recipe")
+    if isinstance(name, str) and name.isidentifier():
+        try:
+            return importlib.import_module(f"{__package__}.{name}").RECIPE
+        except (ModuleNotFoundError, AttributeError):
+            pass
+    raise ValueError(
+        f"{file} names no recipe of experiments (found {name!r}). Runs of earlier "
+        'versions get it with a line such as "recipe": "cifar_resnet".'
+    )
+
+
+def _restored(
+    recipe: prepare.Recipe, settings: Settings, dataset: inputs.Inputs, which: str
+) -> ms.Sliceable:
+    net, _ = prepare.network(recipe, settings, dataset)
+    folder = cast(Path, settings.workdir) / "checkpoints"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        restored = restore_narrow(folder, net, max(net.rates), best=which == "best")
+    for warning in told:
+        print(f"Warning: {warning.message}", file=sys.stderr)
+    return restored
+
+
+if __name__ == "__main__":
+    sys.exit(main())
