@@ -4,6 +4,7 @@
 """
 
 import abc
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -59,6 +60,22 @@ class Function(abc.ABC):
     def called(self, kwargs: Mapping[str, Any]) -> Any:
         """What a call with these keywords runs; its signature tells what it takes."""
         return self.of
+
+    def takes(self, keyword: str, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call with `kwargs` understands one keyword more.
+
+        A call that takes any keyword may only hand it on, so it counts as one that does
+        not.
+        """
+        try:
+            parameters = inspect.signature(self.called(kwargs)).parameters
+        except (TypeError, ValueError):  # a callable that does not tell
+            return False
+        kinds = (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+        return keyword in parameters and parameters[keyword].kind in kinds
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """New variables in sliceable form.
