@@ -67,7 +67,9 @@ def restore_narrow(
     try:
         brief = json.loads((checkpoint / "brief" / "metadata").read_text())
         if brief["rates"] == list(net.rates) and brief["about"] == order_of_units(net):
-            return small.replace(_read(checkpoint, net, small, brief["averaged"]))
+            # Files of before have no "tree": what is there then is an average.
+            tree = brief.get("tree", "averaged") if brief["averaged"] else "variables"
+            return small.replace(_read(checkpoint, net, small, tree))
     except (OSError, ValueError, KeyError) as error:
         _refuse_another(checkpoint, net)
         raise CheckpointError(
@@ -127,7 +129,7 @@ def _refuse_another(checkpoint: Path, net: Sliceable) -> None:
             raise another_network(checkpoint.parent, int(checkpoint.name), differences)
 
 
-def _read(checkpoint: Path, net: Sliceable, small: Sliceable, averaged: bool) -> Any:
+def _read(checkpoint: Path, net: Sliceable, small: Sliceable, weights: str) -> Any:
     """The variables of `small` from the arrays on disk, all leaves at a time."""
     # What is decoded of the index serves all leaves.
     context = ts.Context({"cache_pool": {"total_bytes_limit": 10**9}})
@@ -136,7 +138,7 @@ def _read(checkpoint: Path, net: Sliceable, small: Sliceable, averaged: bool) ->
 
     def opened(path: Any, _: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        tree = "averaged" if averaged and name.startswith("params.") else "variables"
+        tree = weights if name.startswith("params.") else "variables"
         store = {"driver": "ocdbt", "base": base, "path": f"{tree}.{name}/"}
         return ts.open({"driver": "zarr", "kvstore": store}, read=True, context=context)
 
