@@ -180,6 +180,7 @@ class Checkpoints:
             "rates": list(state.net.rates),
             "about": order_of_units(state.net),
             "averaged": "averaged" in weights or "evaluation" in weights,
+            "blocks": blocks,
             "tree": "evaluation" if "evaluation" in weights else "averaged",
         }
         # One that is not a number compares with nothing, and no best one would be left.

@@ -347,7 +347,7 @@ class _Log:
         if self._pending is None:
             return
         (step, values, images), self._pending = self._pending, None
-        values = jax.device_get(values)
+        values = {rate: jax.device_get(value) for rate, value in values.items()}
         losses = {rate: float(value["loss"]) for rate, value in values.items()}
         self._check(step, losses)
         self._widest_losses.append(losses[max(losses)])

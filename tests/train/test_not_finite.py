@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_rate(
     net, small, tmp_path
 ):
     with pytest.raises(
-        NotFiniteError, match=r"step 6 is nan at rate 1, nan at rate .5"
+        NotFiniteError, match=r"step 6 is nan at rate 1, nan at rate 0.5"
     ):
         run(net, small, tmp_path, spoiled(small, lambda step: step == 5))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:

@@ -24,6 +24,7 @@ from mslice_jax.train import (
     sgd,
 )
 from mslice_jax.train.blocks import choose_blocks
+from mslice_jax.train.runs import LayoutError, read_blocks
 from tests.citizens import attention, branches, convolution, modern, recurrent
 from tests.citizens.citizen import RATES
 
@@ -298,3 +299,39 @@ def test_all_of_it_comes_back_on_other_devices(tmp_path, devices):
             assert x.sharding == y.sharding
     small = restore_narrow(tmp_path, net, 0.25)
     assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
+
+
+# -- who reads
+
+
+def test_orbax_reads_the_leading_parts(tmp_path, monkeypatch):
+    net = wide()
+    save(tmp_path, state_of(net))
+
+    def nothing(folder, wanted):
+        assert not wanted
+        return {}
+
+    monkeypatch.setattr("mslice_jax.train.partial.read_blocks", nothing)
+    small = restore_narrow(tmp_path, net, 0.25)
+    assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
+
+
+def test_another_layout_is_read_by_orbax_alone(tmp_path, monkeypatch):
+    """More is read then, and the same comes of it."""
+    net = wide(shards=4)
+    save(tmp_path, state_of(net))
+
+    def another(folder, wanted):
+        raise LayoutError("no such array")
+
+    monkeypatch.setattr("mslice_jax.train.partial.read_blocks", another)
+    small = restore_narrow(tmp_path, net, 0.25)
+    assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
+
+
+def test_an_array_that_is_not_there_is_another_layout(tmp_path):
+    net = wide()
+    save(tmp_path, state_of(net))
+    with pytest.raises(LayoutError):
+        read_blocks(tmp_path / "0" / "weights", {"variables.params.nothing": None})

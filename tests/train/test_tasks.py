@@ -257,7 +257,9 @@ def memory_by_hand(params, batches, width):
 def test_own_collections_pass_through_and_each_rate_carries_its_own(small, tmp_path):
     model = Counting()
     batches = [small.batch(n) for n in range(3)]
-    net = ms.upgrade(model, model.init(KEY, batches[0][0]), batches[0][0], rates=RATES)
+    x = batches[0][0]
+    own = ["calls", "memory"]
+    net = ms.upgrade(model, model.init(KEY, x), x, rates=RATES, mutable=own)
     params = net.variables["params"]
     state = fresh(net, carry=["memory"])
     step = make_train_step(STILL)
@@ -383,9 +385,9 @@ def test_statistics_keep_their_type_under_x64(small):
         x = jnp.asarray(x, jnp.float64)
         net = ms.upgrade(model, variables, x, rates=RATES, norm="shared")
         state = fresh(net, optax.adam(0.01))
-        types = jax.tree.map(lambda leaf: leaf.dtype, state)
+        types = [leaf.dtype for leaf in jax.tree.leaves(state)]
         step = make_train_step(optax.adam(0.01))
         for _ in range(2):
             state, _ = step(state, (x, jnp.asarray(y)), (1.0, 0.5))
-        assert jax.tree.map(lambda leaf: leaf.dtype, state) == types
+        assert [leaf.dtype for leaf in jax.tree.leaves(state)] == types
     assert state.net.variables["batch_stats"]["BatchNorm_0"]["mean"].dtype == np.float32
