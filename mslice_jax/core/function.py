@@ -65,17 +65,27 @@ class Function(abc.ABC):
         """Whether a call with `kwargs` understands one keyword more.
 
         A call that takes any keyword may only hand it on, so it counts as one that does
-        not.
+        not; see `takes_any`.
         """
-        try:
-            parameters = inspect.signature(self.called(kwargs)).parameters
-        except (TypeError, ValueError):  # a callable that does not tell
-            return False
-        kinds = (
+        found = self._parameters(kwargs).get(keyword)
+        return found is not None and found.kind in (
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             inspect.Parameter.KEYWORD_ONLY,
         )
-        return keyword in parameters and parameters[keyword].kind in kinds
+
+    def takes_any(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call with `kwargs` takes keywords that its signature does not name.
+
+        What they are passed on to decides.
+        """
+        kinds = {parameter.kind for parameter in self._parameters(kwargs).values()}
+        return inspect.Parameter.VAR_KEYWORD in kinds
+
+    def _parameters(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return inspect.signature(self.called(kwargs)).parameters
+        except (TypeError, ValueError):  # a callable that does not tell
+            return {}
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """New variables in sliceable form.

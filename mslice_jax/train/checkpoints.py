@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from ..core.paths import path_name
 from .blocks import choose_blocks, reshape, split_types
-from .fingerprint import compare, fingerprint, order_of_units
+from .fingerprint import compare, fingerprint, leaves_digest, order_of_units
 from .integrity import damage, seal
 from .lock import LockedError, lock
 from .optimizer_state import has_evaluation_weights
@@ -181,6 +181,7 @@ class Checkpoints:
             "about": order_of_units(state.net),
             "averaged": "averaged" in weights or "evaluation" in weights,
             "blocks": blocks,
+            "leaves": leaves_digest(state.net.variables),
             "tree": "evaluation" if "evaluation" in weights else "averaged",
         }
         # One that is not a number compares with nothing, and no best one would be left.

@@ -209,15 +209,29 @@ class Objective:
         if function.takes("rngs", call):
             call["rngs"] = streams.stream_keys(key, self._stream_names(net))
         changing = call.get("mutable", False)
-
-        def apply(params: Any, given: Arguments) -> Any:
-            whole = with_variables(net, {**collections, "params": params})
-            return whole(rate, *given.args, **{**given.kwargs, **call})
-
-        if self.remat:
-            apply = jax.checkpoint(apply, policy=_is_contraction)
         dtype = self.compute_dtype
-        outputs = apply(_cast(params, dtype), _cast(given, dtype))
+        inputs = _cast(params, dtype), _cast(given, dtype)
+
+        def run(call: Mapping[str, Any]) -> Any:
+            def apply(params: Any, given: Arguments) -> Any:
+                whole = with_variables(net, {**collections, "params": params})
+                return whole(rate, *given.args, **{**given.kwargs, **call})
+
+            if self.remat:
+                apply = jax.checkpoint(apply, policy=_is_contraction)
+            return apply(*inputs)
+
+        unknown = "train" not in call and function.takes_any(call)
+        if self.call_kwargs is None and unknown:
+            # Only what the keywords are passed on to can tell.
+            try:
+                outputs = run({**call, "train": True})
+            except TypeError as error:
+                if "'train'" not in str(error):
+                    raise
+                outputs = run(call)
+        else:
+            outputs = run(call)
         updates: Mapping[str, Any] = {}
         if function.updates({"mutable": changing}):
             outputs, updates = outputs

@@ -22,7 +22,7 @@ from ..core import axes as axes_lib
 from ..core.paths import path_name
 from ..sliceable import Sliceable, extract
 from .checkpoints import CheckpointError, another_network, first_line
-from .fingerprint import compare, fingerprint, order_of_units
+from .fingerprint import compare, fingerprint, leaves_digest, order_of_units
 from .integrity import damage
 from .runs import LayoutError, read_blocks
 
@@ -69,14 +69,19 @@ def restore_narrow(
     checkpoint = _choose(Path(directory).absolute(), best=best)
     try:
         brief = json.loads((checkpoint / "brief" / "metadata").read_text())
-        if brief["rates"] == list(net.rates) and brief["about"] == order_of_units(net):
-            # Files of before have no "tree": what is there then is an average.
+        if "leaves" not in brief:  # files of before: what it says is in a longer one
+            _refuse_another(checkpoint, net)
+            brief["leaves"] = leaves_digest(net.variables)
+            meta = json.loads((checkpoint / "meta" / "metadata").read_text())
+            brief["blocks"] = meta["blocks"]
+        # Orbax fills up what is smaller on disk than expected, so all is compared.
+        if (brief["rates"], brief["about"], brief["leaves"]) == (
+            list(net.rates),
+            order_of_units(net),
+            leaves_digest(net.variables),
+        ):
             tree = brief.get("tree", "averaged") if brief["averaged"] else "variables"
-            blocks = brief.get("blocks")
-            if blocks is None:
-                blocks = json.loads((checkpoint / "meta" / "metadata").read_text())
-                blocks = blocks["blocks"]
-            wanted = _wanted(net, small, tree, blocks)
+            wanted = _wanted(net, small, tree, brief["blocks"])
             return small.replace(_read(checkpoint / "weights", small, wanted))
     except (OSError, ValueError, KeyError) as error:
         _refuse_another(checkpoint, net)
@@ -264,7 +269,11 @@ def _by_orbax(folder: Path, leaves: Sequence[_Leaf]) -> dict[tuple[str, ...], An
                 item=item, restore_args=arguments, partial_restore=True
             ),
         )
-    return {leaf.path: np.asarray(_get(restored, leaf.path)) for leaf in leaves}
+    found = {leaf.path: np.asarray(_get(restored, leaf.path)) for leaf in leaves}
+    for leaf in leaves:
+        if found[leaf.path].shape != leaf.leading:  # also what is not there at all
+            raise ValueError(f"{'/'.join(leaf.path)} cannot be read")
+    return found
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -208,9 +208,26 @@ def test_train_is_passed_only_where_the_model_takes_it(small):
             x = nn.relu(nn.Dense(8)(x))
             return nn.Dense(3)(nn.Dropout(0.5, deterministic=deterministic)(x))
 
+    class Dropping(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train: bool = False):
+            x = nn.relu(nn.Dense(8)(x))
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
+
+    class PassingOn(nn.Module):  # its signature does not tell
+        inner: nn.Module
+
+        def __call__(self, x, **more):
+            return self.inner(x, **more)
+
     x, y = small.batch()
     losses = {}
-    for kind in (Plain, Deterministic):
+    for kind in (
+        Plain,
+        Deterministic,
+        lambda: PassingOn(Plain()),
+        lambda: PassingOn(Dropping()),
+    ):
         model = kind()
         net = ms.upgrade(model, model.init(KEY, x), x, rates=RATES)
         step, state = make_train_step(STILL), fresh(net)
@@ -219,8 +236,8 @@ def test_train_is_passed_only_where_the_model_takes_it(small):
             state, metrics = step(state, (x, y), (1.0,))
             found.append(float(metrics[1.0]["loss"]))
         losses[kind] = found
-    assert losses[Plain][0] == losses[Plain][1]
-    assert losses[Deterministic][0] != losses[Deterministic][1]  # it drops
+    differ = [first != second for first, second in losses.values()]
+    assert differ == [False, True, False, True]  # where it drops
 
     def function(variables, x):  # knows neither train nor mutable nor rngs
         params = variables["params"]
