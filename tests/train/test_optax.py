@@ -19,6 +19,7 @@ from tests.train.conftest import label_loss
 
 c = optax.contrib
 KEY = 0
+QUICK = {"xla_backend_optimization_level": 0}
 # By the name in Optax. What builds on another optimizer is given SGD.
 BASE = functools.partial(optax.sgd, 0.05)
 TABLE = {
@@ -167,7 +168,8 @@ def by_hand(optimizer, params, batches):
         for p in inspect.signature(optimizer.update).parameters.values()
     )
 
-    @jax.jit
+    # It runs three times: compiling is what takes the time.
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def step(params, state, x, y):
         def loss(params, *_):
             return label_loss(params, x, y, 8) + label_loss(params, x, y, 4)
