@@ -263,9 +263,12 @@ class Objective:
                 for name, value in _MODES.items()
                 if function.takes(name, {}) or name in seen
             }
-        names = [name for name in net.variables if name != "params"]
-        if names and "mutable" not in call and function.takes("mutable", call):
-            call["mutable"] = names
+        if "mutable" not in call and function.takes("mutable", call):
+            names = [name for name in net.variables if name != "params"]
+            # A function may ask for the argument though nothing of it changes.
+            _, seen = net.definition.call.join(net.definition.arrays)
+            if names := names or seen.get("mutable"):
+                call["mutable"] = names
         return call
 
     def _stream_names(self, net: Any) -> set[str]:
