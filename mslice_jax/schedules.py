@@ -17,8 +17,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-import numpy as np
-
+from .core import streams
 from .core.rates import check_rates
 
 Schedule: TypeAlias = Callable[[int], tuple[float, ...]]
@@ -248,11 +247,6 @@ def make_schedule(
     return _FIXED[name](rates)
 
 
-# The first word of the stream's key. `data.batches` uses another, so that one seed may
-# serve both without the rates following the shuffling.
-_STREAM = 1
-
-
 def _drawn(
     rates: Sequence[float],
     *,
@@ -290,14 +284,8 @@ def _drawn(
 
 
 def _uniforms(seed: int, step: int, count: int) -> list[float]:
-    """`count` numbers in [0, 1), a function of seed and step alone.
-
-    Raw output of the bit generator, which NumPy promises to keep; the distributions of
-    `numpy.random.Generator` may change from one NumPy to the next (NEP 19).
-    """
-    key = np.random.SeedSequence(seed, spawn_key=(_STREAM, step))
-    raw = np.random.Philox(key).random_raw(count)
-    return [(int(word) >> 11) * 2.0**-53 for word in raw]
+    """`count` numbers in [0, 1), a function of seed and step alone."""
+    return streams.uniforms(seed, streams.Stream.RATES, step, count=count).tolist()
 
 
 def _sample(

@@ -135,6 +135,36 @@ class Sliceable(Network):
         )
         return Sliceable(variables, self.definition, self.part)
 
+    def slice_state(
+        self,
+        state: Any,
+        rate: float | Mapping[str, float],
+        *,
+        collection: str = "params",
+    ) -> Any:
+        """The optimizer's state of the narrow network, with which that trains on.
+
+        Args:
+          state: an Optax state (or any tree) of the weights of this network.
+          rate: as `extract` takes it.
+          collection: of the variables, the one that the optimizer trains.
+
+        Returns:
+          The state with what it keeps for each weight sliced as the weight is, and the
+          rest (counts, hyperparameters) as it was.
+
+        Raises:
+          RateError: for a rate that was not declared, or is wider than the network.
+          PlanError: for what cannot be sliced, as a factored second moment.
+
+        Example:
+          ``small = ms.extract(net, 0.5)`` trains on with
+          ``net.slice_state(optimizer_state, 0.5)``
+        """
+        part = resolve(self.definition, rate, self.part)
+        branch = {collection: self.variables[collection]}
+        return self.plan.slice_state(state, branch, part, source=self.part)
+
     def permute(self, orders: Mapping[str, np.ndarray]) -> "Sliceable":
         """The network with the units of width groups in another order.
 

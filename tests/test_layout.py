@@ -29,7 +29,7 @@ ROOMS = (
 # So do the modules of a room that has an order.
 ORDER = {
     "core": (
-        {"errors", "paths", "patterns", "source"},
+        {"errors", "paths", "patterns", "source", "streams"},
         {"rates", "axes"},
         {"solver", "growth"},
         {"rules"},
@@ -63,8 +63,8 @@ ORDER = {
 }
 # These know less than their place would allow: they are of use without the rest.
 ONLY = {
-    "schedules": {"core.rates", "core.errors"},
-    "data": set(),
+    "schedules": {"core.rates", "core.errors", "core.streams"},
+    "data": {"core.streams"},
     "models": {"adapters.norms"},
     "nn": {"core.rates", "core.errors"},
     "plots": {"core.rates"},

@@ -4,6 +4,7 @@
 """
 
 import abc
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -59,6 +60,32 @@ class Function(abc.ABC):
     def called(self, kwargs: Mapping[str, Any]) -> Any:
         """What a call with these keywords runs; its signature tells what it takes."""
         return self.of
+
+    def takes(self, keyword: str, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call with `kwargs` understands one keyword more.
+
+        A call that takes any keyword may only hand it on, so it counts as one that does
+        not; see `takes_any`.
+        """
+        found = self._parameters(kwargs).get(keyword)
+        return found is not None and found.kind in (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        )
+
+    def takes_any(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call with `kwargs` takes keywords that its signature does not name.
+
+        What they are passed on to decides.
+        """
+        kinds = {parameter.kind for parameter in self._parameters(kwargs).values()}
+        return inspect.Parameter.VAR_KEYWORD in kinds
+
+    def _parameters(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return inspect.signature(self.called(kwargs)).parameters
+        except (TypeError, ValueError):  # a callable that does not tell
+            return {}
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """New variables in sliceable form.

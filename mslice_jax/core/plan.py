@@ -217,6 +217,50 @@ class WidthPlan:
             lambda axes, x, y: axes_lib.put_back(x, y, axes, kept), full, narrow
         )
 
+    def slice_state(
+        self, state: Any, branch: Any, rate: Rate, *, source: Rate = 1.0
+    ) -> Any:
+        """An optimizer's state at a rate: what it keeps for each weight is sliced.
+
+        A leaf is kept for a weight if its path ends with that of the weight within
+        `branch`, as in the states of Optax. Others, such as counts, stay.
+
+        Args:
+          state: a tree that repeats `branch` any number of times.
+          branch: the variables that the optimizer trains, at their place in the tree
+            of variables: ``{"params": ...}``.
+          rate: the rate to slice to.
+          source: the rate that the state is at.
+
+        Raises:
+          PlanError: for a leaf that belongs to a weight and has neither its shape nor
+            a single entry (of a factored second moment, say).
+        """
+        target, origin = self.widths(rate), self.widths(source)
+        weights = {
+            tuple(path[1:]): (path, leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(branch)
+        }
+
+        def at(path: Any, x: Any) -> Any:
+            ends = (tuple(path[start:]) for start in range(len(path) + 1))
+            found = next((weights[end] for end in ends if end in weights), None)
+            if found is None:
+                return x
+            name, weight = path_name(found[0]), found[1]
+            leaf = self.leaf(found[0])
+            if leaf is None or math.prod(np.shape(x)) == 1 != math.prod(weight.shape):
+                return x  # one number in place of what there is none of
+            if np.shape(x) != tuple(weight.shape):
+                raise PlanError(
+                    f"the optimizer keeps an array of shape {np.shape(x)} for {name} "
+                    f"{tuple(weight.shape)}, which cannot be sliced. Begin with a new "
+                    "state: optimizer.init(weights of the extracted network)."
+                )
+            return axes_lib.slice_array(x, leaf.axes, target, origin)
+
+        return jax.tree_util.tree_map_with_path(at, state)
+
     def mask(self, tree: Any, rate: Rate) -> Any:
         """Which entries of the full tree a rate keeps: booleans of the leaves' shapes.
 

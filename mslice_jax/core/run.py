@@ -134,6 +134,8 @@ def _updates_put_back(
         axes = plan.leaf(parts)
         if parts not in have or axes is None:
             return leaf
+        # The call may compute in another precision than that they are kept in.
+        leaf = leaf.astype(have[parts].dtype)
         return axes_lib.put_back(have[parts], leaf, axes.axes, kept, origin)
 
     put_back = jax.tree_util.tree_map_with_path(put, updates)

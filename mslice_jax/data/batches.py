@@ -10,10 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..core.streams import Stream
 from .dataset import DataError, shuffled
-
-# The word of this stream's key, see `dataset.shuffled`.
-_STREAM = 2
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -40,7 +38,7 @@ def epoch_order(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
     >>> epoch_order(5, seed=0, epoch=0).tolist()
     [2, 3, 1, 0, 4]
     """
-    order = shuffled(num_examples, seed=seed, stream=_STREAM, epoch=epoch)
+    order = shuffled(num_examples, seed=seed, stream=Stream.ORDER, epoch=epoch)
     order.flags.writeable = False  # it is shared by all callers
     return order
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# The word of this stream's key, see `dataset.shuffled`.
-_STREAM = 4
+from ..core.streams import Stream, uniforms
 
 # How many candidates for a crop are drawn before the largest one in the middle is
 # taken, as in torchvision.
@@ -21,11 +20,9 @@ _ATTEMPTS = 10
 def uniform(seed: int, epoch: int, number: int) -> np.ndarray:
     """(23,) numbers in [0, 1), the draws for one example in one epoch.
 
-    From raw random words, which NumPy promises to keep, see `dataset.shuffled`.
+    They come of raw random words, see `core.streams`.
     """
-    key = np.random.SeedSequence(seed, spawn_key=(_STREAM, epoch, number))
-    words = np.random.Philox(key).random_raw(2 * _ATTEMPTS + 3)
-    return (words >> np.uint64(11)) * 2.0**-53
+    return uniforms(seed, Stream.CROPS, epoch, number, count=2 * _ATTEMPTS + 3)
 
 
 def random_box(height: int, width: int, draws: np.ndarray) -> tuple[int, int, int, int]:

@@ -5,6 +5,8 @@ import operator
 
 import numpy as np
 
+from ..core.streams import Stream, words
+
 
 class DataError(ValueError):
     """A data set that is missing, damaged, or not of the expected form."""
@@ -70,23 +72,15 @@ def choose(available: int, count: int | None, *, seed: int) -> np.ndarray:
             f"expected a number of training examples (--train-examples) between 1 and "
             f"the {available} there are; got {count}."
         )
-    return np.sort(shuffled(available, seed=seed, stream=_STREAM)[:count])
+    return np.sort(shuffled(available, seed=seed, stream=Stream.SUBSET)[:count])
 
 
-# Words of a stream's key: one seed serves several purposes. `schedules` uses 1,
-# `batches` 2.
-_STREAM = 3
-
-
-def shuffled(count: int, *, seed: int, stream: int, epoch: int = 0) -> np.ndarray:
+def shuffled(count: int, *, seed: int, stream: Stream, epoch: int = 0) -> np.ndarray:
     """The numbers below `count` in an order that depends on the keywords alone.
 
-    The rank of raw random words, which NumPy promises to keep; the shuffling of
-    `numpy.random.Generator` may change from one NumPy to the next (NEP 19), and with
-    it what a resumed run reads.
+    It is the rank of raw random words, see `core.streams`.
     """
-    key = np.random.SeedSequence(seed, spawn_key=(stream, epoch))
-    return np.argsort(np.random.Philox(key).random_raw(count), kind="stable")
+    return np.argsort(words(seed, stream, epoch, count=count), kind="stable")
 
 
 def pixel_statistics(

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,15 +21,18 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ..core.paths import path_name
 from .blocks import choose_blocks, reshape, split_types
-from .fingerprint import compare, fingerprint, order_of_units
+from .fingerprint import compare, fingerprint, leaves_digest, order_of_units
 from .integrity import damage, seal
-from .state import TrainState, with_variables
+from .lock import LockedError, lock
+from .optimizer_state import has_evaluation_weights
+from .state import TrainState, params_of, with_variables
 
 
 class CheckpointError(Exception):
@@ -42,8 +46,8 @@ class Progress:
     Attributes:
       epoch: epochs completed; also the index of the one to go on with.
       batch: batches of that epoch already used.
-      best_accuracy: the highest so far at the widest rate, in [0, 1]; -1 before the
-        first evaluation.
+      best_accuracy: the highest score so far: the accuracy at the widest rate, in
+        [0, 1], unless `train` was given another; -1 before the first evaluation.
       train_seconds: wall time spent so far, all parts of the run together.
     """
 
@@ -61,7 +65,8 @@ class Checkpoints:
     is full, loses none but the one that was being written.
 
     Args:
-      directory: made if absent, together with its parents.
+      directory: made if absent, together with its parents. It is locked until the
+        `with` block ends: a second process that opens it gets a CheckpointError.
       keep: how many of the last ones stay.
       asynchronous: whether `save` returns as soon as it has copied the state, while the
         files are being written in the background.
@@ -89,6 +94,7 @@ class Checkpoints:
         self._report = report
         self._writing: int | None = None  # the step that is being written
         self._keep = keep
+        self._unlock = _locked(self._directory)
         self._manager = self._open()
         logging.getLogger("absl").addFilter(_is_news)
 
@@ -129,6 +135,7 @@ class Checkpoints:
             self._report(str(lost))  # what ended the block is what counts
         finally:
             self._manager.close()
+            self._unlock()
             logging.getLogger("absl").removeFilter(_is_news)
 
     def steps(self) -> tuple[int, ...]:
@@ -147,8 +154,9 @@ class Checkpoints:
         Args:
           state: what to keep. It is read, not donated.
           progress: what to keep besides.
-          accuracy: decides which checkpoint is the best; None for one that was made
-            between two evaluations, which is kept only as one of the last.
+          accuracy: the score, which decides which checkpoint is the best: the highest
+            is. None for one that was made between two evaluations, which is kept only
+            as one of the last; so is one whose score is not a finite number.
 
         Raises:
           CheckpointError: if it, or the one before, cannot be written (full disk, no
@@ -171,9 +179,15 @@ class Checkpoints:
         brief = {
             "rates": list(state.net.rates),
             "about": order_of_units(state.net),
-            "averaged": state.averaged is not None,
+            "averaged": "averaged" in weights or "evaluation" in weights,
+            "blocks": blocks,
+            "leaves": leaves_digest(state.net.variables),
+            "tree": "evaluation" if "evaluation" in weights else "averaged",
         }
-        metrics = None if accuracy is None else {"accuracy": accuracy}
+        # One that is not a number compares with nothing, and no best one would be left.
+        metrics = None
+        if accuracy is not None and math.isfinite(accuracy):
+            metrics = {"accuracy": float(accuracy)}
         self._writing = step
         try:
             weights = reshape(weights, _split(weights, blocks))
@@ -351,6 +365,24 @@ class Checkpoints:
         )
 
 
+def _locked(directory: Path) -> Callable[[], None]:
+    """Lock the directory, on the first host for all; returns what gives it back."""
+    said, unlock = "", _nothing
+    if jax.process_index() == 0:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            unlock = lock(directory)
+        except (LockedError, OSError) as error:
+            said = str(error)
+    if multihost_utils.broadcast_one_to_all(np.int32(bool(said))):
+        raise CheckpointError(said or f"{directory} is in use, as the first host says.")
+    return unlock
+
+
+def _nothing() -> None:
+    """What there is to give back on other hosts."""
+
+
 class _Damaged(Exception):
     """A checkpoint whose files are not what was written."""
 
@@ -364,7 +396,14 @@ def _tree(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
     weights = {"variables": state.net.variables}
     if state.averaged is not None:
         weights["averaged"] = {"params": state.averaged}
+    elif has_evaluation_weights(state.opt_state):
+        # Made of others that are here; it is written for `restore_narrow`.
+        params = params_of(state.eval_net)
+        weights["evaluation"] = {"params": jax.tree.map(jnp.asarray, params)}
     rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+    for name in ("carried", "loss_scale"):
+        if getattr(state, name) is not None:
+            rest[name] = getattr(state, name)
     return weights, rest
 
 
@@ -375,6 +414,8 @@ def _state(weights: Any, rest: Any, like: TrainState) -> TrainState:
         opt_state=rest["opt_state"],
         key=rest["key"],
         averaged=weights["averaged"]["params"] if "averaged" in weights else None,
+        carried=rest.get("carried"),
+        loss_scale=rest.get("loss_scale"),
     )
 
 

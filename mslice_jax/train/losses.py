@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
-"""(logits (b, classes), labels (b,)) -> scalar."""
+Loss = Callable[[Any, Any], jax.Array]
+"""(outputs, targets) -> scalar; of images (logits (b, classes), labels (b,))."""
 
 
 def cross_entropy(
@@ -34,6 +35,66 @@ def cross_entropy(
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(targets, smoothing)
     return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def token_cross_entropy(
+    logits: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    smoothing: float = 0.0,
+) -> jax.Array:
+    """Mean of the softmax cross entropy over the tokens that count, in nats.
+
+    Args:
+      logits: (b, t, vocab).
+      targets: (b, t), integers; where the mask is 0 they may be anything.
+      mask: (b, t): how much each token counts; None: each of them. Where nothing
+        counts the mean is 0.
+      smoothing: share of each target that is spread evenly over the vocabulary.
+
+    Raises:
+      ValueError: for a smoothing out of its range, or shapes that do not fit.
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"expected a label smoothing in [0, 1), got {smoothing}.")
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            "expected logits (b, t, vocab) for targets (b, t); got "
+            f"{logits.shape} and {targets.shape}."
+        )
+    weights = token_weights((targets, mask)).astype(logits.dtype)
+    # A target that does not count may be -1, say, of which the loss is not a number.
+    targets = jnp.where(weights > 0, targets, jnp.zeros_like(targets))
+    log_p = jax.nn.log_softmax(logits)
+    losses = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    if smoothing:
+        losses = (1 - smoothing) * losses - smoothing * log_p.mean(axis=-1)
+    return weighted_mean(losses, weights)
+
+
+def token_weights(targets: Any) -> jax.Array:
+    """How much each token counts, float32: of ``(targets, mask or None)``."""
+    labels, mask = targets
+    if mask is None:
+        return jnp.ones(labels.shape, jnp.float32)
+    if mask.shape != labels.shape:
+        raise ValueError(
+            f"expected a mask of the targets' shape {labels.shape}, got {mask.shape}."
+        )
+    return mask.astype(jnp.float32)
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The mean; 0 where nothing counts. What does not count may be any number."""
+    if weights is None:
+        return values.mean()
+    weights = weights.astype(values.dtype)
+    total = jnp.sum(weights)
+    counted = jnp.where(weights > 0, values, jnp.zeros_like(values))
+    return jnp.sum(weights * counted) / jnp.where(
+        total > 0, total, jnp.ones_like(total)
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +124,15 @@ class Distillation:
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"expected a temperature above 0, got {self.temperature}.")
 
-    def loss(self, logits: jax.Array, taught: jax.Array) -> jax.Array:
-        """Mean cross entropy of `logits` (b, classes) to the teacher's, times T²."""
+    def loss(
+        self, logits: jax.Array, taught: jax.Array, weights: jax.Array | None = None
+    ) -> jax.Array:
+        """Mean cross entropy of `logits` (..., classes) to the teacher's, times T².
+
+        Args:
+          logits, taught: of the same shape.
+          weights: (...), how much each prediction counts; all alike unless given.
+        """
         targets = jax.nn.softmax(jax.lax.stop_gradient(taught) / self.temperature)
         losses = optax.softmax_cross_entropy(logits / self.temperature, targets)
-        return losses.mean() * self.temperature**2
+        return weighted_mean(losses, weights) * self.temperature**2

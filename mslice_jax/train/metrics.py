@@ -2,7 +2,8 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from ..cpu.compilation import jit
 from ..data import eval_batches
 from ..sliceable import Sliceable, slice_apply
+from .task import Task, as_arguments
 
-Evaluate = Callable[[Sliceable], dict[float, float]]
-"""network -> accuracy in [0, 1] of each of its rates, ascending."""
-
+Evaluate = Callable[[Sliceable], Mapping[float, Any]]
+"""network -> of each of its rates, ascending, the accuracy in [0, 1], or a mapping of
+what `evaluate_task` measures."""
 
 EvalBatches = Callable[[], Iterator[tuple[Any, Any, Any]]]
 """() -> batches of images, labels and weights, see `data.eval_batches`."""
@@ -28,7 +30,7 @@ def make_evaluate(
     *,
     batch_size: int = 256,
     normalize: Callable[[jax.Array], jax.Array] = lambda images: images,
-) -> Evaluate:
+) -> Callable[[Sliceable], dict[float, float]]:
     """Build ``evaluate(net) -> {rate: accuracy}`` over these examples.
 
     One program is compiled per rate: the last batch is filled up to `batch_size`, and
@@ -59,7 +61,7 @@ def evaluate_on(
     count: int,
     *,
     normalize: Callable[[jax.Array], jax.Array] = lambda images: images,
-) -> Evaluate:
+) -> Callable[[Sliceable], dict[float, float]]:
     """As `make_evaluate`, over examples that need not be in memory.
 
     Args:
@@ -88,6 +90,86 @@ def evaluate_on(
     return evaluate
 
 
+def evaluate_task(
+    batches: Callable[[], Iterable[Any]],
+    task: Task,
+    *,
+    normalize: Callable[[Any], Any] = lambda inputs: inputs,
+    call_kwargs: Mapping[str, Any] | None = None,
+) -> Callable[[Sliceable], dict[float, dict[str, float]]]:
+    """Build ``evaluate(net) -> {rate: {"loss": ..., metric: ...}}`` of a task.
+
+    Means are those over all examples, or over all that `Task.weights` counts, however
+    they fall into batches. A batch of another shape costs a compilation.
+
+    Args:
+      batches: the examples in batches, anew with each call.
+      task: the one of `make_train_step`.
+      normalize: raw inputs -> inputs that the network takes.
+      call_kwargs: what else the network's call takes in evaluation.
+
+    Raises:
+      ValueError: if there is nothing to evaluate.
+
+    Example:
+      ``evaluate = evaluate_task(lambda: held_out, language_model())`` then
+      ``evaluate(state.eval_net)[1.0]["perplexity"]``
+    """
+    call = dict(call_kwargs or {})
+
+    @functools.partial(jit, static_argnames="rate")
+    def measured(net: Sliceable, batch: Any, *, rate: float) -> Any:
+        given = as_arguments(normalize(task.inputs(batch)))
+        outputs = net(rate, *given.args, **{**given.kwargs, **call})
+        targets = task.targets(batch)
+        results = {
+            "loss": task.loss(outputs, targets),
+            **task.measure(outputs, targets),
+        }
+        if task.weights is None:
+            size = next(x.shape[0] for x in jax.tree.leaves(batch) if x.ndim)
+            count = jnp.float32(size)
+        else:
+            count = jnp.sum(task.weights(targets))
+        # What does not count may be no number, which times 0 is none either.
+        return {
+            name: jnp.where(count > 0, value * count.astype(value.dtype), 0)
+            for name, value in results.items()
+        }, count
+
+    def evaluate(net: Sliceable) -> dict[float, dict[str, float]]:
+        totals: dict[float, dict[str, float]] = {rate: {} for rate in net.rates}
+        counts = dict.fromkeys(net.rates, 0.0)
+
+        def add(found: dict[float, Any]) -> None:
+            for rate, (results, count) in jax.device_get(found).items():
+                counts[rate] += float(count)
+                for name, value in results.items():
+                    so_far = totals[rate].get(name, 0.0)
+                    totals[rate][name] = so_far + float(value)
+
+        last: dict[float, Any] = {}
+        for batch in batches():
+            batch = jax.tree.map(jnp.asarray, batch)
+            now = {rate: measured(net, batch, rate=rate) for rate in net.rates}
+            add(last)  # one batch late, see `evaluate_on`
+            last = now
+        add(last)
+        if not all(counts.values()):
+            raise ValueError("expected something to evaluate, got nothing that counts.")
+        return {
+            rate: {
+                name: float(value)
+                for name, value in task.summary(
+                    {n: np.float64(v / counts[rate]) for n, v in total.items()}
+                ).items()
+            }
+            for rate, total in totals.items()
+        }
+
+    return evaluate
+
+
 class MetricsFile:
     r"""A file of JSON lines, each with the "step" it belongs to; readable at any time.
 
@@ -109,12 +191,16 @@ class MetricsFile:
         self._path = Path(path)
 
     def write(self, *, step: int, **values: Any) -> None:
-        """Append one line and hand it to the system at once."""
+        """Append one line and hand it to the system at once.
+
+        JSON has no infinity and nothing that is not a number: these become null.
+        """
         if jax.process_index() != 0:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            line = strict_json({"step": step, **values})
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`, which a run restored there will write again.
@@ -127,6 +213,22 @@ class MetricsFile:
         temporary = self._path.with_name(self._path.name + ".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         temporary.replace(self._path)
+
+
+def strict_json(value: Any) -> Any:
+    """The value with None in place of floats that JSON does not know.
+
+    Example:
+      >>> strict_json({"loss": [float("nan"), 1.5]})
+      {'loss': [None, 1.5]}
+    """
+    if isinstance(value, Mapping):
+        return {key: strict_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict_json(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _at(line: str, step: int) -> bool:

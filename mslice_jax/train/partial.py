@@ -1,10 +1,12 @@
 """Partial restore: a sub-network from a checkpoint of the full one, without the rest.
 
-Weights are on disk in blocks (see `blocks`). TensorStore, on which Orbax is built,
-opens the arrays, and of each only those blocks are read that the rate keeps a part of.
+Weights are on disk in blocks (see `blocks`), and only those are read that the rate
+keeps a part of. Orbax does so itself where they are the leading ones of each axis,
+which is the case of most weights; for others see `runs`.
 """
 
 import contextlib
+import dataclasses
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,14 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorstore as ts
+import orbax.checkpoint as ocp
 
 from ..core import axes as axes_lib
 from ..core.paths import path_name
 from ..sliceable import Sliceable, extract
 from .checkpoints import CheckpointError, another_network, first_line
-from .fingerprint import compare, fingerprint, order_of_units
+from .fingerprint import compare, fingerprint, leaves_digest, order_of_units
 from .integrity import damage
+from .runs import LayoutError, read_blocks
 
 
 def restore_narrow(
@@ -66,8 +69,20 @@ def restore_narrow(
     checkpoint = _choose(Path(directory).absolute(), best=best)
     try:
         brief = json.loads((checkpoint / "brief" / "metadata").read_text())
-        if brief["rates"] == list(net.rates) and brief["about"] == order_of_units(net):
-            return small.replace(_read(checkpoint, net, small, brief["averaged"]))
+        if "leaves" not in brief:  # files of before: what it says is in a longer one
+            _refuse_another(checkpoint, net)
+            brief["leaves"] = leaves_digest(net.variables)
+            meta = json.loads((checkpoint / "meta" / "metadata").read_text())
+            brief["blocks"] = meta["blocks"]
+        # Orbax fills up what is smaller on disk than expected, so all is compared.
+        if (brief["rates"], brief["about"], brief["leaves"]) == (
+            list(net.rates),
+            order_of_units(net),
+            leaves_digest(net.variables),
+        ):
+            tree = brief.get("tree", "averaged") if brief["averaged"] else "variables"
+            wanted = _wanted(net, small, tree, brief["blocks"])
+            return small.replace(_read(checkpoint / "weights", small, wanted))
     except (OSError, ValueError, KeyError) as error:
         _refuse_another(checkpoint, net)
         raise CheckpointError(
@@ -127,52 +142,150 @@ def _refuse_another(checkpoint: Path, net: Sliceable) -> None:
             raise another_network(checkpoint.parent, int(checkpoint.name), differences)
 
 
-def _read(checkpoint: Path, net: Sliceable, small: Sliceable, averaged: bool) -> Any:
-    """The variables of `small` from the arrays on disk, all leaves at a time."""
-    # What is decoded of the index serves all leaves.
-    context = ts.Context({"cache_pool": {"total_bytes_limit": 10**9}})
-    base = {"driver": "file", "path": f"{checkpoint}/weights/"}
-    kept = {group: np.arange(n) for group, n in net.plan.widths(small.part).items()}
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Leaf:
+    """What is read of an array on disk, and what of that is kept.
 
-    def opened(path: Any, _: Any) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        tree = "averaged" if averaged and name.startswith("params.") else "variables"
-        store = {"driver": "ocdbt", "base": base, "path": f"{tree}.{name}/"}
-        return ts.open({"driver": "zarr", "kvstore": store}, read=True, context=context)
+    Attributes:
+      path: keys of the tree on disk.
+      stored: shape on disk: (n / b, b) for each axis of n entries in blocks of b.
+      needed: along each axis the numbers of the blocks that hold what is kept; None
+        for an array that is not in blocks, which is read whole.
+      kept: along each axis the entries that are kept.
+    """
 
-    def begun(path: Any, opening: Any) -> Any:
-        array = opening.result()
+    path: tuple[str, ...]
+    stored: tuple[int, ...] | None
+    needed: tuple[np.ndarray, ...] | None
+    kept: tuple[np.ndarray, ...]
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether the needed blocks are the first ones along each axis."""
+        return all(np.array_equal(n, np.arange(len(n))) for n in self.needed or ())
+
+    @property
+    def leading(self) -> tuple[int, ...] | None:
+        """The shape of the leading part on disk that holds all that is kept."""
+        if self.needed is None or self.stored is None:
+            return self.stored
+        pairs = zip(self.needed, self.stored[1::2], strict=True)
+        return tuple(size for n, block in pairs for size in (int(n.max()) + 1, block))
+
+    def cut(self, found: np.ndarray) -> np.ndarray:
+        """What is kept, of the leading part or of the needed blocks."""
+        if self.needed is None or self.stored is None:
+            return _take(found, self.kept)
+        counts, sizes = found.shape[::2], self.stored[1::2]
+        inside = []
+        for run, needed, count, block in zip(
+            self.kept, self.needed, counts, sizes, strict=True
+        ):
+            at = np.searchsorted(needed, run // block)
+            if count != len(needed):  # Orbax has read those between, too
+                at = run // block
+            inside.append(at * block + run % block)
+        shape = [n * block for n, block in zip(counts, sizes, strict=True)]
+        return _take(found.reshape(shape), inside)
+
+
+def _wanted(
+    net: Sliceable, small: Sliceable, weights: str, blocks: Mapping[str, Any]
+) -> Any:
+    """A tree like the variables of `small`, with what is to be read for each leaf."""
+    widths = {group: np.arange(n) for group, n in net.plan.widths(small.part).items()}
+
+    def leaf(path: Any, like: Any) -> _Leaf:
+        name = path_name(path)
+        tree = weights if name.split("/")[0] == "params" else "variables"
+        keys = (
+            tree,
+            *jax.tree_util.keystr(path, simple=True, separator="\0").split("\0"),
+        )
         axes = net.plan.leaf(path).axes  # type: ignore[union-attr]
-        runs = [axes_lib.indices(axis, kept) for axis in axes]
-        full = axes_lib.shape(axes)
-        if array.shape[: len(full)] == full:  # not in blocks; a key has an axis more
-            return array.read(), runs, array.shape
-        counts, blocks = array.shape[::2], array.shape[1::2]
-        if tuple(np.multiply(counts, blocks)) != full:
-            raise ValueError(f"{path_name(path)} has shape {array.shape} on disk")
-        # Along each axis: the blocks with something to keep, and where in them it is.
-        needed = [np.unique(run // b) for run, b in zip(runs, blocks, strict=True)]
-        inside = [
-            np.searchsorted(n, run // b) * b + run % b
-            for n, run, b in zip(needed, runs, blocks, strict=True)
-        ]
-        wanted = [index for n in needed for index in (n, slice(None))]
-        shape = [len(n) * b for n, b in zip(needed, blocks, strict=True)]
-        return array.oindex[tuple(wanted)].read(), inside, shape
+        kept = tuple(axes_lib.indices(axis, widths) for axis in axes)
+        full, sizes = axes_lib.shape(axes), blocks[tree].get(name)
+        if sizes is None:
+            is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+            return _Leaf(keys, None if is_key else full, None, kept)
+        pairs = zip(full, sizes, strict=True)
+        stored = tuple(size for n, b in pairs for size in (n // b, b))
+        needed = (np.unique(run // b) for run, b in zip(kept, sizes, strict=True))
+        return _Leaf(keys, stored, tuple(needed), kept)
 
-    def ended(path: Any, like: Any, reading: Any) -> jax.Array:
-        future, inside, shape = reading
-        found = future.result()
+    return jax.tree_util.tree_map_with_path(leaf, small.variables)
+
+
+def _read(folder: Path, small: Sliceable, wanted: Any) -> Any:
+    """The variables of `small` from the arrays on disk."""
+    leaves = jax.tree.leaves(wanted)
+    # Orbax names trees by the keys of mappings; keys of random numbers have an axis
+    # more on disk, of which only their implementation knows.
+    paths = jax.tree_util.tree_leaves_with_path(small.variables)
+    mappings = all(isinstance(k, jax.tree_util.DictKey) for p, _ in paths for k in p)
+    leading = [x for x in leaves if mappings and x.stored and x.is_leading]
+    by_orbax = {x.path for x in leading}
+    others = [x for x in leaves if x.path not in by_orbax]
+    try:
+        blocks = read_blocks(folder, {".".join(x.path): x.needed for x in others})
+        found = {x.path: blocks[".".join(x.path)] for x in others}
+    except LayoutError:
+        if not mappings or any(x.stored is None for x in others):
+            raise ValueError("its arrays are in a layout that is not known") from None
+        leading, found = leaves, {}
+    found |= _by_orbax(folder, leading)
+
+    def ended(like: Any, leaf: _Leaf) -> jax.Array:
+        x = found[leaf.path]
         if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(jnp.asarray(found), impl=_impl(like))
-        found = _take(found.reshape(shape), inside)
-        if (found.shape, found.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"{path_name(path)} is {found.dtype}{found.shape} on disk")
-        return jnp.asarray(found)
+            return jax.random.wrap_key_data(jnp.asarray(x), impl=_impl(like))
+        x = leaf.cut(x)
+        if (x.shape, x.dtype) != (like.shape, like.dtype):
+            name = "/".join(leaf.path)
+            raise ValueError(f"{name} is {x.dtype}{x.shape} on disk")
+        return jnp.asarray(x)
 
-    at_path = jax.tree_util.tree_map_with_path
-    readings = at_path(begun, at_path(opened, small.variables))
-    return at_path(ended, small.variables, readings)
+    return jax.tree.map(ended, small.variables, wanted)
+
+
+def _by_orbax(folder: Path, leaves: Sequence[_Leaf]) -> dict[tuple[str, ...], Any]:
+    """The leading parts of arrays, by their path."""
+    if not leaves:
+        return {}
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    item: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+    for leaf in leaves:
+        # Not strict: the shape is less than that on disk, and the rest is not read.
+        one = ocp.ArrayRestoreArgs(
+            sharding=here, global_shape=leaf.leading, strict=False
+        )
+        _put(item, leaf.path, 0)
+        _put(arguments, leaf.path, one)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(
+            folder,
+            args=ocp.args.PyTreeRestore(
+                item=item, restore_args=arguments, partial_restore=True
+            ),
+        )
+    found = {leaf.path: np.asarray(_get(restored, leaf.path)) for leaf in leaves}
+    for leaf in leaves:
+        if found[leaf.path].shape != leaf.leading:  # also what is not there at all
+            raise ValueError(f"{'/'.join(leaf.path)} cannot be read")
+    return found
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _get(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
 
 
 def _take(x: np.ndarray, positions: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,14 +1,17 @@
 """TrainState: all that a training step reads and writes, as one pytree."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ..core.rates import rate_key
 from ..sliceable import Sliceable
+from . import optimizer_state
+from .loss_scale import LossScale
 
 
 @jax.tree_util.register_dataclass
@@ -27,6 +30,9 @@ class TrainState:
       opt_state: Optax's state for "params".
       key: typed PRNG key of the run.
       averaged: the moving average of "params", or None.
+      carried: what is carried from batch to batch for each rate by itself, by the
+        rate's name: collections of variables; None if there are none.
+      loss_scale: what losses are multiplied with (float16), or None.
 
     Example:
       >>> import mslice_jax as ms, jax, jax.numpy as jnp
@@ -45,13 +51,22 @@ class TrainState:
     opt_state: optax.OptState
     key: jax.Array
     averaged: Any = None
+    carried: Any = None
+    loss_scale: LossScale | None = None
 
     @property
     def eval_net(self) -> Sliceable:
-        """The network to evaluate and to ship: with averaged weights, if there are."""
-        if self.averaged is None:
+        """The network to evaluate and to ship.
+
+        With averaged weights, if there are; or with those that the optimizer has for
+        it (schedule-free methods, `optax.lookahead`, `optax.contrib.sam`).
+        """
+        if self.averaged is not None:
+            return with_variables(self.net, {"params": self.averaged})
+        if not optimizer_state.has_evaluation_weights(self.opt_state):
             return self.net
-        return with_variables(self.net, {"params": self.averaged})
+        params = optimizer_state.evaluation_weights(self.opt_state, params_of(self.net))
+        return with_variables(self.net, {"params": params})
 
     @classmethod
     def create(
@@ -61,6 +76,8 @@ class TrainState:
         *,
         key: jax.Array,
         average: bool = False,
+        carry: Sequence[str] = (),
+        loss_scale: LossScale | None = None,
     ) -> Self:
         """A run at step 0. The weights are copied, for a training step donates them.
 
@@ -69,20 +86,49 @@ class TrainState:
           optimizer: the one that `make_train_step` gets.
           key: of all that is random in the run.
           average: whether the state holds a moving average of the weights.
+          carry: collections of `net.variables` that every rate carries from batch to
+            batch for itself, such as the hidden state of a recurrent network. Others
+            (batch statistics) go through the rates of a step in their order. Each rate
+            begins with what `net.variables` holds.
+          loss_scale: from `LossScale.start`; float16 needs one.
 
         Raises:
-          ValueError: if `net.variables` is no mapping with a collection "params".
+          ValueError: if `net.variables` is no mapping with a collection "params", or
+            has none of the collections to carry.
         """
         # The copy belongs to this run: a step gives its buffers away, and whoever
         # holds the variables that were handed to `upgrade` must not lose them.
-        net, key = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), (net, key))
+        net, key, loss_scale = jax.tree.map(_copy, (net, key, loss_scale))
         return cls(
             step=jnp.zeros((), jnp.int32),
             net=net,
-            opt_state=optimizer.init(params_of(net)),
+            opt_state=optimizer_state.init(optimizer, params_of(net)),
             key=key,
-            averaged=jax.tree.map(jnp.copy, params_of(net)) if average else None,
+            averaged=jax.tree.map(_copy, params_of(net)) if average else None,
+            carried=_carried(net, carry),
+            loss_scale=loss_scale,
         )
+
+
+def _copy(leaf: Any) -> jax.Array:
+    return jnp.array(leaf, copy=True)
+
+
+def _carried(net: Sliceable, names: Sequence[str]) -> Any:
+    if isinstance(names, str):
+        raise ValueError(f"expected carry=[{names!r}], got {names!r}.")
+    unknown = [n for n in names if n not in net.variables or n == "params"]
+    if unknown:
+        known = [name for name in net.variables if name != "params"]
+        raise ValueError(
+            f"expected collections of the network to carry, of {known}; got {unknown}."
+        )
+    if not names:
+        return None
+    return {
+        rate_key(rate): {n: jax.tree.map(_copy, net.variables[n]) for n in names}
+        for rate in net.rates
+    }
 
 
 def params_of(net: Sliceable) -> Any:

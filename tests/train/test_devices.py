@@ -74,7 +74,7 @@ def test_gradients_are_added_up_where_the_weights_are(small):
     state = TrainState.create(build(small, shards=4), sgd(0.1), key=jax.random.key(0))
     step: Any = make_train_step(sgd(0.1), placement=placement)
     zeros = step._zeros(params_of(placement.state(state).net))
-    assert zeros["hidden2"]["kernel"].sharding.spec == P(None, FSDP)
+    assert zeros["params"]["hidden2"]["kernel"].sharding.spec == P(None, FSDP)
 
 
 def test_arrays_of_fewer_numbers_are_whole():

@@ -24,6 +24,8 @@ from mslice_jax.train import (
     sgd,
 )
 from mslice_jax.train.blocks import choose_blocks
+from mslice_jax.train.integrity import seal
+from mslice_jax.train.runs import LayoutError, read_blocks
 from tests.citizens import attention, branches, convolution, modern, recurrent
 from tests.citizens.citizen import RATES
 
@@ -296,5 +298,68 @@ def test_all_of_it_comes_back_on_other_devices(tmp_path, devices):
             strict=True,
         ):
             assert x.sharding == y.sharding
+    small = restore_narrow(tmp_path, net, 0.25)
+    assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
+
+
+# -- who reads
+
+
+def test_orbax_reads_the_leading_parts(tmp_path, monkeypatch):
+    net = wide()
+    save(tmp_path, state_of(net))
+
+    def nothing(folder, wanted):
+        assert not wanted
+        return {}
+
+    monkeypatch.setattr("mslice_jax.train.partial.read_blocks", nothing)
+    small = restore_narrow(tmp_path, net, 0.25)
+    assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
+
+
+def test_another_layout_is_read_by_orbax_alone(tmp_path, monkeypatch):
+    """More is read then, and the same comes of it."""
+    net = wide(shards=4)
+    save(tmp_path, state_of(net))
+
+    def another(folder, wanted):
+        raise LayoutError("no such array")
+
+    monkeypatch.setattr("mslice_jax.train.partial.read_blocks", another)
+    small = restore_narrow(tmp_path, net, 0.25)
+    assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
+
+
+def test_an_array_that_is_not_there_is_another_layout(tmp_path):
+    net = wide()
+    save(tmp_path, state_of(net))
+    with pytest.raises(LayoutError):
+        read_blocks(tmp_path / "0" / "weights", {"variables.params.nothing": None})
+
+
+def test_a_narrower_network_on_disk_is_not_filled_up_with_zeros(tmp_path):
+    save(tmp_path, state_of(wide(rates=(0.5, 1.0))))
+
+    class Wider(Wide):
+        width: int = 2048
+
+    x = np.zeros((1, 64), np.float32)
+    types = jax.eval_shape(Wider().init, jax.random.key(0), x)
+    net = ms.upgrade(Wider(), types, x, rates=(0.5, 1.0))
+    with pytest.raises(
+        CheckpointError, match=r"float32\[1024\] there, .*\[2048\] here"
+    ):
+        restore_narrow(tmp_path, net, 0.5)
+
+
+def test_files_of_before_are_read(tmp_path):
+    net = wide()
+    save(tmp_path, state_of(net))
+    brief = tmp_path / "0" / "brief" / "metadata"
+    words = json.loads(brief.read_text())
+    before = {name: words[name] for name in ("rates", "about", "averaged")}
+    brief.write_text(json.dumps(before))
+    seal(tmp_path / "0")
     small = restore_narrow(tmp_path, net, 0.25)
     assert_same_trees(small.variables, ms.extract(net, 0.25).variables)

@@ -48,6 +48,10 @@ class LinenFunction(ModuleFunction):
         """The method that runs."""
         return method_of(type(self.module), kwargs)
 
+    def takes(self, keyword: str, kwargs: Mapping[str, Any]) -> bool:
+        """What `Module.apply` understands, or the method itself takes."""
+        return keyword in ("mutable", "rngs") or super().takes(keyword, kwargs)
+
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """New variables in sliceable form."""
         return self.sliceable_form(self.module.init(rngs, *args, **kwargs))

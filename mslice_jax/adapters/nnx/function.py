@@ -118,6 +118,10 @@ class NnxFunction(ModuleFunction):
         """The method that runs."""
         return method_of(self.of, kwargs)
 
+    def takes(self, keyword: str, kwargs: Mapping[str, Any]) -> bool:
+        """What every NNX model understands here, or its method itself takes."""
+        return keyword in ("mutable", "rngs", "train") or super().takes(keyword, kwargs)
+
     def streams(self) -> tuple[str, ...]:
         """The names of the random streams of the model."""
         kinds = (leaf.kind for leaf in self.leaves)
