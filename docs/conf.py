@@ -25,7 +25,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "tables",
+    "directives",
 ]
 exclude_patterns = ["results", "made/*.md"]
 source_suffix = {".md": "markdown"}

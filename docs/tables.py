@@ -1,10 +1,6 @@
-"""Directives for tables that are made of files: what was measured, and the flags.
+"""Tables made of files: what was measured, and the flags of the recipes.
 
-    ```{result} schemes
-    ```
-
-is the table of `results/schemes.json`, and beneath it the date, the device and the
-command. Such a file is what a benchmark writes with `--out`, or it keeps a table of
+A file in `results/` is what a benchmark writes with `--out`, or it keeps a table of
 `experiments/LOG.md` (a test compares the two)::
 
     {
@@ -13,21 +9,14 @@ command. Such a file is what a benchmark writes with `--out`, or it keeps a tabl
       "columns": ["network", "r = 1"], "rows": [["ResNet-29", 1.03]]
     }
 
-    ```{flags}
-    ```
-
-lists the flags of the recipes from `experiments/settings.py`.
+The flags are those of `experiments/settings.py`. `directives.py` puts tables on pages.
 """
 
 import ast
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-from docutils import nodes
-from docutils.statemachine import StringList
-from sphinx.util.docutils import SphinxDirective
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -55,12 +44,23 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]
 def result_lines(name: str) -> list[str]:
     """The table of a result, and where its numbers come from."""
     result = read(name)
-    made = ", ".join(
-        str(result[key]) for key in ("date", "device", "software") if key in result
-    )
-    lines = [*markdown(result["columns"], result["rows"]), ""]
-    lines += [f"*{made}.* `{result['command']}`", ""]
-    return lines
+    return [
+        *markdown(result["columns"], result["rows"]),
+        "",
+        f"*{made_on(result)}.* `{result['command']}`",
+        "",
+    ]
+
+
+def made_on(result: Mapping[str, Any]) -> str:
+    """Date, device and software, as a table or a benchmark tells them."""
+    told = [result["date"], result["device"]]
+    if "cores" in result:
+        told.append(f"{result['cores']} CPU cores")
+    told += [f"{name} {result[name]}" for name in ("jax", "torch") if name in result]
+    if "software" in result:
+        told.append(result["software"])
+    return ", ".join(told)
 
 
 def flag_lines() -> list[str]:
@@ -90,37 +90,3 @@ def _column(values: Sequence[Any]) -> tuple[list[str], bool]:
         return [str(value).replace("|", "/") for value in values], False
     decimals = max(len(f"{value:g}".partition(".")[2]) for value in values)
     return [f"{value:,.{decimals}f}" for value in values], True
-
-
-class Result(SphinxDirective):
-    """The table of a file in `results/`."""
-
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        """A table, and a line that says where it comes from."""
-        (name,) = self.arguments
-        self.env.note_dependency(str(RESULTS / f"{name}.json"))
-        return _parsed(self, result_lines(name))
-
-
-class Flags(SphinxDirective):
-    """The flags of the recipes."""
-
-    def run(self) -> list[nodes.Node]:
-        """A table of flags."""
-        self.env.note_dependency(str(SETTINGS))
-        return _parsed(self, flag_lines())
-
-
-def _parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
-    node = nodes.container(classes=["result"])
-    directive.state.nested_parse(StringList(lines, source=__file__), 0, node)
-    return [node]
-
-
-def setup(app: Any) -> dict[str, bool]:
-    """Registers the directives."""
-    app.add_directive("result", Result)
-    app.add_directive("flags", Flags)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

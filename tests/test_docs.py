@@ -6,6 +6,7 @@
 import ast
 import contextlib
 import dataclasses
+import datetime
 import importlib
 import importlib.util
 import inspect
@@ -15,6 +16,8 @@ import pathlib
 import re
 
 import pytest
+
+from experiments.benchmarks.result import save
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -123,16 +126,15 @@ def test_pages_name_what_there_is_once():
 # -- numbers come from files
 
 
-def tables():
-    """The module with the directives; without Sphinx its functions alone."""
-    pytest.importorskip("sphinx", reason='Sphinx comes with the extra "docs"')
-    spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+def module_of_docs(name: str):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+tables = module_of_docs("tables")
 RESULTS = {file.stem: file for file in (DOCS / "results").glob("*.json")}
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*\.?\d*|(?<![\w.])\.\d+")
 
@@ -154,6 +156,8 @@ def log_entry(heading: str) -> str:
 def test_a_result_says_where_it_comes_from(name):
     result = json.loads(RESULTS[name].read_text(encoding="utf-8"))
     assert {"date", "device", "command", "rows"} <= result.keys()
+    shown = "\n".join(tables.result_lines(name))
+    assert result["date"] in shown and result["command"] in shown
     if "log" not in result:  # written by a benchmark
         return
     assert result["log"].startswith(result["date"])
@@ -233,16 +237,27 @@ def test_commands_name_flags_that_there_are():
 
 
 def test_the_table_of_flags_has_all_of_them():
-    lines = tables().flag_lines()
+    lines = tables.flag_lines()
     shown = {flag for line in lines for flag in re.findall(r"^\| `(--[\w-]+)`", line)}
     assert shown == recipe_flags() - {"--no-resume"}
 
 
 def test_a_table_aligns_numbers_and_keeps_their_decimals():
-    lines = tables().markdown(["a", "b"], [["x", 38.3], ["y|z", 1234.25]])
+    lines = tables.markdown(["a", "b"], [["x", 38.3], ["y|z", 1234.25]])
     assert lines == [
         "| a | b |",
         "|---|---:|",
         "| x | 38.30 |",
         "| y/z | 1,234.25 |",
     ]
+
+
+def test_a_file_of_a_benchmark_is_a_result(tmp_path, monkeypatch):
+    rows = [{"network": "dense", "ratio": 0.5}, {"network": "LSTM", "ratio": 1.25}]
+    save(tmp_path / "ours.json", {"rows": rows, "jax": "0.10", "device": "cpu"})
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    table, _, dense, lstm, *_, made, _ = tables.result_lines("ours")
+    assert table == "| network | ratio |"
+    assert (dense, lstm) == ("| dense | 0.50 |", "| LSTM | 1.25 |")
+    today = datetime.date.today().isoformat()
+    assert made.startswith(f"*{today}, cpu, jax 0.10.* `python ")
