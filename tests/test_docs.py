@@ -4,13 +4,11 @@
 """
 
 import ast
-import contextlib
 import dataclasses
 import datetime
 import importlib
 import importlib.util
 import inspect
-import io
 import json
 import pathlib
 import re
@@ -23,31 +21,34 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")}
 
-# A block of Python, and what it prints where a block of text follows.
-BLOCK = re.compile(
-    r"(?P<left><!-- not run: .+ -->\n)?^```python\n(?P<code>.*?)^```\n"
-    r"(?:\n^```text\n(?P<printed>.*?)^```\n)?",
-    re.DOTALL | re.MULTILINE,
-)
 # These have tests of their own: tests/frameworks, test_readme.py.
 RUN_ELSEWHERE = {"frameworks", "training"}
 
 
-def blocks(text: str) -> list[re.Match[str]]:
-    return [block for block in BLOCK.finditer(text) if not block["left"]]
+def module_of_docs(name: str):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.mark.parametrize(
-    "name", sorted(n for n in PAGES if blocks(PAGES[n]) and n not in RUN_ELSEWHERE)
-)
+shown = module_of_docs("shown")
+WITH_CODE = {name for name, text in PAGES.items() if shown.blocks(text)}
+
+
+@pytest.mark.parametrize("name", sorted(WITH_CODE - RUN_ELSEWHERE))
 def test_code_of_a_page_runs_and_prints_what_is_shown(name):
-    names: dict = {"__name__": f"docs_{name}"}
-    for block in blocks(PAGES[name]):
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(block["code"], f"docs/{name}.md", "exec"), names)
-        lines = "\n".join(line.rstrip() for line in printed.getvalue().splitlines())
-        assert lines == (block["printed"] or "").strip("\n"), block["code"]
+    for block, printed in shown.run(name, PAGES[name]):
+        assert without_lines(printed) == without_lines(block["shown"] or ""), (
+            f"{block['code']}\nprints something else: python docs/shown.py "
+            f"docs/{name}.md writes it onto the page"
+        )
+
+
+def without_lines(text: str) -> str:
+    """The text without numbers of lines, which move with every change of a file."""
+    return re.sub(r"\.py:\d+", ".py", text.strip("\n"))
 
 
 # -- every public name has a page
@@ -124,14 +125,6 @@ def test_pages_name_what_there_is_once():
 
 
 # -- numbers come from files
-
-
-def module_of_docs(name: str):
-    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 tables = module_of_docs("tables")
