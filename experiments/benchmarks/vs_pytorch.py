@@ -27,7 +27,6 @@ what the others leave.
 import collections
 import dataclasses
 import glob
-import json
 import os
 import pathlib
 import re
@@ -48,6 +47,7 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks import in_pytorch
+from experiments.benchmarks.result import save
 from experiments.process import keep_freed_memory
 from mslice_jax.models import CifarResNet, CifarVGG
 from mslice_jax.train import TrainState, make_train_step, sgd
@@ -214,9 +214,7 @@ def main(config: Config) -> dict[str, Any]:
     else:
         rows = [row for name in config.models for row in compare(name, config, console)]
         result["rows"] = [dataclasses.asdict(row) for row in rows]
-    if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(result, indent=2) + "\n")
+    save(config.out, result)
     return result
 
 
