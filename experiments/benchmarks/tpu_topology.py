@@ -103,7 +103,9 @@ def main(config: Config) -> dict[str, Any]:
         "device": f"compiled for {len(devices)} devices of {devices[0].device_kind} "
         f"({config.topology})",
         "software": f"jax {jax.__version__}",
-        "command": "python -m experiments.benchmarks.tpu_topology",
+        "command": " ".join(
+            ["python -m experiments.benchmarks.tpu_topology", *sys.argv[1:]]
+        ),
         "columns": list(COLUMNS),
         "rows": [shown(row) for row in rows],
         "compiled": [dataclasses.asdict(row) for row in rows],
@@ -125,6 +127,7 @@ def devices_of(topology: str) -> list[Any]:
     # Nothing here runs: a chip that is there should stay free for whoever uses it.
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks no metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # takes no lock on a chip
     try:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:
