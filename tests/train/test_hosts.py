@@ -1,4 +1,7 @@
-"""Two processes of two devices train as one process of two does, and stop together."""
+"""Two and four processes train as one does, hand a run on, and stop together.
+
+Each process has two devices. What they show is what docs/pods.md says of hosts.
+"""
 
 import json
 import os
@@ -9,7 +12,6 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -56,42 +58,49 @@ def run(program: str, count: int, *arguments: object) -> list[tuple[int, str, st
     ]
 
 
-def train(count: int, fsdp: int, folder: pathlib.Path) -> list[dict]:
+def train(count: int, fsdp: int, *folders: pathlib.Path) -> list[dict]:
     """What each of `count` processes of `two_hosts` prints."""
-    ended = run("two_hosts.py", count, fsdp, folder)
+    ended = run("two_hosts.py", count, fsdp, *folders)
     assert [code for code, *_ in ended] == [0] * count, ended
     return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> dict:
-    return train(1, fsdp=1, folder=tmp_path_factory.mktemp("alone"))[0]
-
-
-@pytest.mark.parametrize("fsdp", [1, 4])
-def test_two_processes_have_the_losses_of_one(alone, fsdp, tmp_path):
-    # fsdp=4 deals the weights out over the devices of both processes.
-    first, second = train(2, fsdp, tmp_path)
-    assert first == second  # no host knows other losses, rates or weights
+def assert_trains_as(alone: dict, hosts: list[dict]) -> None:
+    first, *others = hosts
+    # No host knows other losses, rates or weights.
+    assert others == [first] * len(others)
     assert first["rates"] == alone["rates"]
-    assert first["restores"]  # a checkpoint that both wrote
+    assert first["restores"]  # a checkpoint that all wrote
     assert first["stays"]
     for name in ("losses", "accuracy", "weights"):
         np.testing.assert_allclose(first[name], alone[name], rtol=1e-6, atol=1e-6)
 
 
-def test_a_recipe_on_two_hosts_is_stopped_by_one_and_goes_on(tmp_path):
+# One test, so that under pytest-xdist no process of it is started twice.
+def test_two_and_four_processes_have_the_losses_of_one(tmp_path):
+    (alone,) = train(1, 1, tmp_path / "one")
+    # The weights are sharded over devices of two processes, and the batch over all.
+    four = train(4, 4, tmp_path / "four")
+    assert_trains_as(alone, four)
+    # These have whole weights, and restore what the four had sharded.
+    two = train(2, 1, tmp_path / "two", tmp_path / "four")
+    assert_trains_as(alone, two)
+    for host in two:
+        np.testing.assert_allclose(host["others"], four[0]["weights"], rtol=1e-6)
+
+
+def test_a_recipe_on_four_hosts_is_stopped_by_one_and_goes_on_with_two(tmp_path):
     (tmp_path / "summary.json").write_text("of an earlier run")
     flags = "--rates 1.0 --schedule static --epochs 1 --batch-size 16"  # 90 steps
     flags = [*flags.split(), "--workdir", tmp_path]
-    ended = run("recipe_host.py", 2, 2, *flags, "--no-resume")
-    assert [code for code, *_ in ended] == [143, 143], ended
+    ended = run("recipe_host.py", 4, 2, *flags, "--no-resume")
+    assert [code for code, *_ in ended] == [143] * 4, ended
     said = [
         re.findall(r"Interrupted. Step (\d+) is saved in (.*)/checkpoints", out)
         for _, out, _ in ended
     ]
     ((step, workdir),) = said[0]
-    assert said[1] == said[0]
+    assert said == said[:1] * 4
     assert workdir == str(tmp_path)
     assert 2 < int(step) < 90
     assert [path.name for path in tmp_path.glob("previous-*")] == ["previous-1"]

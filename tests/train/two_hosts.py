@@ -1,6 +1,8 @@
 """One of several processes of `test_hosts`: trains, and prints its losses as JSON.
 
-python tests/train/two_hosts.py PORT NUMBER COUNT FSDP FOLDER
+python tests/train/two_hosts.py PORT NUMBER COUNT FSDP FOLDER [OTHER]
+
+OTHER is the folder of a run on other devices, whose checkpoint is restored at the end.
 """
 
 import json
@@ -41,7 +43,9 @@ def same(a, b) -> bool:
     return all(np.array_equal(x.data, y.data) for x, y in parts)
 
 
-def main(port: str, number: int, count: int, fsdp: int, folder: str) -> None:
+def main(
+    port: str, number: int, count: int, fsdp: int, folder: str, other: str = ""
+) -> None:
     if count > 1:
         jax.distributed.initialize(f"localhost:{port}", count, number)
     random = np.random.default_rng(0)
@@ -78,6 +82,13 @@ def main(port: str, number: int, count: int, fsdp: int, folder: str) -> None:
         restores = all(same(a, b) for a, b in pairs) and restored[1].epoch == 1
     accuracy = make_evaluate(x, y, batch_size=16)(state.net)
     squares = jax.jit(lambda tree: sum(jnp.sum(w**2) for w in jax.tree.leaves(tree)))
+    others = None
+    if other:
+        with Checkpoints(other) as checkpoints:
+            fresh = TrainState.create(net, optimizer, key=jax.random.key(9))
+            restored = checkpoints.restore(placement.state(fresh))
+        assert restored is not None
+        others = float(squares(restored[0].net.variables))
     print(
         json.dumps(
             {
@@ -87,10 +98,11 @@ def main(port: str, number: int, count: int, fsdp: int, folder: str) -> None:
                 "restores": restores,
                 "stays": stays,
                 "weights": float(squares(state.net.variables)),
+                "others": others,
             }
         )
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5])
+    main(sys.argv[1], *map(int, sys.argv[2:5]), *sys.argv[5:])
