@@ -32,6 +32,9 @@ from mslice_jax.train import (
 from . import checks, inputs, optimizers
 from .settings import Defaults, Settings, resolve
 
+NETWORK = "network.mslice"
+"""The trained network, in the workdir; ``ms.load(workdir)`` reads it."""
+
 _OUTPUTS = (
     "settings.json",
     "metrics.jsonl",
@@ -40,6 +43,7 @@ _OUTPUTS = (
     "accuracy_vs_flops.png",
     "accuracy_over_epochs.png",
     "tensorboard",
+    NETWORK,
 )
 
 

@@ -40,14 +40,15 @@ from mslice_jax.profile import RateProfile, profile
 from mslice_jax.train import (
     Batch,
     CheckpointError,
+    NotFiniteError,
     Outcome,
     train,
 )
 
 from . import checks, inputs
 from .measure import FlatMetricsFile, HeldOut, Numbers, accuracy_over_epochs
+from .prepare import NETWORK, Run, prepare
 from .prepare import Recipe as Recipe
-from .prepare import Run, prepare
 from .process import keep_compiled_programs, keep_freed_memory, print_anything
 from .screen import Bar, TensorBoard, busy, show_settings, show_table
 from .settings import Settings, as_json, parse
@@ -81,7 +82,7 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
             stopped = outcome.interrupted
             if stopped is None and numbers is not None:
                 finish(run, outcome, numbers, console)
-    except (CheckpointError, data.DataError, OSError) as error:
+    except (CheckpointError, NotFiniteError, data.DataError, OSError) as error:
         return fail(error, 1)
     except KeyboardInterrupt:
         stopped = signal.SIGINT
@@ -168,11 +169,15 @@ def _compile(run: Run, batch: Batch) -> float:
 
 
 def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> None:
-    """Measure the cost of each rate; show the table, write summary and picture."""
+    """Measure the cost of each rate; show the table, write network and pictures."""
     workdir = cast(Path, run.settings.workdir)
     net = outcome.state.eval_net
     if run.placement is not None:
         net = run.placement.local(net)
+    if run.settings.norm == "shared":
+        net = ms.calibrate(net, inputs.calibration_batches(run.dataset))
+    with busy(console, "Saving the network"):
+        ms.save(net, workdir / NETWORK, overwrite=True)
     if not speaks():
         return
     profiles = costs(net, run.dataset, console)
@@ -198,7 +203,7 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
     show_table(console, title, numbers, profiles, device=device())
     console.print(
         f"Trained for {outcome.progress.train_seconds:.0f} s. "
-        f"Summary, pictures and checkpoints are in {workdir}.",
+        f"Network, summary, pictures and checkpoints are in {workdir}.",
         highlight=False,
         soft_wrap=True,
     )

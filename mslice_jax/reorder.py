@@ -8,6 +8,7 @@ ICLR 2020, section 3.3) sorts channels by the L1 norm of their weights; gradient
 weight is the first-order Taylor criterion (Molchanov et al., CVPR 2019).
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .adapters.modules import ModuleFunction
+from .adapters.norms import NormWarning
 from .core.axes import groups_in, owners
 from .core.errors import PlanError
 from .core.patterns import Patterns, as_patterns, names_group, no_match
@@ -59,6 +62,9 @@ def reorder(
       ValueError: for an extracted network, an unknown criterion, or missing batches.
       PlanError: for a pattern or group that is not in the plan, or a wrong size.
 
+    Warns:
+      NormWarning: if `calibrate` measured statistics, which are of other units now.
+
     Example:
       >>> import mslice_jax as ms, jax.numpy as jnp
       >>> def mlp(p, x):
@@ -69,6 +75,14 @@ def reorder(
       Array([[4., 3., 2., 1.]], dtype=float32)
     """
     check_full(net, "reorder")
+    function = net.definition.function
+    if isinstance(function, ModuleFunction) and function.calibrated:
+        warnings.warn(
+            "reorder changes which units a narrow rate keeps, and the statistics that "
+            "calibrate measured for it are of others. Calibrate again.",
+            NormWarning,
+            stacklevel=2,
+        )
     plan = net.plan
     scores = _scores(net, by, loss, batches)
     for pattern in as_patterns(exclude, "exclude"):

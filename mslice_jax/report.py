@@ -53,6 +53,8 @@ class Report:
           * ``products``: the axes of parameters of which several factors narrow, each
             by itself, and what they are made of.
           * ``rounded``: where a group cannot keep exactly its rate.
+          * ``not_sharded``: groups that ``shards`` of `upgrade` does not split: slicing
+            them moves data between devices.
           * ``numbers``: each number of the program that is a power of the size of an
             axis that narrows, whether it follows the width, why, and the user's line;
             ``open`` is one that stays though it matters where it stands.
@@ -111,6 +113,7 @@ class Report:
                 }
                 for name, rate, width in plan.inexact()
             ],
+            "not_sharded": plan.not_split_over(definition.settings.units.shards),
             "numbers": [
                 {
                     "value": number.value,
@@ -203,6 +206,14 @@ class Report:
                 f"  {rounded['group']}: rate {rounded['rate']:g} keeps "
                 f"{rounded['channels']} of {group['channels']['1.0']} channels"
             )
+        if data["not_sharded"]:
+            shards = self.net.definition.settings.units.shards
+            lines += [
+                "",
+                f"groups that shards={shards} does not split into parts of two units,",
+                "so that slicing moves data between devices:",
+                f"  {', '.join(data['not_sharded'])}",
+            ]
         numbers = self.net.definition.agreement.numbers
         if numbers:
             lines += ["", "numbers that are a power of a size that narrows:"]

@@ -309,6 +309,13 @@ def test_shared_statistics_move_in_the_leading_part():
     np.testing.assert_array_equal(new[4:], old[4:])
 
 
+def test_units_in_another_order_need_another_calibration():
+    net = upgraded("shared")
+    ms.reorder(net)  # before it there is nothing to say
+    with pytest.warns(ms.NormWarning, match="Calibrate again"):
+        ms.reorder(ms.calibrate(net, [inputs(1)]))
+
+
 def test_calibrate():
     """Statistics over all batches, as if they were one; at each rate its own."""
     net = upgraded("shared")

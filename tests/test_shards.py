@@ -110,6 +110,24 @@ def test_a_part_of_a_single_index_is_no_part():
     jax.tree.map(np.testing.assert_array_equal, small.variables, cut)
 
 
+def test_a_group_that_is_not_split_is_reported():
+    """16 units over 8 shards are parts of two; 8 units would be parts of one."""
+
+    def narrow_then_wide(p, x):
+        return jnp.tanh(jnp.tanh(x @ p["first"]) @ p["second"]) @ p["third"]
+
+    sizes = {"first": (5, 8), "second": (8, 16), "third": (16, 3)}
+    p = shaken({name: np.zeros(shape, np.float32) for name, shape in sizes.items()})
+    net = ms.upgrade(narrow_then_wide, p, X, rates=(0.5, 1.0), shards=8)
+    report = ms.report(net)
+    assert report.to_dict()["not_sharded"] == ["first:1"]
+    assert "so that slicing moves data between devices:\n  first:1" in str(report)
+    with pytest.raises(ms.PlanError, match="shards=8 splits.*\n  first:1: 8 units"):
+        ms.upgrade(narrow_then_wide, p, X, rates=(0.5, 1.0), shards=8, strict=True)
+    fewer = ms.upgrade(narrow_then_wide, p, X, rates=(0.5, 1.0), shards=4, strict=True)
+    assert ms.report(fewer).to_dict()["not_sharded"] == []
+
+
 @pytest.mark.parametrize("name", ["mlp", "vgg_group", "decoder_split", "inception"])
 def test_dealt_networks_permute(name):
     citizen = next(c for c in CITIZENS if c.name == name)

@@ -16,6 +16,7 @@ Arrays are cut by reshape, slice and concatenate, never by a gather: gathers are
 TPU, and so are their transposes (scatters).
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,26 @@ class Concat:
 
 
 Axis: TypeAlias = Unit | Whole | Product | Concat
+
+
+def split_over(axis: Axis, shards: int) -> set[str]:
+    """The groups of an axis that come in so many parts, of which each narrows.
+
+    >>> sorted(split_over(Product((Whole(4), Unit(2, "a"), Whole(8))), 4))
+    ['a']
+    """
+    match axis:
+        case Product(parts):
+            found = {
+                inner.group
+                for outer, inner in itertools.pairwise(parts)
+                if outer == Whole(shards) and isinstance(inner, Unit)
+            }
+        case Concat(parts):
+            found = set()
+        case _:
+            return set()
+    return found.union(*(split_over(part, shards) for part in parts))
 
 
 def width(axis: Axis, widths: Widths = FULL) -> Any:

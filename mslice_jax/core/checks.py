@@ -55,6 +55,20 @@ def check_exact(plan: WidthPlan) -> None:
         )
 
 
+def check_shards(plan: WidthPlan, shards: int) -> None:
+    """Raises PlanError if a group is not split over the shards."""
+    left = plan.not_split_over(shards)
+    if left:
+        lines = [f"  {name}: {plan.groups[name].size} units" for name in left[:8]]
+        raise PlanError(
+            f"strict=True asks that shards={shards} splits every group of axes into "
+            "parts of two units or more, but\n"
+            + "\n".join(lines)
+            + "\nChoose fewer shards, or pass strict=False: these narrow to a prefix, "
+            "which moves data between devices."
+        )
+
+
 def check_rules(plan: WidthPlan) -> None:
     """Raises PlanError if a primitive without a rule fixed an axis of a parameter."""
     missing = [f for f in plan.fixed if NO_RULE_TEXT in f.reason.text]

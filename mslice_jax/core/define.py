@@ -10,7 +10,7 @@ import numpy as np
 from .agreement import agree
 from .analysis import discover
 from .call import Call, plain_type
-from .checks import check_exact, check_rules, nothing_narrows
+from .checks import check_exact, check_rules, check_shards, nothing_narrows
 from .definition import Definition
 from .errors import PlanError
 from .function import Function
@@ -73,6 +73,7 @@ def define(
         raise PlanError(nothing_narrows(plan))
     if settings.strict:
         check_exact(plan)
+        check_shards(plan, settings.units.shards)
         check_rules(plan)
     agreement = agree(function, plan, settings, analysis, call, variables, arrays)
     types = tuple(plain_type(x) for x in arrays)

@@ -324,6 +324,17 @@ class WidthPlan:
         sizes = [axes_lib.width(leaf.axes[axis], kept) for leaf, axis in leaves if leaf]
         return max(group.span * kept[name], min(sizes, default=1))
 
+    def not_split_over(self, shards: int) -> list[str]:
+        """Groups that narrow to a plain prefix, though so many shards were asked for.
+
+        Slicing them moves data between devices over which their arrays are sharded.
+        """
+        if shards == 1:
+            return []
+        axes = [axis for leaf in self._by_path.values() for axis in leaf.axes]
+        split = set().union(*(axes_lib.split_over(axis, shards) for axis in axes))
+        return [name for name in self.groups if name not in split]
+
     def products(self) -> dict[str, str]:
         """The axes of which several factors narrow: 'w:0' and '(8* x 6*)'."""
         return {
