@@ -27,6 +27,8 @@ class Result(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """A table, and a line that says where it comes from."""
         (name,) = self.arguments
+        if not (tables.RESULTS / f"{name}.json").exists():
+            raise self.error(f"docs/results has no {name}.json")
         self.env.note_dependency(str(tables.RESULTS / f"{name}.json"))
         return _parsed(self, tables.result_lines(name))
 
