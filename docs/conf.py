@@ -53,11 +53,6 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
-suppress_warnings = [
-    # docs/pods.md comes with another change; with it this line goes.
-    "toc.not_readable",
-]
-
 
 _CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 _STARS = re.compile(r"(?<![\\*])(\*{1,2})(?=[^\s*])")
