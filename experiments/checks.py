@@ -11,7 +11,7 @@ from typing import Any, cast
 from .optimizers import USUAL
 from .settings import Settings, changed, flag
 
-# What a number has to be, in words, and whether it is.
+# The range of a number, in words, and as a condition.
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "train_examples": ("of at least 1", lambda n: n >= 1),
     "max_test_examples": ("of at least 1", lambda n: n >= 1),
@@ -130,7 +130,7 @@ def check_lengths(settings: Settings) -> None:
 def check_writable(workdir: Path) -> None:
     """Raise OSError unless files can be made in `workdir`, or it can be made.
 
-    Nothing is left behind: a command that is refused later leaves no folder.
+    Nothing is left: a command that is refused later leaves no folder.
     """
     place = workdir
     with contextlib.suppress(OSError):

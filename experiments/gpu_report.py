@@ -87,7 +87,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Clock(Watcher):
-    """Ends a run in time, as Ctrl-C would: behind the step under way, and saved.
+    """Ends a run in time, as Ctrl-C would: after the step under way, and saved.
 
     Args:
       seconds: until when, from now.
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{file} is of other settings: {'; '.join(differences)}. Give the same "
             "ones to go on with it, or another --out."
         )
-    # What ends a call in time needs a while itself: to save, to evaluate.
+    # Ending a call takes time itself: to save, to evaluate.
     clock = Clock(60 * args.minutes * 0.9)
     dataset = data.load("npz" if args.cifar10 else "digits", args.cifar10)
     report["about"] = {

@@ -50,7 +50,7 @@ def measure_on(
         logits = logits.astype(jnp.float32)
         hits = weights * (jnp.argmax(logits, axis=-1) == labels)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        # What fills up the last batch has weight 0, and a loss that may be anything.
+        # Padding of the last batch has weight 0, and a loss that may be anything.
         return jnp.sum(hits), jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
 
     def measure(net: ms.Sliceable) -> Numbers:
@@ -107,7 +107,7 @@ class FlatMetricsFile(MetricsFile):
     """A file of JSON lines whose values are numbers, for pandas and the like.
 
     A number of one rate has its rate in its key: ``"test_accuracy/0.5"``. The line of
-    an epoch also has the held-out losses. What is not finite is ``null``.
+    an epoch also has the held-out losses. A number that is not finite is ``null``.
 
     Args:
       path: made at the first write, together with its directory.

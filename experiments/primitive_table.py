@@ -44,7 +44,7 @@ from the rules themselves by `python -m experiments.primitive_table`; a test hol
 this page is what the code gives, and that no primitive of `jax.lax` is missing.
 
 In a picture, an axis has the same letter where it is the same axis; `a x b` is a
-product of factors (reshape), `a + b` lies side by side (concatenate). A primitive that
+product of factors (reshape), `a + b` is a concatenation. A primitive that
 is not on this page, of another package, keeps all of its axes, and the report says so.
 """
 

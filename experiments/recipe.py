@@ -162,7 +162,7 @@ def fit(run: Run, console: Console) -> tuple[Outcome, Numbers | None]:
 
 
 def _compile(run: Run, batch: Batch) -> float:
-    """All programs of training, side by side; returns the seconds."""
+    """All programs of training, at the same time; returns the seconds."""
     if run.placement is not None:
         batch = run.placement.batch(batch)
     return run.train_step.compile(run.state, batch, run.state.net.rates)
@@ -221,7 +221,7 @@ def costs(
 def as_summary(numbers: Numbers, profiles: dict[float, RateProfile]) -> dict[str, Any]:
     """Results as JSON has them; NaN, of a device that does not count, is null."""
     return {
-        # What latency_ms is of: one image at a time, on this device.
+        # latency_ms is of one image at a time, on this device.
         "latency_device": device(),
         "latency_batch": 1,
         "rates": {

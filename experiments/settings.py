@@ -131,7 +131,7 @@ class Settings:
     bfloat16: bool = False
     """Let the network compute in bfloat16; weights stay float32."""
     accumulate: int = 1
-    """Parts that a batch is divided into, worked off one after the other to save
+    """Parts that a batch is divided into, computed one after the other to save
     memory."""
     remat: bool = False
     """Save memory by computing activations again in the backward pass."""

@@ -1,6 +1,6 @@
 """From an encoded image to pixels of one size: decoded, cropped, resized, mirrored.
 
-What is drawn at random depends on the seed, the epoch and the number of the example
+Random draws depend on the seed, the epoch and the number of the example
 alone.
 """
 

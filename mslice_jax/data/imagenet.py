@@ -18,7 +18,7 @@ from .images import eval_images, train_images
 
 NAME = "imagenet"
 
-# What TFDS calls it, where the data set is not given by its folder.
+# The name in TFDS, where the data set is not given by its folder.
 _TFDS_NAME = "imagenet2012"
 
 # Mean and standard deviation of the training pixels of ImageNet, 0..255.

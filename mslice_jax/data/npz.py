@@ -110,7 +110,7 @@ def _arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as stored:
             names = stored.files
             arrays = {key: stored[key] for key in KEYS if key in names}
-    # What zip and NumPy raise for a file that was cut short or changed; RuntimeError
+    # Errors of zip and NumPy for a file that was cut short or changed; RuntimeError
     # where a changed bit says that it is encrypted or compressed in another way.
     except (OSError, EOFError, ValueError, RuntimeError, *_ZIP_ERRORS) as error:
         raise DataError(

@@ -2,7 +2,7 @@
 
 A layer holds its parameters at full width. Its input comes at the width of the rate, so
 the full size of the input is `in_features`, or what the parameter says that was made at
-rate 1. Where the input was put together by a concatenation, `in_features` is a tuple of
+rate 1. Where the input was made by a concatenation, `in_features` is a tuple of
 the parts' full sizes: each part keeps its own leading units, not the whole its prefix.
 """
 

@@ -85,7 +85,7 @@ def call_to_json(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The arguments of a call; of arrays nothing but that they are some.
 
     Raises:
-      NotPlain: for an argument that JSON cannot say, with its name.
+      NotPlain: for an argument that JSON cannot hold, with its name.
     """
     parts = []
     for name, value in [*((str(i), a) for i, a in enumerate(args)), *kwargs.items()]:

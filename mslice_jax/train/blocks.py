@@ -24,9 +24,9 @@ from ..core.plan import WidthPlan
 Blocks: TypeAlias = Mapping[str, Sequence[int]]
 """Path of a leaf that is written in blocks -> entries of a block along each axis."""
 
-# What is smaller Orbax puts into the index, which is read in any case.
+# Orbax puts smaller arrays into the index, which is read in any case.
 _IN_INDEX = 1024
-# What a block costs besides its own bytes: an entry in the index, and one more read.
+# The cost of a block besides its own bytes: an entry in the index, and one more read.
 _PER_BLOCK = 64
 
 
@@ -158,7 +158,7 @@ def _candidates(local: int, runs: Sequence[np.ndarray]) -> list[tuple[int, np.nd
 
 
 def _parts(leaf: Any) -> tuple[int, ...] | None:
-    """Over how many devices each axis is dealt out; None if that is not known."""
+    """Over how many devices each axis is sharded; None if that is not known."""
     sharding = getattr(leaf, "sharding", None)
     if isinstance(sharding, NamedSharding):
         return tuple(_size(sharding, entry) for entry in _entries(leaf))

@@ -1,12 +1,12 @@
 """Where a run's arrays are: one device, or a mesh of many, on one host or several.
 
-The mesh has two axes. Every batch is dealt out over both. Weights, optimizer state and
-averages are whole on each device of the axis "data", and dealt out over the axis
+The mesh has two axes. Every batch is sharded over both. Weights, optimizer state and
+averages are whole on each device of the axis "data", and sharded over the axis
 "fsdp" (fully sharded data parallel, as in ZeRO, Rajbhandari et al., 2020). Everything
 else follows: under `jit` a mean over the batch is one over all devices, so gradients
 and batch statistics agree with those of a single device.
 
-A network whose weights are dealt out should be upgraded with ``shards=`` the size of
+A network whose weights are sharded should be upgraded with ``shards=`` the size of
 that axis: then slicing moves no weights between devices.
 """
 
@@ -48,7 +48,7 @@ class Placement:
         """A mesh over these devices, all of every host unless given.
 
         Args:
-          devices: how many the batch is dealt out over.
+          devices: how many the batch is sharded over.
           fsdp: over how many of them the weights are; it divides their number.
 
         Raises:

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 _SEAL = "seal.json"
-# What Orbax writes between the seal and the renaming: times, and that it is complete.
+# Orbax writes these between the seal and the renaming: times, and a mark of the end.
 _WRITTEN_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 

@@ -53,7 +53,7 @@ def stop_on_interrupt() -> Iterator[Stop]:
     another SIGTERM changes nothing: what sends it may send it twice, and has SIGKILL.
     Nothing is changed outside the main thread, where Python handles no signals, nor
     with several hosts where JAX's preemption service is off: they could not agree on a
-    step to end behind.
+    step after which it ends.
     """
     several = jax.process_count() > 1
     stop = StopTogether() if several and _has_preemption_service() else Stop()

@@ -177,7 +177,7 @@ def train(
         state = placement.state(state)
     restored = checkpoints.restore(state)
     if restored:
-        # Whoever called still holds it, and would hold its memory through the run.
+        # The caller still holds it, and would hold its memory through the run.
         for leaf in jax.tree.leaves(state):
             leaf.delete()
     state, progress = restored or (state, Progress())

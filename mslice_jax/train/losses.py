@@ -64,7 +64,7 @@ def token_cross_entropy(
             f"{logits.shape} and {targets.shape}."
         )
     weights = token_weights((targets, mask)).astype(logits.dtype)
-    # A target that does not count may be -1, say, of which the loss is not a number.
+    # A masked target may be -1, and its loss NaN.
     targets = jnp.where(weights > 0, targets, jnp.zeros_like(targets))
     log_p = jax.nn.log_softmax(logits)
     losses = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
@@ -86,7 +86,7 @@ def token_weights(targets: Any) -> jax.Array:
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """The mean; 0 where nothing counts. What does not count may be any number."""
+    """The mean; 0 where everything is masked. Masked entries may be any number."""
     if weights is None:
         return values.mean()
     weights = weights.astype(values.dtype)

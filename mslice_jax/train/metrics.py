@@ -131,7 +131,7 @@ def evaluate_task(
             count = jnp.float32(size)
         else:
             count = jnp.sum(task.weights(targets))
-        # What does not count may be no number, which times 0 is none either.
+        # Padding may be NaN, and 0 times NaN is NaN.
         return {
             name: jnp.where(count > 0, value * count.astype(value.dtype), 0)
             for name, value in results.items()

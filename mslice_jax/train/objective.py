@@ -1,7 +1,7 @@
 """The objective of a training step: the loss of a batch at one rate, and its gradient.
 
 It knows how the network is called: which keywords, which random streams, which
-collections of its variables change; and how a batch is worked off in parts.
+collections of its variables change; and how a batch is computed in parts.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from .losses import Distillation
 from .state import TrainState, params_of, with_variables
 from .task import Arguments, Task, as_arguments
 
-# What a call says in training, by the names that models have for it.
+# The keyword that switches training on, by the names that models have for it.
 _MODES = {"train": True, "training": True, "is_training": True, "deterministic": False}
 
 
@@ -132,7 +132,7 @@ class Objective:
         examples = (given, targets, taught)
         if parts == 1:
             return work_off(carry, (*examples, key, None))
-        # Every n-th example, so that a batch dealt out over devices stays there.
+        # Every n-th example, so that a sharded batch stays on its devices.
         split = jax.tree.map(
             lambda x: (
                 x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)

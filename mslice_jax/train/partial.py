@@ -130,7 +130,7 @@ def _refuse_another(checkpoint: Path, net: Sliceable) -> None:
         found = json.loads((checkpoint / "meta" / "metadata").read_text())["network"]
         names = (name for name in found["leaves"] if name.startswith("variables/"))
         found["leaves"] = {name: found["leaves"][name] for name in names}
-        # What else its maker added, nobody can compare here.
+        # Other entries of its maker cannot be compared here.
         about = {n: v for n, v in found["about"].items() if n != "order of units"}
         here = fingerprint(
             {"variables": net.variables},

@@ -36,7 +36,7 @@ def read_blocks(
     Raises:
       LayoutError: if there is no such array, or not in such blocks.
     """
-    # What is decoded of the index serves all arrays.
+    # One decoded index serves all arrays.
     context = ts.Context({"cache_pool": {"total_bytes_limit": 10**9}})
     base = {"driver": "file", "path": f"{folder}/"}
 

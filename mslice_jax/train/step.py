@@ -55,7 +55,7 @@ class TrainStep(Protocol):
         ...
 
     def compile(self, state: TrainState, batch: Batch, rates: Sequence[float]) -> float:
-        """Compile the programs of these rates side by side; returns the seconds."""
+        """Compile the programs of these rates at the same time; returns the seconds."""
         ...
 
 
@@ -104,7 +104,7 @@ def make_train_step(
       compute_dtype: such as `jnp.bfloat16`: parameters and inputs are cast to it for
         the network's call. Weights, their updates, batch statistics, and outputs from
         the loss on stay as they are. `jnp.float16` needs a state with a `LossScale`.
-      accumulate: a batch is worked off in this many equal parts, one after the other,
+      accumulate: a batch is computed in this many equal parts, one after the other,
         for batches that do not fit into memory at once. Batch norms see each part by
         itself.
       remat: whether the backward pass computes everything but the results of
@@ -127,7 +127,7 @@ def make_train_step(
       that the network does not have, `OptimizerError` for an optimizer that needs what
       a step does not have, and what `slice_apply` raises for such a rate.
       ``step.compile(state, batch, rates)`` compiles the programs of these rates
-      beforehand, side by side.
+      beforehand, at the same time.
 
     Raises:
       ValueError: for settings out of their range.
@@ -246,7 +246,7 @@ class _Step:
                 teacher = self._ask_teacher.lower(state, batch)
                 compiled.append(pool.submit(teacher.compile))
                 taught = teacher.out_info
-            # What asks for the loss is compiled for the rates of each step.
+            # One that asks for the loss is compiled for the rates of each step.
             with contextlib.suppress(_AsksForLoss):
                 arguments = self._arguments(state, state, batch, taught, rates)
                 update = self._apply_updates.lower(_bare(state), sums, **arguments)
