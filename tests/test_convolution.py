@@ -130,7 +130,7 @@ def test_a_jit_of_the_users_gets_the_operations_that_he_wrote(platform):
     ours = operations(
         lambda p: ms.slice_apply(small.replace(p), x, 0.5), small.variables
     )
-    assert by_hand["convolution"] == 8  # 3 forward, 3 filters, 2 images
+    assert by_hand["stablehlo.convolution"] == 8  # 3 forward, 3 filters, 2 images
     assert ours == by_hand
 
 

@@ -80,6 +80,7 @@ def test_numbers_for_images(name):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("optimized")
 def test_gradients(name):
     """Those of the rule, which takes another form for each of the two operands."""
     plain, params, x, w, cotangent = of_case(name)

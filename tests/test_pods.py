@@ -80,7 +80,7 @@ def test_the_other_blocks_run():
 def test_the_flags_are_there():
     flags = set(re.findall(r"\*\*`--([a-z-]+)|`--([a-z-]+)", PAGE))
     named = {(bold or plain).replace("-", "_") for bold, plain in flags}
-    others = {"signal", "no_shards"}  # of SLURM, of the benchmark
+    others = {"signal", "no_shards", "topology"}  # of SLURM, of the benchmark
     fields = {field.name for field in dataclasses.fields(Settings)}
     assert {"distributed", "fsdp", "shards"} <= named
     assert named - others <= fields

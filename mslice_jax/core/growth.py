@@ -311,10 +311,14 @@ def log_match(value: float, logs: Growth, rounding: float) -> Follow | None:
     return None
 
 
+_PLAIN = (0.0, 0.5, 1.0, 2.0)
+"""Numbers that stand everywhere, whatever the sizes are."""
+
+
 def sizes_in(value: float, axes: tuple[Axis, ...], rounding: float) -> Axis | None:
     """The axis of whose size a number is a power (1, 1/2, less one, logarithm)."""
     value = abs(value)
-    if value in (0.0, 0.5, 1.0, 2.0) or not math.isfinite(value):
+    if value in _PLAIN or not math.isfinite(value):
         return None
     for axis in axes:
         size = width(axis)
@@ -332,6 +336,8 @@ def frequency_of(value: float, axes: Sequence[Axis], rounding: float) -> Axis | 
 
     As log(10000) / n does in exp(-i * log(10000) / n), or 8 / n in 2 ** (-8 * i / n).
     """
+    if abs(value) in _PLAIN:
+        return None
     for axis in axes:
         size = width(axis)
         for steps in (size, 2 * size) if isinstance(size, int) and size > 4 else ():

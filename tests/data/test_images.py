@@ -385,7 +385,7 @@ from multiprocessing import shared_memory
 import numpy as np
 sys.path.insert(0, {tests!r})
 from test_images import PICTURES, SMALL, broken
-from mslice_jax.data import DataError, eval_images, shared_memory, train_images
+from mslice_jax.data import DataError, eval_images, train_images
 
 if __name__ == "__main__":
     unlink = shared_memory._posixshmem.shm_unlink

@@ -13,8 +13,32 @@ from jax.extend.core.primitives import broadcast_in_dim_p
 
 
 def live(jaxpr: Any) -> Any:
-    """The jaxpr without equations that no result and no effect depends on."""
-    needed = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
+    """The jaxpr without equations that no result and no effect depends on.
+
+    An input that nothing else reads keeps what is made of it: running statistics, whose
+    update a call in training mode computes even where nobody asks for it.
+    """
+    kept = _needed(jaxpr, set())
+    read = {v for eqn in kept for v in eqn.invars if not isinstance(v, core.Literal)}
+    if alone := set(jaxpr.invars) - read - set(jaxpr.outvars):
+        kept = _needed(jaxpr, _made_of(alone, jaxpr))
+    same = len(kept) == len(jaxpr.eqns)
+    same = same and all(a is b for a, b in zip(kept, jaxpr.eqns, strict=True))
+    return jaxpr if same else jaxpr.replace(eqns=kept)
+
+
+def _made_of(inputs: set[Any], jaxpr: Any) -> set[Any]:
+    """The variables that depend on these inputs."""
+    found = set(inputs)
+    for eqn in jaxpr.eqns:
+        if any(not isinstance(v, core.Literal) and v in found for v in eqn.invars):
+            found.update(eqn.outvars)
+    return found
+
+
+def _needed(jaxpr: Any, more: set[Any]) -> list[Any]:
+    """The equations that results, effects, or `more` variables depend on."""
+    needed = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)} | more
     kept = []
     for eqn in reversed(jaxpr.eqns):
         if not eqn.effects and not any(var in needed for var in eqn.outvars):
@@ -23,9 +47,7 @@ def live(jaxpr: Any) -> Any:
             kept.append(part)
             needed.update(v for v in part.invars if not isinstance(v, core.Literal))
     kept.reverse()
-    same = len(kept) == len(jaxpr.eqns)
-    same = same and all(a is b for a, b in zip(kept, jaxpr.eqns, strict=True))
-    return jaxpr if same else jaxpr.replace(eqns=kept)
+    return kept
 
 
 def _nothing(eqn: Any) -> list[Any]:
