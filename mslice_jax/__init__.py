@@ -17,12 +17,12 @@ from .report import report as report
 from .sliceable import Sliceable as Sliceable
 from .sliceable import extract as extract
 from .sliceable import slice_apply as slice_apply
-from .sliceable import upgrade as upgrade
 from .storage import Programs as Programs
 from .storage import SaveWarning as SaveWarning
 from .storage import StorageError as StorageError
 from .storage import load as load
 from .storage import save as save
+from .upgrade import upgrade as upgrade
 
 if TYPE_CHECKING:
     from . import data as data

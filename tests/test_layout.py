@@ -21,6 +21,7 @@ ROOMS = (
     {"core"},  # the method: knows no framework and no platform
     {"adapters", "cpu"},  # what a network is; what is fast on CPU
     {"sliceable"},
+    {"upgrade"},
     {"report", "calibrate", "reorder", "storage"},
     {"nn", "models", "schedules", "data"},
     {"train", "profile", "plots"},
@@ -41,6 +42,7 @@ ORDER = {
         {"definition"},
         {"checks"},
         {"run", "define"},
+        {"kept"},
     ),
     "adapters": (
         {"norms", "base"},

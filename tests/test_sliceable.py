@@ -70,12 +70,12 @@ def test_weights_are_cut_once_outside_of_jit(net, compilations):
     fresh = net.replace(net.variables)
     x = inputs()
     ms.slice_apply(fresh, x, 0.5)
-    kept = fresh._narrow[fresh.plan.resolve(0.5)]
+    kept = fresh._narrow._kept[fresh.plan.resolve(0.5)]
     with compilations() as names:
         for _ in range(3):
             ms.slice_apply(fresh, x, 0.5)
     assert names == []
-    assert fresh._narrow[fresh.plan.resolve(0.5)] is kept
+    assert fresh._narrow._kept[fresh.plan.resolve(0.5)] is kept
     # Other weights are other networks: nothing is remembered across.
     other = jax.tree.map(lambda a: 2 * a, fresh)
     assert not np.array_equal(
