@@ -19,8 +19,9 @@ def live(jaxpr: Any) -> Any:
     update a call in training mode computes even where nobody asks for it.
     """
     kept = _needed(jaxpr, set())
-    read = {v for eqn in kept for v in eqn.invars if not isinstance(v, core.Literal)}
-    if alone := set(jaxpr.invars) - read - set(jaxpr.outvars):
+    used = [*jaxpr.outvars, *(var for eqn in kept for var in eqn.invars)]
+    read = {var for var in used if not isinstance(var, core.Literal)}
+    if alone := set(jaxpr.invars) - read:
         kept = _needed(jaxpr, _made_of(alone, jaxpr))
     same = len(kept) == len(jaxpr.eqns)
     same = same and all(a is b for a, b in zip(kept, jaxpr.eqns, strict=True))
