@@ -335,3 +335,26 @@ def test_a_number_of_a_backward_pass_is_told_with_the_gradient():
         np.testing.assert_allclose(follows, by_hand(6), rtol=1e-4)
     with pytest.raises(PlanError, match="no number is left open"):
         slope(upgraded(strict=True))
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.01, 0.001])
+def test_the_weight_of_a_term_is_no_size(weight):
+    """A penalty of 0.01 over 100 units looks like their mean."""
+
+    def penalised(p, x):
+        h = jnp.tanh(x @ p["a"])
+        return h @ p["b"] + weight * jnp.sum(h * h, -1, keepdims=True)
+
+    n = round(1 / weight)
+    rng = np.random.default_rng(0)
+    p = {"a": rng.normal(size=(3, n)), "b": rng.normal(size=(n, 2))}
+    p = {name: array.astype(np.float32) for name, array in p.items()}
+    x = rng.normal(size=(4, 3)).astype(np.float32)
+    with pytest.warns(ms.NumberWarning, match=f"{weight:g} beside"):
+        net = ms.upgrade(penalised, p, x, rates=(0.5, 1.0))
+    kept = net.plan.widths(0.5)["a:1"]
+    narrow = {"a": p["a"][:, :kept], "b": p["b"][:kept]}
+    found = ms.slice_apply(net, x, 0.5)
+    np.testing.assert_allclose(found, penalised(narrow, x), rtol=1e-4, atol=1e-5)
+    quiet = ms.upgrade(penalised, p, x, rates=(0.5, 1.0), stay="test_numbers.py:*")
+    np.testing.assert_array_equal(ms.slice_apply(quiet, x, 0.5), found)

@@ -106,8 +106,8 @@ def merge(
     """The numbers of a program that has one of its own, by (frame id, equation).
 
     They are its own; where it holds a size fixed right after the sum that it counts,
-    as a module does in its attributes, the number is that of the analysis. Elsewhere it
-    may be there by chance: it stays, and is told.
+    as a module does in its attributes, the number is that of the analysis. Elsewhere,
+    or as the weight of a term, it may be there by chance: it stays, and is told.
 
     Args:
       counts: what the analysis says.
@@ -120,7 +120,7 @@ def merge(
     for frame, index in list(numbers) if asked.stay else ():
         if asked.of(line_of(counts.frames[frame], index)) is False:
             del numbers[frame, index]
-    sure = counts.direct & {*held(counts, [own])}
+    sure = counts.direct & {*held(counts, [own])} - _coefficients(counts)
     for use in {*sure, *counts.asked} & counts.follows.keys():
         others = () if use in counts.asked else (use, *counts.others.get(use, ()))
         one = next((o for o in others if counts.place(o) not in of_inputs), None)
@@ -141,6 +141,19 @@ def held(counts: Counts, owns: Sequence[Own]) -> list[Use]:
     ]
 
 
+def _coefficients(counts: Counts) -> set[Use]:
+    """Numbers that people write as weights of a term: 0.1, 0.01, 0.001, 0.0001.
+
+    The mean of 100 terms, where the function holds their number, looks the same. Its
+    own program keeps the number, so it stays, and is told.
+    """
+    return {
+        use
+        for use, value in counts.values.items()
+        if any(equal(abs(value), 10.0**-k, 1e-6) for k in range(1, 5))
+    }
+
+
 def describe(
     counts: Counts, owns: Sequence[Own], of_inputs: Mapping[Place, bool]
 ) -> tuple[Number, ...]:
@@ -159,7 +172,8 @@ def describe(
             why = _ASKED
         elif owns and use in of_held:
             of_input = of_inputs.get(counts.place(use))
-            follows = of_input is None and use in counts.direct
+            sure = use in counts.direct and use not in _coefficients(counts)
+            follows = of_input is None and sure
             why = _OF_INPUT if of_input else _HELD if follows else ""
             meets = _MAY_COUNT
         elif owns:
