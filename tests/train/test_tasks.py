@@ -367,13 +367,16 @@ def test_an_nnx_model_draws_from_a_stream_of_any_name(small):
     assert len(set(losses)) == 3
 
 
-def test_strict_promotion_and_no_silent_transfers(small):
-    class Plain(nn.Module):
-        @nn.compact
-        def __call__(self, x, *, train: bool = False):
-            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
-            return nn.Dense(3)(nn.relu(x))
+class Plain(nn.Module):
+    """A batch norm between two layers."""
 
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+        return nn.Dense(3)(nn.relu(x))
+
+
+def test_strict_promotion_and_no_silent_transfers(small):
     x, y = small.batch()
     model = Plain()
     net = ms.upgrade(model, model.init(KEY, x), x, rates=RATES, norm="shared")
@@ -389,12 +392,6 @@ def test_strict_promotion_and_no_silent_transfers(small):
 
 
 def test_statistics_keep_their_type_under_x64(small):
-    class Plain(nn.Module):
-        @nn.compact
-        def __call__(self, x, *, train: bool = False):
-            x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
-            return nn.Dense(3)(nn.relu(x))
-
     x, y = small.batch()
     model = Plain()
     variables = model.init(KEY, x)  # float32

@@ -40,10 +40,7 @@ class GroupNorm(nnx.GroupNorm):
         )
         self.axis = norm.axis
         self.use_running_average = norm.use_running_average  # `train` and `eval` set it
-        if norm.scale is not None:
-            self.scale = norm.scale
-        if norm.bias is not None:
-            self.bias = norm.bias
+        _take_parameters(self, norm)
 
     def __call__(
         self, x: jax.Array, use_running_average: Any = None, *, mask: Any = None
@@ -81,10 +78,7 @@ class Measuring(nnx.BatchNorm):
             rngs=nnx.Rngs(0),
         )
         self.mean, self.var = norm.mean, norm.var
-        if norm.scale is not None:
-            self.scale = norm.scale
-        if norm.bias is not None:
-            self.bias = norm.bias
+        _take_parameters(self, norm)
 
     def __call__(
         self, x: jax.Array, use_running_average: Any = None, *, mask: Any = None
@@ -104,6 +98,13 @@ def with_norms(
         lambda _, node: swapped(node) if is_batch_norm(node) else node,
         model,
     )
+
+
+def _take_parameters(new: Any, norm: nnx.BatchNorm) -> None:
+    """Gives a new norm the very scale and bias of a batch norm, where it has them."""
+    for name in ("scale", "bias"):
+        if (parameter := getattr(norm, name)) is not None:
+            setattr(new, name, parameter)
 
 
 def _check_axis(norm: nnx.BatchNorm) -> None:
