@@ -7,7 +7,7 @@ from tests.fuzz.builder import WIDTHS, Builder, block
 from tests.spellings import FOLLOWS, MAY_BE_WHOLE, ONLY_OWN
 
 # Half precision is coarser than the proofs; integers jump; others unroll all rows, hand
-# the number to a loop, where programs are not compared by their numbers, or divide by it
+# the number to a loop, where programs are not compared by numbers, or divide by it
 # what they multiply by it, where it need not follow.
 _LEFT = re.compile(
     "16|precision|_in_turn|tokens_masked|integer|floor|_np_float|count_as|count_in"
