@@ -31,7 +31,7 @@ def told_apart(n: Builder, r: random.Random) -> None:
                 f"x = jnp.where(jnp.arange({c}).reshape{line} == 3, x, jnp.cos(x))",
                 f"x = x @ jnp.eye({c}, k=1)",
                 f"x = x @ jnp.tril(jnp.ones(({c}, {c}))) / 4",
-                f"x = x * jnp.linspace(0, 1, {c}).reshape{line}",
+                f"x = x * np.linspace(0, 1, {c}).reshape{line}",
                 f"x = x + coded(classes(x, {c}), {c}, 'float')",
             )
         )
