@@ -7,9 +7,9 @@ from tests.fuzz.builder import WIDTHS, Builder, block
 from tests.spellings import FOLLOWS, MAY_BE_WHOLE, ONLY_OWN
 
 # Numbers of half or single precision are coarser than the proofs; integers jump; others
-# unroll all rows, hand the number to a loop, where programs are not compared by numbers,
-# divide by it what they multiply by it, where it need not follow, or by three times it,
-# which of eight units could mean anything.
+# unroll all rows; hand the number to a loop, where only shapes are compared; or
+# divide by it what they multiply by it, where it need not follow, or divide by three
+# times it, which of eight units could mean anything.
 _LEFT = re.compile(
     "16|precision|_in_turn|tokens_masked|integer|floor|_np_float|count_as|count_in"
     "|correlation_jnp|covariance_jnp|counted_ones|epsilon"
