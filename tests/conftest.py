@@ -4,10 +4,10 @@ Strict: warnings are errors (pyproject.toml), rank promotion raises, there are f
 devices. All of it is set in the environment, before JAX is imported, so that processes
 that a test starts run under the same rules.
 
-Quick: XLA does not optimize, for a program here runs once or twice. What has to hold
-under its optimisation takes the fixture `optimized`; `.ci/nightly` optimizes everything
-and runs what is marked `nightly`. A file is run by one worker of pytest-xdist, so that
-its networks are compiled once (pyproject.toml).
+Quick: XLA does not optimize, for a program here runs once or twice (`compiling.py`).
+What has to hold under its optimisation takes the fixture `optimized`; `.ci/nightly`
+optimizes everything and runs what is marked `nightly`. A file is run by one worker of
+pytest-xdist, so that its networks are compiled once (pyproject.toml).
 """
 
 import atexit
@@ -21,18 +21,21 @@ from typing import Any
 
 import pytest
 
+from tests.compiling import AS_FOR_USERS, FLAGS
+
 
 def _strict_environment() -> None:
     # Tests compare with numbers made on a CPU, and are the same on every machine.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" not in flags:
-        devices = "--xla_force_host_platform_device_count=4"
-        os.environ["XLA_FLAGS"] = f"{flags} {devices}".strip()
+    # Two thirds of the time of the suite would be compilation.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true"
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = {"xla_force_host_platform_device_count": 4, **(FLAGS if quick else {})}
+    more = [f"--{name}={value}" for name, value in flags.items() if name not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *more]).strip()
     # (4,) + (3, 4) is more often a mistake than meant.
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-    # Two thirds of the time of the suite is compilation; so a third less of it.
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
     # Tests compile the same programs again under other names: a cache for the run, and
     # not for longer, so that no run depends on another. CI brings its own folder.
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -102,13 +105,14 @@ def compilations() -> Callable[[], contextlib.AbstractContextManager[list[str]]]
 
 
 @pytest.fixture
-def optimized() -> Iterator[None]:
+def optimized() -> Iterator[dict[str, Any]]:
     """XLA optimizes what is compiled within the test, as it does for users.
 
-    A function that was compiled before stays what it was: jit it anew.
+    A function that was compiled before stays what it was: jit it anew, with these
+    `compiler_options`.
     """
     with _disabled_optimizations(False):
-        yield
+        yield dict(AS_FOR_USERS)
 
 
 @pytest.fixture

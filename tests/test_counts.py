@@ -18,6 +18,7 @@ from jax import lax
 import mslice_jax as ms
 from mslice_jax.core.counts import NumberWarning
 from mslice_jax.core.errors import PlanError
+from tests.compiling import QUICK
 from tests.spellings import FOLLOWS, MAY_BE_WHOLE, ONLY_OWN, REPORTED, STAYS
 
 H, ROWS = 24, 4
@@ -25,11 +26,6 @@ CHECKS = (True, False)
 WAYS = ("from arrays", "held fixed")
 HELD = "the function holds it fixed"
 TOLERANCE = {"16": 3e-2, "precision": 3e-2}  # by a part of the name: half precision
-OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 
 
 def weights(full, size=None):
@@ -94,7 +90,7 @@ def compare(net, x, by_hand, sizes, tolerance=2e-4, way=""):
             for rate in rates
         }
 
-    results = jax.jit(both, compiler_options=OPTIONS)(net, cut, x)
+    results = jax.jit(both, compiler_options=QUICK)(net, cut, x)
     for rate, ((y, slopes), (y_by_hand, wanted)) in results.items():
         largest = max(np.abs(w).max() for w in wanted.values())
         assert np.isfinite(y_by_hand).all() and np.isfinite(largest)
@@ -399,7 +395,7 @@ def test_means_over_the_inputs_of_a_kernel(kernel_of, way, check):
         n = 6 if fixed else None
         return ours, value_and_slopes(lambda p, x: apply(p, x, n))(narrow, x)
 
-    run = jax.jit(both, compiler_options=OPTIONS)
+    run = jax.jit(both, compiler_options=QUICK)
     (y, slopes), (y_by_hand, wanted) = run(net, narrow, x)
     near(y, y_by_hand, 1e-4, "value")
     slopes = net.plan.slice(slopes.variables, 0.25)

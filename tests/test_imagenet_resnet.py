@@ -11,6 +11,7 @@ import mslice_jax as ms
 from experiments import imagenet_resnet
 from experiments.settings import Defaults
 from mslice_jax.models import ImageNetResNet
+from tests.compiling import QUICK
 
 SMALL = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
 
@@ -94,9 +95,7 @@ def test_upgraded_it_gives_what_the_narrow_network_gives():
     model = ImageNetResNet(depth=50, num_classes=5, widen=0.25)
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     # Programs that run once: LLVM takes longer to optimize them than they take.
-    jit = functools.partial(
-        jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-    )
+    jit = functools.partial(jax.jit, compiler_options=QUICK)
     variables = jit(model.init)(jax.random.key(0), x)
     net = ms.upgrade(model, variables, x, rates=(0.5, 1.0), norm="shared")
     small = ImageNetResNet(depth=50, num_classes=5, widen=0.125)

@@ -17,19 +17,13 @@ import mslice_jax as ms
 from mslice_jax.adapters.norms import NormWarning
 from mslice_jax.models import CifarResNet
 from tests import golden_weights, oracle
+from tests.compiling import QUICK
 
 # Channels at rate 0.5, of VGG-11 a quarter wide and of the stages of a ResNet.
 HALF_OF_QUARTER_VGG11 = (8, 16, 32, 32, 64, 64, 64, 64)
 HALF_OF_RESNET = (8, 16, 32)
 
 KEY = jax.random.key(0)
-
-# Each of the nine training programs runs twice or three times at most: compiling well
-# would take longer than it saves.
-COMPILE_QUICKLY = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +83,7 @@ def test_logits_after_two_sgd_steps_equal_the_original(case):
         optax.sgd(0.1, momentum=0.9, nesterov=True),
     )
 
-    @functools.partial(jax.jit, compiler_options=COMPILE_QUICKLY)
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def apply_gradients(params, state, grads):
         steps, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, steps), state
@@ -158,7 +152,7 @@ def test_deeper_resnets_equal_the_hand_written_narrow(depth, bottleneck):
 # One training step.
 
 
-@functools.partial(jax.jit, static_argnames="rate", compiler_options=COMPILE_QUICKLY)
+@functools.partial(jax.jit, static_argnames="rate", compiler_options=QUICK)
 def loss_and_grads(net, x, y, rate):
     """(mean cross-entropy, updates, gradient of the parameters) in training mode."""
 

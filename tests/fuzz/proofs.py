@@ -19,14 +19,9 @@ import mslice_jax as ms
 from mslice_jax.core.axes import indices
 from mslice_jax.core.errors import PlanError
 from mslice_jax.core.rules.live import live
+from tests.compiling import QUICK
 from tests.fuzz.builder import Network
 
-# XLA spends less on optimising than it would save: each program runs once or twice.
-OPTIONS = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
 TOLERANCE = 1e-8
 RATES = (0.25, 0.5, 0.75)
 CHECKS = (True, False)  # with the ninth proof, and by analysis alone
@@ -306,7 +301,7 @@ def _permuted(net: Any, weights: Any, orders: Any) -> Any:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(function, compiler_options=OPTIONS)
+    return jax.jit(function, compiler_options=QUICK)
 
 
 def _where(mask: Mapping[str, Any], weights: Mapping[str, Any], other: float) -> Any:
