@@ -15,6 +15,7 @@ import errno
 import logging
 import math
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -329,16 +330,30 @@ class Checkpoints:
     def _fail(self, error: Exception) -> NoReturn:
         """Free the space of the checkpoint whose writing failed, and say so."""
         step, self._writing = self._writing, None
-        if jax.process_index() == 0:
-            for path in self._unfinished(step):
-                shutil.rmtree(path, ignore_errors=True)
-        if jax.process_count() == 1:
-            # Parts of Orbax keep the error and would raise it at a later save. With
-            # several hosts, of which only some may have failed, the run is at its end.
+        alone = jax.process_count() == 1
+        # Parts of Orbax keep the error and would raise it at a later save. With several
+        # hosts, of which only some may have failed, the run is at its end.
+        if alone:
             with contextlib.suppress(Exception):
                 self._manager.close()
+        if jax.process_index() == 0:
+            self._remove_unfinished(step)
+        if alone:
             self._manager = self._open()
         raise CheckpointError(self._cannot_write(step, error)) from error
+
+    def _remove_unfinished(self, step: int | None) -> None:
+        """Remove what there is of a checkpoint that will not be finished.
+
+        When one write fails, Orbax leaves the others to themselves: they go on for a
+        moment, and would be in the way of the next attempt at this step.
+        """
+        for _ in range(50):
+            for path in self._unfinished(step):
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.05)
+            if not self._unfinished(step):
+                return
 
     def _put_aside(self, steps: list[int]) -> None:
         """Move damaged checkpoints out of the way of the ones that will follow."""
