@@ -16,13 +16,14 @@ import jaxtyping
 import tests.checker
 
 checked = ["mslice_jax.nn", "mslice_jax.models", "mslice_jax.data.augment"]
-checked += ["mslice_jax.adapters.norms"]
+checked += ["mslice_jax.adapters.norms", "mslice_jax.train.losses"]
 with jaxtyping.install_import_hook(checked, "tests.checker.check"):
     import jax, jax.numpy as jnp
     import mslice_jax as ms
     from mslice_jax import models, nn
     from mslice_jax.adapters.norms import group_norm
     from mslice_jax.data.augment import crop_and_flip, normalize
+    from mslice_jax.train import losses
 
 key = jax.random.key(0)
 
@@ -55,6 +56,11 @@ right = {
     ),
     "crop": lambda: crop_and_flip(key, ones(2, 4, 4, 1), pad=1, flip=True),
     "normalize": lambda: normalize(ones(2, 4, 4, 1, dtype=jnp.uint8), [1.0], [2.0]),
+    "labels": lambda: losses.cross_entropy(ones(4, 3), ones(4, dtype=int)),
+    "tokens": lambda: losses.token_cross_entropy(
+        ones(2, 5, 3), ones(2, 5, dtype=int), ones(2, 5, dtype=bool)
+    ),
+    "teacher": lambda: losses.Distillation().loss(ones(4, 3), ones(4, 3), ones(4)),
 }
 wrong = {
     "Dense": lambda: nn.Dense(8).init(key, [1.0]),
@@ -66,6 +72,9 @@ wrong = {
         ones(2, 3, 8), ones(4), None, groups=4, epsilon=1e-5
     ),
     "crop": lambda: crop_and_flip(key, ones(4, 4, 1), pad=1, flip=True),
+    "labels": lambda: losses.cross_entropy(ones(4, 3), ones(4, 3)),
+    "tokens": lambda: losses.token_cross_entropy(ones(2, 3), ones(2, dtype=int)),
+    "teacher": lambda: losses.Distillation().loss(ones(4, 3), ones(4, 2)),
     "key": lambda: normalize(jax.random.split(key, (1, 1, 1, 1)), [1.0], [2.0]),
 }
 for name, run in right.items():
@@ -88,4 +97,4 @@ def test_shapes_of_public_signatures_are_checked():
         text=True,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.split() == ["all", "15", "8"]
+    assert run.stdout.split() == ["all", "18", "11"]

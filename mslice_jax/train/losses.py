@@ -8,14 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int, Shaped
 
 Loss = Callable[[Any, Any], jax.Array]
 """(outputs, targets) -> scalar; of images (logits (b, classes), labels (b,))."""
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0
-) -> jax.Array:
+    logits: Float[Array, "*b classes"],
+    labels: Int[Array, "*b"],
+    *,
+    smoothing: float = 0.0,
+) -> Float[Array, ""]:
     """Mean over the batch of the softmax cross entropy, in nats.
 
     Args:
@@ -38,12 +42,12 @@ def cross_entropy(
 
 
 def token_cross_entropy(
-    logits: jax.Array,
-    targets: jax.Array,
-    mask: jax.Array | None = None,
+    logits: Float[Array, "b t vocab"],
+    targets: Int[Array, "b t"],
+    mask: Shaped[Array, "b t"] | None = None,
     *,
     smoothing: float = 0.0,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Mean of the softmax cross entropy over the tokens that count, in nats.
 
     Args:
@@ -85,7 +89,9 @@ def token_weights(targets: Any) -> jax.Array:
     return mask.astype(jnp.float32)
 
 
-def weighted_mean(values: jax.Array, weights: jax.Array | None) -> jax.Array:
+def weighted_mean(
+    values: Float[Array, "*b"], weights: Shaped[Array, "*b"] | None
+) -> Float[Array, ""]:
     """The mean; 0 where everything is masked. Masked entries may be any number."""
     if weights is None:
         return values.mean()
@@ -125,8 +131,11 @@ class Distillation:
             raise ValueError(f"expected a temperature above 0, got {self.temperature}.")
 
     def loss(
-        self, logits: jax.Array, taught: jax.Array, weights: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        logits: Float[Array, "*b classes"],
+        taught: Float[Array, "*b classes"],
+        weights: Shaped[Array, "*b"] | None = None,
+    ) -> Float[Array, ""]:
         """Mean cross entropy of `logits` (..., classes) to the teacher's, times T².
 
         Args:
