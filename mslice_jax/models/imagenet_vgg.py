@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Num
 from .layers import adaptive_mean, check_images, classifier, conv, norm, widened
 
 # Output channels of the 3 x 3 convolutions; a max-pooling by two ends each stage.
-_STAGES = {
+STAGES = {
     11: ((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2),
     13: ((64,) * 2, (128,) * 2, (256,) * 2, (512,) * 2, (512,) * 2),
     16: ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
@@ -61,9 +61,9 @@ class ImageNetVGG(nn.Module):
     dtype: DTypeLike | None = None
 
     def __post_init__(self):
-        if self.depth not in _STAGES:
+        if self.depth not in STAGES:
             raise ValueError(
-                f"expected a depth of {', '.join(map(str, _STAGES))}, got {self.depth}."
+                f"expected a depth of {', '.join(map(str, STAGES))}, got {self.depth}."
             )
         widened(64, self.widen)
         super().__post_init__()
@@ -80,7 +80,7 @@ class ImageNetVGG(nn.Module):
         """
         check_images(x, smallest=32)
         index = 0
-        for stage in _STAGES[self.depth]:
+        for stage in STAGES[self.depth]:
             for base in stage:
                 x = conv(
                     x,
