@@ -26,6 +26,10 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         if len(shape) == 1:  # biases, and scales of norms around one
             is_scale = name.endswith("weight")
             state[name] = 0.2 * noise + np.float32(is_scale)
+            if name.endswith("bn3.weight"):
+                # The branches of bottlenecks add little, as in trained networks: else
+                # each of 50 blocks would make rounding errors larger.
+                state[name] *= np.float32(0.3)
         else:
             fan_in = np.prod(shape[1:]) if "embedding" not in name else 4
             state[name] = noise * np.float32(np.sqrt(1.6 / fan_in))
