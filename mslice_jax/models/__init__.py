@@ -1,5 +1,6 @@
 """The zoo: plain Flax networks that know nothing of slicing, one family a file."""
 
+from . import vit_nnx as vit_nnx
 from .imagenet_resnet import ImageNetResNet as ImageNetResNet
 from .imagenet_resnet import resnet18 as resnet18
 from .imagenet_resnet import resnet34 as resnet34
@@ -31,4 +32,3 @@ from .vit import vit_b_32 as vit_b_32
 from .vit import vit_h_14 as vit_h_14
 from .vit import vit_l_16 as vit_l_16
 from .vit import vit_l_32 as vit_l_32
-from .vit_nnx import NnxVisionTransformer as NnxVisionTransformer

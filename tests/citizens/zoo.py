@@ -185,7 +185,7 @@ def vit_of_nnx() -> Citizen:
         rngs = nnx.Rngs(0)
         sizes = _vit_sizes(rate)
         return built(
-            models.NnxVisionTransformer(**sizes, num_classes=CLASSES, rngs=rngs)
+            models.vit_nnx.NnxVisionTransformer(**sizes, num_classes=CLASSES, rngs=rngs)
         )
 
     return _citizen(
