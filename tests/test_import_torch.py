@@ -183,7 +183,7 @@ def test_all_that_does_not_fit_is_in_one_error():
     with pytest.raises(WeightsError) as error:
         import_state_dict(state, model)
     assert error.value.missing == ("bn1.running_mean", "layer2.0.conv1.weight")
-    assert set(error.value.left_over) == {"aux.weight", "more"}
+    assert error.value.left_over == ("aux.weight", "more")
     assert error.value.misshapen == {"fc.bias": ((3,), (4,))}
     for text in (
         "not that of this CifarResNet",
@@ -239,7 +239,7 @@ TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         safetensors({"a": {**TENSOR, "shape": [3]}}, b"12345678"),
         safetensors({"a": {**TENSOR, "data_offsets": [-8, 0]}}, b"12345678"),
         safetensors({"a": {**TENSOR, "dtype": "F31"}}, b"12345678"),
-        safetensors([1, 2], b""),
+        safetensors({"a": 3}, b""),
         struct.pack("<Q", 100) + b'{"a": 1',
         b"PK\x03\x04 and no more of a zip",
     ],
@@ -308,7 +308,7 @@ def test_the_command_writes_what_load_and_restore_narrow_take(file, tmp_path, ca
     out = tmp_path / "new" / "resnet8"
     flags = ("--model", "cifar_resnet8", "--widen", 0.5, "--rates", 1, 0.5)
     assert command(file, out, *flags) == 0
-    assert "cifar_resnet8: 44 tensors" in capsys.readouterr().out
+    assert "cifar_resnet8: 47 tensors" in capsys.readouterr().out
     model = models.CifarResNet(depth=8, num_classes=3, widen=0.5)
     expected = import_state_dict(read_state_dict(file), model)
     net = ms.load(out, model)
@@ -325,11 +325,11 @@ def test_the_command_writes_what_load_and_restore_narrow_take(file, tmp_path, ca
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--model", "cifar_resnet14", "--widen", 0.5), "it lacks layer1.1.bn1.weight"),
+        (("--model", "cifar_resnet14", "--widen", 0.5), "it lacks layer1.1.bn1.bias, lay"),
         (("--model", "cifar_resnet8"), "conv1.weight is (8, 3, 3, 3), not (16, 3,"),
         (("--model", "resnet51"), "expected a --model of resnet18, resnet34"),
         (("--model", "cifar_resnet8", "--widen", 0.5, "--rates", 2), "rate"),
-        (("--model", "resnet18"), "it lacks layer1.0.bn1.weight"),
+        (("--model", "resnet18"), "it lacks layer1.1.bn1.bias, lay"),
     ],
 )
 def test_what_does_not_fit_leaves_nothing(flags, text, file, tmp_path, capsys):
@@ -367,7 +367,9 @@ def test_nothing_is_overwritten(file, tmp_path, capsys):
         models.vgg11_bn(num_classes=3, widen=1 / 16),
         models.vgg13(num_classes=3, widen=1 / 16),
         models.vit_b_16(num_classes=3, **TINY),
-        models.googlenet(num_classes=3, widen=0.125),
+        pytest.param(
+            models.googlenet(num_classes=3, widen=0.125), marks=pytest.mark.nightly
+        ),
         models.mobilenet_v2(num_classes=3, widen=0.125),
         models.CifarVGG(depth=13, widen=1 / 16),
         models.resnet18(num_classes=3, widen=1 / 16),

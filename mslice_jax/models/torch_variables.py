@@ -134,8 +134,8 @@ def check_keys(
         entry.key: entry.layout.shape([shapes[path] for path in entry.leaves])
         for entry in wanted
     }
-    missing = tuple(key for key in expected if key not in state)
-    left_over = tuple(key for key in state if key not in expected)
+    missing = tuple(sorted(key for key in expected if key not in state))
+    left_over = tuple(sorted(key for key in state if key not in expected))
     misshapen = {
         key: (shape, np.shape(state[key]))
         for key, shape in expected.items()
