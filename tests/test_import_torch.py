@@ -325,7 +325,10 @@ def test_the_command_writes_what_load_and_restore_narrow_take(file, tmp_path, ca
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--model", "cifar_resnet14", "--widen", 0.5), "it lacks layer1.1.bn1.bias, lay"),
+        (
+            ("--model", "cifar_resnet14", "--widen", 0.5),
+            "it lacks layer1.1.bn1.bias, lay",
+        ),
         (("--model", "cifar_resnet8"), "conv1.weight is (8, 3, 3, 3), not (16, 3,"),
         (("--model", "resnet51"), "expected a --model of resnet18, resnet34"),
         (("--model", "cifar_resnet8", "--widen", 0.5, "--rates", 2), "rate"),

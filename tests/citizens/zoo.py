@@ -157,7 +157,7 @@ _NORMS = "layer norms take means over the axis that narrows"
 
 def _vit_sizes(rate: float) -> dict[str, int]:
     narrow = {name: part_of(n, rate) for name, n in _VIT.items()}
-    return {**narrow, "patch_size": 4, "image_size": 8, "layers": 2}
+    return {**narrow, "patch_size": 4, "image_size": 8, "layers": 1}
 
 
 _VIT = {"heads": 4, "hidden": 16, "mlp": 24}
