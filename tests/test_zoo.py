@@ -110,13 +110,12 @@ def test_each_rate_is_the_network_built_as_narrow(name):
 
 
 def test_each_rate_of_a_vit_has_so_many_heads_and_units():
-    sizes = {"layers": 2, "heads": 12, "hidden": 768, "mlp": 3072}
-    for rate in (0.25, 0.5, 0.75, 1.0):
-        narrow = {key: int(n * rate) for key, n in sizes.items() if key != "layers"}
-        expected = types(models.vit_b_16(layers=2, **narrow))
-        x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-        model = models.vit_b_16(layers=2)
-        net = ms.upgrade(model, types(model), x, rates=(rate, 1.0))
+    sizes = {"heads": 12, "hidden": 768, "mlp": 3072}
+    model, x = models.vit_b_16(layers=1), jax.ShapeDtypeStruct((1, 224, 224, 3), "f4")
+    net = ms.upgrade(model, types(model), x, rates=(0.25, 0.5, 0.75, 1.0))
+    for rate in net.rates:
+        narrow = {key: int(n * rate) for key, n in sizes.items()}
+        expected = types(models.vit_b_16(layers=1, **narrow))
         assert shapes(ms.extract(net, rate).variables) == shapes(expected)
 
 
