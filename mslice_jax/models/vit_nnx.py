@@ -42,7 +42,8 @@ class NnxVisionTransformer(nnx.Module):
       >>> from flax import nnx
       >>> import jax
       >>> from mslice_jax.models import vit_nnx
-      >>> model = nnx.eval_shape(lambda: vit_nnx.vit_b_16(rngs=nnx.Rngs(0)))
+      >>> make = lambda: vit_nnx.vit_b_16(layers=1, rngs=nnx.Rngs(0))
+      >>> model = nnx.eval_shape(make)  # types alone
       >>> model.conv_proj.kernel.shape
       (16, 16, 3, 768)
     """
