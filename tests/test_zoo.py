@@ -95,7 +95,13 @@ NARROW = {
 }
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n in ("resnet18", "vgg13") else pytest.mark.nightly)
+        for n in NARROW
+    ],
+)
 def test_each_rate_is_the_network_built_as_narrow(name):
     size, settings = NARROW[name]
     make, rates = getattr(models, name), (0.25, 0.5, 0.75, 1.0)
