@@ -51,14 +51,14 @@ def export_torch(net: Sliceable, r: float | Mapping[str, float]) -> TorchExport:
 
       >>> import jax
       >>> import mslice_jax as ms
-      >>> model = ms.models.vit_b_16(layers=1, image_size=32)
-      >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-      >>> net = ms.upgrade(
-      ...     model, model.init(jax.random.key(0), jax.numpy.ones(x.shape)), x,
-      ...     rates=(0.5, 1.0),
+      >>> model = ms.models.vit_b_16(
+      ...     layers=1, hidden=16, heads=4, mlp=24, image_size=16
       ... )
+      >>> x = jax.numpy.ones((1, 16, 16, 3))
+      >>> variables = jax.jit(model.init)(jax.random.key(0), x)
+      >>> net = ms.upgrade(model, variables, x, rates=(0.5, 1.0))
       >>> ms.models.export_torch(net, 0.5).state["conv_proj.weight"].shape
-      (384, 3, 16, 16)
+      (8, 3, 16, 16)
     """
     function = net.definition.function
     if not isinstance(function, ModuleFunction):
