@@ -128,7 +128,8 @@ def _run(
     recipe = recipe or _recipe(file)
     settings = read_settings(file, recipe.name)
     defaults = recipe.digits if settings.dataset == "digits" else recipe.cifar
-    settings = dataclasses.replace(settings, workdir=workdir)
+    # What the run began with is not asked for: its checkpoints have all of it.
+    settings = dataclasses.replace(settings, workdir=workdir, weights=None)
     return recipe, resolve(settings, recipe.name, defaults)
 
 

@@ -29,7 +29,7 @@ from mslice_jax.train import (
     multi_step,
 )
 
-from . import checks, inputs, optimizers
+from . import checks, inputs, optimizers, weights
 from .settings import Defaults, Settings, resolve
 
 NETWORK = "network.mslice"
@@ -185,15 +185,23 @@ def network(
         name += f" x{settings.widen:g}"
     shape = (cast(int, settings.batch_size), *dataset.image_shape)
     key, _ = jax.random.split(jax.random.key(settings.seed))
+    variables = _initialize(model, key, dataset.image_shape)
+    found = None if settings.weights is None else weights.read(settings.weights)
+    if found is not None and weights.fits(found, variables):
+        variables = weights.put(found, variables, cast(Path, settings.weights))
+        found = None
     net = ms.upgrade(
         model,
-        _initialize(model, key, dataset.image_shape),
+        variables,
         jax.ShapeDtypeStruct(shape, jnp.float32),
         rates=settings.rates,
         groups=settings.groups,
         norm=settings.norm,
         shards=cast(int, settings.shards),
     )
+    if found is not None:  # norms of every rate, or group norms
+        own = weights.put(found, net.variables, cast(Path, settings.weights))
+        net = net.replace(own)
     return net, name
 
 

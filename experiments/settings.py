@@ -80,6 +80,10 @@ class Settings:
     """Layers of the network: 9n+2 or 6n+2 for ResNet; 11, 13, 16 or 19 for VGG."""
     widen: Float = None
     """Factor on the channels of every layer."""
+    weights: Place = None
+    """Begin with the weights of a network that was saved: what mslice_jax.models.
+    import_torch made of PyTorch's, or the workdir of another run; random if not given.
+    Batch norms that are trained ask for --norm shared."""
     groups: int = 8
     """Groups of each group norm; channels are kept or dropped by the group."""
     norm: Literal["group", "switchable", "shared"] = "group"
@@ -305,6 +309,8 @@ def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
     missing["workdir"] = local(settings.workdir or Path("runs") / name, "--workdir")
     if settings.data_dir is not None:
         missing["data_dir"] = local(settings.data_dir, "--data-dir")
+    if settings.weights is not None:
+        missing["weights"] = local(settings.weights, "--weights")
     resolved = dataclasses.replace(settings, **missing)
     if settings.warmup_epochs is None:
         # A short run that was asked for should not fail for want of a longer one.

@@ -8,6 +8,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from tests.citizens import (
     attention,
@@ -17,6 +18,7 @@ from tests.citizens import (
     modern,
     nnx_models,
     recurrent,
+    zoo,
 )
 from tests.citizens.citizen import Citizen, Tree
 
@@ -59,7 +61,28 @@ CITIZENS = (
     nnx_models.recurrent(),
     nnx_models.stack("group"),
     nnx_models.stack("shared"),
+    zoo.vit(),
 )
+# Deep ones, which take minutes; the zoo's shapes and numbers have quick tests, too.
+NIGHTLY = (
+    zoo.vit_of_nnx(),
+    zoo.vgg(batch_norm=False),
+    zoo.vgg(batch_norm=True),
+    zoo.resnet(18),
+    zoo.resnet(50),
+    zoo.mobilenet(),
+    zoo.googlenet(),
+)
+
+everyone = pytest.mark.parametrize(
+    "citizen",
+    [
+        *CITIZENS,
+        *(pytest.param(citizen, marks=pytest.mark.nightly) for citizen in NIGHTLY),
+    ],
+    ids=str,
+)
+"""Runs a test for each network of the table."""
 
 
 def numbered(tree: Tree) -> Tree:

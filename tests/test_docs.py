@@ -60,6 +60,8 @@ MODULES = (
     "mslice_jax.train",
     "mslice_jax.data",
     "mslice_jax.models",
+    "mslice_jax.models.import_torch",
+    "mslice_jax.models.vit_nnx",
     "mslice_jax.profile",
     "mslice_jax.plots",
 )

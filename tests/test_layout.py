@@ -71,6 +71,11 @@ ONLY = {
     "nn": {"core.rates", "core.errors"},
     "plots": {"core.rates"},
 }
+# These stand beside the networks of their room, and bring weights in and out.
+BESIDE = {
+    "models.torch_export": {"core", "adapters", "sliceable"},
+    "models.import_torch": {"core", "sliceable", "upgrade", "storage", "train"},
+}
 # Nothing in these rooms may name these packages.
 FOREIGN = {"core": {"flax", "optax", "orbax"}, "cpu": {"flax", "optax", "orbax"}}
 MAY_USE_JAX_EXTEND = {"core", "cpu"}
@@ -129,6 +134,8 @@ def above(part: str, rows: Sequence[set[str]], where: str) -> set[str]:
 def may_import(name: str) -> set[str]:
     """The modules and packages, below mslice_jax, that a module may import."""
     room, *inner = name.split(".")[1:]
+    if (own := name.removeprefix("mslice_jax.")) in BESIDE:
+        return BESIDE[own] | ONLY[room] | {room}
     if room in ONLY:
         return ONLY[room] | {room}
     if room not in ORDER or not inner:

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 
 from tests.citizens.citizen import RATES, Citizen
-from tests.networks import CITIZENS, kept_by_hand
-
-everyone = pytest.mark.parametrize("citizen", CITIZENS, ids=str)
+from tests.networks import everyone, kept_by_hand
 
 
 @everyone

@@ -18,9 +18,8 @@ import pytest
 import mslice_jax as ms
 from tests.citizens.citizen import RATES, Citizen, Tree, shaken
 from tests.citizens.dense import Mlp
-from tests.networks import CITIZENS, flat, kept_by_hand, numbered
+from tests.networks import CITIZENS, everyone, flat, kept_by_hand, numbered
 
-everyone = pytest.mark.parametrize("citizen", CITIZENS, ids=str)
 NAMED = {citizen.name: citizen for citizen in CITIZENS}
 RUN = (0.25, 0.5, 1.0)
 """The rates that every network runs at; 0.75 runs for a few (`test_odd_rate`).

@@ -1,5 +1,34 @@
 """The zoo: plain Flax networks that know nothing of slicing, one family a file."""
 
+from . import vit_nnx as vit_nnx
 from .imagenet_resnet import ImageNetResNet as ImageNetResNet
+from .imagenet_resnet import resnet18 as resnet18
+from .imagenet_resnet import resnet34 as resnet34
+from .imagenet_resnet import resnet50 as resnet50
+from .imagenet_resnet import resnet101 as resnet101
+from .imagenet_resnet import resnet152 as resnet152
+from .imagenet_vgg import ImageNetVGG as ImageNetVGG
+from .imagenet_vgg import vgg11 as vgg11
+from .imagenet_vgg import vgg11_bn as vgg11_bn
+from .imagenet_vgg import vgg13 as vgg13
+from .imagenet_vgg import vgg13_bn as vgg13_bn
+from .imagenet_vgg import vgg16 as vgg16
+from .imagenet_vgg import vgg16_bn as vgg16_bn
+from .imagenet_vgg import vgg19 as vgg19
+from .imagenet_vgg import vgg19_bn as vgg19_bn
+from .inception import GoogLeNet as GoogLeNet
+from .inception import GoogLeNetOutputs as GoogLeNetOutputs
+from .inception import googlenet as googlenet
+from .mobilenet import MobileNetV2 as MobileNetV2
+from .mobilenet import mobilenet_v2 as mobilenet_v2
 from .resnet import CifarResNet as CifarResNet
+from .torch_export import TorchExport as TorchExport
+from .torch_export import export_torch as export_torch
+from .torch_files import WeightsError as WeightsError
 from .vgg import CifarVGG as CifarVGG
+from .vit import VisionTransformer as VisionTransformer
+from .vit import vit_b_16 as vit_b_16
+from .vit import vit_b_32 as vit_b_32
+from .vit import vit_h_14 as vit_h_14
+from .vit import vit_l_16 as vit_l_16
+from .vit import vit_l_32 as vit_l_32

@@ -8,7 +8,7 @@ from .layers import check_images, conv, head, norm_relu, widened
 
 # Output channels of each 3x3 convolution. Between the inner tuples lies a max-pooling
 # by two; after the last one, the mean over all positions.
-_STAGES = {
+STAGES = {
     11: ((64, 128), (256,) * 2, (512,) * 4),
     13: ((64, 64, 128, 128), (256,) * 2, (512,) * 4),
     16: ((64, 64, 128, 128), (256,) * 3, (512,) * 6),
@@ -47,9 +47,9 @@ class CifarVGG(nn.Module):
     dtype: DTypeLike | None = None
 
     def __post_init__(self):
-        if self.depth not in _STAGES:
+        if self.depth not in STAGES:
             raise ValueError(
-                f"expected a depth of {', '.join(map(str, _STAGES))}, got {self.depth}."
+                f"expected a depth of {', '.join(map(str, STAGES))}, got {self.depth}."
             )
         widened(64, self.widen)
         super().__post_init__()
@@ -65,7 +65,7 @@ class CifarVGG(nn.Module):
         """
         check_images(x, smallest=4)
         index = 0
-        for stage, layers in enumerate(_STAGES[self.depth]):
+        for stage, layers in enumerate(STAGES[self.depth]):
             if stage > 0:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             for base in layers:
