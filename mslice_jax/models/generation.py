@@ -47,19 +47,17 @@ def generate(
       >>> from mslice_jax.models import Decoder, generate
       >>> model = Decoder(vocab=9, units=8, layers=1, heads=2, kv_heads=1, max_length=8)
       >>> prompt = jax.numpy.array([[1, 2, 3]])
-      >>> params, cache = map(
-      ...     model.init(jax.random.key(0), prompt, decode=True).get, ("params", "cache")
-      ... )
+      >>> start = model.init(jax.random.key(0), prompt, decode=True)
       >>> def call(cache, tokens):
-      ...     variables = {"params": params, **cache}
+      ...     variables = {"params": start["params"], **cache}
       ...     return model.apply(variables, tokens, decode=True, mutable=["cache"])
-      >>> generate(call, {"cache": cache}, prompt, 5, max_length=8).shape
+      >>> generate(call, {"cache": start["cache"]}, prompt, 5, max_length=8).shape
       (1, 5)
     """
     if prompt.ndim != 2 or not prompt.shape[1]:
         raise ValueError(
-            f"expected a prompt (batch, length) of at least one token, got one of shape "
-            f"{prompt.shape}."
+            "expected a prompt (batch, length) of at least one token, got one of "
+            f"shape {prompt.shape}."
         )
     if count < 1:
         raise ValueError(f"expected to add at least 1 token, got count={count}.")

@@ -19,8 +19,8 @@ _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class RecurrentLM(nn.Module):
     """Embedding, recurrent layers, dropout between them, a softmax over the vocabulary.
 
-    The NNLM of the paper (section 5): two LSTM layers. The input's share of all gates is
-    one product for the whole text; only the state's share is a loop.
+    The NNLM of the paper (section 5): two LSTM layers. The input's share of all gates
+    is one product for the whole text; only the state's share is a loop.
 
     Attributes:
       vocab: how many tokens there are.
