@@ -119,7 +119,7 @@ def check_range(tokens: np.ndarray, size: int) -> None:
     """Raise DataError unless all tokens are whole numbers in [0, size)."""
     if not np.issubdtype(tokens.dtype, np.integer) and tokens.size:
         raise DataError(f"expected tokens that are whole numbers, got {tokens.dtype}.")
-    wrong = np.flatnonzero((tokens < 0) | (tokens >= size)) if tokens.size else ()
+    wrong = np.flatnonzero((tokens < 0) | (tokens >= size))
     if len(wrong):
         first = wrong[0]
         raise DataError(

@@ -125,7 +125,7 @@ class Decoder(nn.Module):
                 _Block,
                 variable_axes={"params": 0, "cache": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
+                in_axes=nn.broadcast,  # type: ignore[arg-type]  # as Flax has it
                 length=self.layers,
             )
             x, _ = stack(**sizes, name="layers")(x, start)

@@ -1,6 +1,7 @@
 """What the language models share: checks of tokens, embeddings, logits."""
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
