@@ -108,7 +108,9 @@ class Decoder(nn.Module):
             start = index.value
             if not self.is_initializing():
                 index.value = start + length
-        embed = embedding(self.vocab, self.units, self.dtype)
+        # With it tied logits begin with variance 1; norms follow, so nothing is small.
+        deviation = self.units**-0.5
+        embed = embedding(self.vocab, self.units, deviation=deviation, dtype=self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(embed(tokens))
         sizes = {
             "heads": self.heads,

@@ -31,9 +31,11 @@ def check_tokens(tokens: jax.Array, vocab: int) -> None:
         )
 
 
-def embedding(vocab: int, units: int, dtype: DTypeLike | None) -> nn.Embed:
+def embedding(
+    vocab: int, units: int, *, deviation: float, dtype: DTypeLike | None
+) -> nn.Embed:
     """A vector for each token, to be looked up or multiplied with."""
-    init = nn.initializers.normal(units**-0.5)  # tied logits begin with variance 1
+    init = nn.initializers.normal(deviation)
     return nn.Embed(vocab, units, dtype=dtype, embedding_init=init, name="embed")
 
 
