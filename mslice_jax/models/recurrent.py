@@ -16,9 +16,6 @@ Cell = Literal["lstm", "gru"]
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-_DEVIATION = 1.0
-
-
 class RecurrentLM(nn.Module):
     """Embedding, recurrent layers, dropout between them, a softmax over the vocabulary.
 
@@ -77,9 +74,9 @@ class RecurrentLM(nn.Module):
         With ``train=True`` a random stream "dropout" is needed.
         """
         check_tokens(tokens, self.vocab)
-        embed = embedding(
-            self.vocab, self.units, deviation=_DEVIATION, dtype=self.dtype
-        )
+        # As PyTorch begins. No norm follows: with less the first hundred steps learn
+        # how frequent tokens are, and no more.
+        embed = embedding(self.vocab, self.units, deviation=1.0, dtype=self.dtype)
         x = nn.Dropout(self.dropout, deterministic=not train)(embed(tokens))
         for index in range(self.layers):
             x = _Layer(
