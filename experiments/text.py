@@ -37,7 +37,7 @@ class TextSettings(Training):
     text: Place = None
     """A file in UTF-8, whose last tenth is held out, or a folder with files for train,
     valid and test, such as WikiText-2; a play of Shakespeare's if not given."""
-    unit: Literal["characters", "words", "spaced"] | None = None
+    tokens: Literal["characters", "words", "spaced"] | None = None
     """What a token is: a character, a word or mark, or what stands between spaces;
     characters of a file and spaced of a folder if not given."""
     vocabulary: Int = None
@@ -144,7 +144,7 @@ class Texts:
             vocabulary = _vocabulary(run / VOCABULARY)
         return data.read_text(
             TEXT if settings.text is None else settings.text,
-            unit=settings.unit,
+            kind=settings.tokens,
             vocabulary=vocabulary,
             held_out=settings.held_out,
         )
@@ -278,7 +278,7 @@ def _shape(settings: TextSettings) -> tuple[int, int]:
 def _vocabulary(file: Path) -> data.Vocabulary:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        return data.Vocabulary(tuple(values["entries"]), values["unit"])
+        return data.Vocabulary(tuple(values["entries"]), values["kind"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"cannot read the vocabulary of the run, {file}: {error}."

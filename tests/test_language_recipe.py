@@ -106,7 +106,7 @@ def _settings(workdir):
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(
     capsys, tmp_path, monkeypatch, song
 ):
-    args = "--model gru --unit words --batch-size 4 --length 8 --epochs 2"
+    args = "--model gru --tokens words --batch-size 4 --length 8 --epochs 2"
     args = [*args.split(), "--text", song]
     code, _, error = run(capsys, tmp_path / "whole", *args)
     assert code == 0, error
@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(
 
 
 def test_a_decoder_is_trained_too(capsys, tmp_path, song):
-    args = "--model decoder --heads 4 --kv-heads 2 --layers 2 --scan --unit words"
+    args = "--model decoder --heads 4 --kv-heads 2 --layers 2 --scan --tokens words"
     args = [*args.split(), "--vocabulary", 20, "--batch-size", 4, "--length", 8]
     code, screen, error = run(capsys, tmp_path, *args, "--text", song)
     assert code == 0, error

@@ -79,7 +79,7 @@ def test_perplexity_is_that_of_a_fair_die():
 
 def test_the_command_shows_every_order(capsys, tmp_path):
     (tmp_path / "a.txt").write_text("to be or not to be\n" * 30)
-    args = ["--text", str(tmp_path / "a.txt"), "--unit", "words"]
+    args = ["--text", str(tmp_path / "a.txt"), "--tokens", "words"]
     assert trigram.main(args) == 0
     lines = capsys.readouterr().out.splitlines()
     found = [float(line.split()[-1]) for line in lines[1:]]

@@ -32,7 +32,7 @@ class Flags:
 
     text: Path = TEXT
     """A file, or a folder with files for train, valid and test."""
-    unit: Literal["characters", "words", "spaced"] | None = None
+    tokens: Literal["characters", "words", "spaced"] | None = None
     """What a token is; characters of a file and spaced of a folder if not given."""
     vocabulary: int | None = None
     """Only so many of the most frequent tokens have a number; all if not given."""
@@ -166,7 +166,7 @@ def main(args: list[str] | None = None) -> int:
             raise ValueError(f"expected --order of at least 1, got {flags.order}.")
         text = data.read_text(
             flags.text,
-            unit=flags.unit,
+            kind=flags.tokens,
             vocabulary=flags.vocabulary,
             held_out=flags.held_out,
         )

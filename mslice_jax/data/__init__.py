@@ -27,5 +27,5 @@ from .text import read_text as read_text
 from .text_batches import held_out_batches as held_out_batches
 from .text_batches import text_batches as text_batches
 from .text_batches import text_steps as text_steps
-from .vocabulary import UNITS as UNITS
+from .vocabulary import TOKEN_KINDS as TOKEN_KINDS
 from .vocabulary import Vocabulary as Vocabulary

@@ -40,7 +40,7 @@ class Text:
 def read_text(
     path: str | pathlib.Path,
     *,
-    unit: str | None = None,
+    kind: str | None = None,
     vocabulary: int | Vocabulary | None = None,
     held_out: Literal["valid", "test"] = "valid",
 ) -> Text:
@@ -50,8 +50,9 @@ def read_text(
       path: a file in UTF-8, of which the last tenth is held out; or a folder with
         three, in whose names "train", "valid" and "test" stand, such as that of
         WikiText-2. Files that end in .xz are unpacked.
-      unit: "characters", "words" or "spaced", see `UNITS`; by default characters of a
-        file, and "spaced" of a folder, which is what corpora are prepared for.
+      kind: what a token is: "characters", "words" or "spaced", see `TOKEN_KINDS`; by
+        default characters of a file, and "spaced" of a folder, which is what corpora
+        are prepared for.
       vocabulary: how many of the most frequent pieces of the training text have a
         number, "<unk>" among them; None is all; or a vocabulary.
       held_out: which part of a folder is measured.
@@ -63,18 +64,18 @@ def read_text(
       >>> import pathlib, tempfile
       >>> file = pathlib.Path(tempfile.mkdtemp()) / "rose.txt"
       >>> _ = file.write_text("a rose is a rose is a rose.\\n" * 10)
-      >>> read_text(file, unit="words")
+      >>> read_text(file, kind="words")
       Text(rose.txt: 90 training and 10 held-out tokens, Vocabulary(6 words))
     """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
         first, second = (_read(_find(path, part)) for part in ("train", held_out))
-        unit = unit or "spaced"
+        kind = kind or "spaced"
     else:
         first, second = _divided(_read(path))
-        unit = unit or "characters"
+        kind = kind or "characters"
     if not isinstance(vocabulary, Vocabulary):
-        vocabulary = Vocabulary.of(first, unit, vocabulary)
+        vocabulary = Vocabulary.of(first, kind, vocabulary)
     train, rest = vocabulary.encode(first), vocabulary.encode(second)
     for tokens, what in ((train, "train with"), (rest, "hold out")):
         if len(tokens) < 2:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .dataset import DataError
 
-UNITS = ("characters", "words", "spaced")
+TOKEN_KINDS = ("characters", "words", "spaced")
 """What a token can be: a character; a word or a mark; what stands between spaces."""
 
 UNKNOWN, END = "<unk>", "<eos>"
@@ -20,22 +20,24 @@ UNKNOWN, END = "<unk>", "<eos>"
 _WORD = re.compile(r"<\w+>|\w+(?:['\u2019]\w+)*|[^\w\s]")
 
 
-def split(text: str, unit: str) -> list[str]:
+def split(text: str, kind: str) -> list[str]:
     """The text in pieces; the end of a line is one too.
 
     Raises:
-      DataError: for a unit that there is not.
+      DataError: for a kind that there is not.
 
     >>> split("He's here,\\nnow.", "words")
     ["He's", 'here', ',', '<eos>', 'now', '.']
     """
-    if unit == "characters":
+    if kind == "characters":
         return list(text)
-    if unit not in UNITS:
-        raise DataError(f"expected a unit of {', '.join(UNITS)}; got {unit!r}.")
+    if kind not in TOKEN_KINDS:
+        raise DataError(
+            f"expected a kind of token of {', '.join(TOKEN_KINDS)}; got {kind!r}."
+        )
     pieces = []
     for line in text.splitlines(keepends=True):
-        pieces += line.split() if unit == "spaced" else _WORD.findall(line)
+        pieces += line.split() if kind == "spaced" else _WORD.findall(line)
         if line.splitlines()[0] != line:
             pieces.append(END)
     return pieces
@@ -47,25 +49,25 @@ class Vocabulary:
 
     Attributes:
       entries: what number 0, 1, ... stands for; number 0 is "<unk>".
-      unit: one of `UNITS`.
+      kind: what a token is, one of `TOKEN_KINDS`.
     """
 
     entries: tuple[str, ...]
-    unit: str
+    kind: str
 
     @classmethod
     def of(
-        cls, text: str, unit: str = "words", size: int | None = None
+        cls, text: str, kind: str = "words", size: int | None = None
     ) -> "Vocabulary":
         """The most frequent pieces of a text; of equally frequent ones the first.
 
         Args:
           text: what is counted.
-          unit: one of `UNITS`.
+          kind: one of `TOKEN_KINDS`.
           size: how many entries, "<unk>" among them; None is all there are.
 
         Raises:
-          DataError: for a unit that there is not, or a size below 2.
+          DataError: for a kind that there is not, or a size below 2.
 
         Example:
           >>> vocabulary = Vocabulary.of("a rose is a rose", size=3)
@@ -79,16 +81,16 @@ class Vocabulary:
                 f"expected a vocabulary of at least 2 entries, got {size}: one is "
                 f"{UNKNOWN}."
             )
-        counts = collections.Counter(split(text, unit))
+        counts = collections.Counter(split(text, kind))
         del counts[UNKNOWN]
         chosen = counts.most_common(None if size is None else size - 1)
-        return cls((UNKNOWN, *(piece for piece, _ in chosen)), unit)
+        return cls((UNKNOWN, *(piece for piece, _ in chosen)), kind)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __repr__(self) -> str:
-        return f"Vocabulary({len(self)} {self.unit})"
+        return f"Vocabulary({len(self)} {self.kind})"
 
     @functools.cached_property
     def _numbers(self) -> Mapping[str, int]:
@@ -97,7 +99,7 @@ class Vocabulary:
     def encode(self, text: str) -> np.ndarray:
         """The text as numbers (n,), int32."""
         numbers = self._numbers
-        pieces = split(text, self.unit)
+        pieces = split(text, self.kind)
         return np.fromiter((numbers.get(p, 0) for p in pieces), np.int32, len(pieces))
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -109,7 +111,7 @@ class Vocabulary:
         tokens = np.asarray(tokens if hasattr(tokens, "__len__") else list(tokens))
         check_range(tokens, len(self))
         pieces = [self.entries[token] for token in tokens]
-        if self.unit == "characters":
+        if self.kind == "characters":
             return "".join(pieces)
         lines = " ".join("\n" if piece == END else piece for piece in pieces)
         return lines.replace(" \n", "\n").replace("\n ", "\n")

@@ -12,7 +12,7 @@ from mslice_jax.data import DataError, Vocabulary
 
 
 @pytest.mark.parametrize(
-    ("unit", "text", "entries"),
+    ("kind", "text", "entries"),
     [
         ("characters", "abca\n", ["<unk>", "a", "b", "c", "\n"]),
         ("words", "To be, or\nTo be!", ["<unk>", "To", "be", ",", "or", "<eos>", "!"]),
@@ -20,8 +20,8 @@ from mslice_jax.data import DataError, Vocabulary
         ("spaced", "a @-@ <unk> a .\n", ["<unk>", "a", "@-@", ".", "<eos>"]),
     ],
 )
-def test_entries_are_the_pieces_the_most_frequent_first(unit, text, entries):
-    assert list(Vocabulary.of(text, unit).entries) == entries
+def test_entries_are_the_pieces_the_most_frequent_first(kind, text, entries):
+    assert list(Vocabulary.of(text, kind).entries) == entries
 
 
 def test_the_rest_of_a_text_is_unknown():
@@ -32,10 +32,10 @@ def test_the_rest_of_a_text_is_unknown():
     assert vocabulary.decode([1, 0, 2]) == "c <unk> a"
 
 
-@pytest.mark.parametrize("unit", ["characters", "spaced"])
-def test_decoding_gives_the_text_again(unit):
+@pytest.mark.parametrize("kind", ["characters", "spaced"])
+def test_decoding_gives_the_text_again(kind):
     text = "To be , or\nnot to be .\n"
-    vocabulary = Vocabulary.of(text, unit)
+    vocabulary = Vocabulary.of(text, kind)
     assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
