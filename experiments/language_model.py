@@ -2,7 +2,7 @@
 
     python -m experiments.language_model
     python -m experiments.language_model --model decoder
-    python -m experiments.language_model --text novel.txt --tokens words --vocabulary 5000
+    python -m experiments.language_model --text novel.txt --tokens words
     python -m experiments.language_model --text wikitext-2/ --vocabulary 8000
 
 Without arguments: TODO
