@@ -25,7 +25,7 @@ class Numbers:
     """What came out, for each rate.
 
     Attributes:
-      accuracy: in [0, 1]; of text that of the next token.
+      accuracy: in [0, 1]; of text nothing.
       loss: mean cross entropy in nats, without label smoothing.
     """
 

@@ -132,8 +132,8 @@ class Decoder(nn.Module):
             )
             x, _ = stack(**sizes, name="layers")(x, start)
         else:
-            for index in range(self.layers):
-                x, _ = _Block(**sizes, name=f"layer{index}")(x, start)
+            for layer in range(self.layers):
+                x, _ = _Block(**sizes, name=f"layer{layer}")(x, start)
         x = nn.RMSNorm(dtype=self.dtype, name="norm")(x)
         y = logits(x, embed, tied=self.tied, dtype=self.dtype)
         if decode:  # where the cache ends is known too late for an error
