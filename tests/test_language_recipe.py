@@ -135,7 +135,7 @@ def test_a_decoder_is_trained_too(capsys, tmp_path, song):
     args = [*args.split(), "--vocabulary", 20, "--batch-size", 4, "--length", 8]
     code, screen, error = run(capsys, tmp_path, *args, "--text", song)
     assert code == 0, error
-    assert "decoder of 2 x 8 on Text(song.txt: 432 training" in screen
+    assert "decoder of 2 x 8 on Text(song.txt: 440 training" in screen
     perplexities = [v["perplexity"] for v in summary(tmp_path)["rates"].values()]
     assert all(1 < x < 25 for x in perplexities)
 
