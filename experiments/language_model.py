@@ -44,6 +44,7 @@ def build(settings: TextSettings, vocab: int, **attributes: Any) -> nn.Module:
 
 
 RECURRENT = TextDefaults(units=256, lr=3e-3)
+WORDS = TextDefaults(units=384, length=35, batch_size=20, epochs=5, lr=2e-3)
 DECODER = TextDefaults(units=128, layers=4, heads=8, kv_heads=4, lr=2e-3)
 
 RECIPE = Recipe(
@@ -53,10 +54,10 @@ RECIPE = Recipe(
     kind=Texts(
         small={"lstm": RECURRENT, "gru": RECURRENT, "decoder": DECODER},
         usual={
-            "lstm": TextDefaults(units=512, epochs=8, length=35, batch_size=20),
-            "gru": TextDefaults(units=512, epochs=8, length=35, batch_size=20),
+            "lstm": WORDS,
+            "gru": WORDS,
             "decoder": TextDefaults(
-                units=256, layers=4, heads=8, kv_heads=4, epochs=8, lr=1e-3
+                units=256, layers=4, heads=8, kv_heads=4, epochs=5, lr=1e-3
             ),
         },
     ),
