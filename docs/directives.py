@@ -5,10 +5,11 @@
 
 is the table of `results/schemes.json` with date, device and command, and
 
-    ```{flags}
+    ```{flags} Training
     ```
 
-lists the flags of the recipes.
+lists the flags of the recipes: those of the class `Training`, `Settings` or
+`TextSettings`.
 """
 
 from typing import Any
@@ -36,10 +37,13 @@ class Result(SphinxDirective):
 class Flags(SphinxDirective):
     """The flags of the recipes."""
 
+    required_arguments = 1
+
     def run(self) -> list[nodes.Node]:
         """A table of flags."""
-        self.env.note_dependency(str(tables.SETTINGS))
-        return _parsed(self, tables.flag_lines())
+        for file in (tables.SETTINGS, tables.TEXT):
+            self.env.note_dependency(str(file))
+        return _parsed(self, tables.flag_lines(self.arguments[0]))
 
 
 def _parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:

@@ -9,7 +9,8 @@ A file in `results/` is what a benchmark writes with `--out`, or it keeps a tabl
       "columns": ["network", "r = 1"], "rows": [["ResNet-29", 1.03]]
     }
 
-The flags are those of `experiments/settings.py`. `directives.py` puts tables on pages.
+The flags are those of `experiments/settings.py` and `experiments/text.py`.
+`directives.py` puts tables on pages.
 """
 
 import ast
@@ -21,6 +22,7 @@ from typing import Any
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 SETTINGS = HERE.parent / "experiments" / "settings.py"
+TEXT = HERE.parent / "experiments" / "text.py"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -63,13 +65,14 @@ def made_on(result: Mapping[str, Any]) -> str:
     return ", ".join(told)
 
 
-def flag_lines() -> list[str]:
-    """Each flag of the recipes with its default and what it does."""
-    tree = ast.parse(SETTINGS.read_text(encoding="utf-8"))
+def flag_lines(name: str) -> list[str]:
+    """Each flag of a class of settings with its default and what it does."""
+    file = TEXT if name == "TextSettings" else SETTINGS
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     settings = next(
         node
         for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == "Settings"
+        if isinstance(node, ast.ClassDef) and node.name == name
     )
     rows = []
     for field, text in zip(settings.body, settings.body[1:], strict=False):

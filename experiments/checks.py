@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .optimizers import USUAL
-from .settings import Settings, changed, flag
+from .settings import Settings, Training, changed, flag
 
 # The range of a number, in words, and as a condition.
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -17,6 +17,13 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "max_test_examples": ("of at least 1", lambda n: n >= 1),
     "image_size": ("of at least 1", lambda n: n >= 1),
     "workers": ("of at least 0", lambda n: n >= 0),
+    "vocabulary": ("of at least 2", lambda n: n >= 2),
+    "length": ("of at least 1", lambda n: n >= 1),
+    "units": ("of at least 1", lambda n: n >= 1),
+    "layers": ("of at least 1", lambda n: n >= 1),
+    "heads": ("of at least 1", lambda n: n >= 1),
+    "kv_heads": ("of at least 1", lambda n: n >= 1),
+    "dropout": ("in [0, 1)", lambda x: 0 <= x < 1),
     "widen": ("above 0", lambda x: 0 < x < math.inf),
     "groups": ("of at least 1", lambda n: n >= 1),
     "num_random": ("of at least 0", lambda n: n >= 0),
@@ -38,7 +45,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 }
 
 
-def check_flags(settings: Settings) -> None:
+def check_flags(settings: Training) -> None:
     """Raise ValueError for a number out of its range, and a flag without effect.
 
     Args:
@@ -57,7 +64,7 @@ def check_ranges(values: Mapping[str, Any]) -> None:
             raise ValueError(f"expected {flag(name)} {expected}, got {value}.")
 
 
-def _without_effect(settings: Settings) -> Iterator[tuple[str, str]]:
+def _without_effect(settings: Training) -> Iterator[tuple[str, str]]:
     """Flags that change nothing, and why."""
     given = {name for name, value in vars(settings).items() if value is not None}
     if "temperature" in given and not settings.distill:
@@ -84,6 +91,18 @@ def _without_effect(settings: Settings) -> Iterator[tuple[str, str]]:
             f"--optimizer {settings.optimizer} has none. Choose adamw, or leave it "
             "out.",
         )
+    if isinstance(settings, Settings):
+        yield from _without_effect_on_images(settings, given)
+    if "progressive_epochs" in given and len(settings.rates) == 1:
+        yield (
+            "progressive_epochs",
+            "there is only one rate. Give more --rates, or leave it out.",
+        )
+
+
+def _without_effect_on_images(
+    settings: Settings, given: set[str]
+) -> Iterator[tuple[str, str]]:
     if settings.dataset != "imagenet":
         for name in ("image_size", "workers"):
             if name in given:
@@ -98,21 +117,16 @@ def _without_effect(settings: Settings) -> Iterator[tuple[str, str]]:
             "the digits come with scikit-learn. Say with --dataset what is in "
             f"{settings.data_dir} (npz, cifar10, ...), or leave it out.",
         )
-    if "progressive_epochs" in given and len(settings.rates) == 1:
-        yield (
-            "progressive_epochs",
-            "there is only one rate. Give more --rates, or leave it out.",
-        )
 
 
-def check_lengths(settings: Settings) -> None:
+def check_lengths(settings: Training) -> None:
     """Raise ValueError for lengths, of resolved settings, that do not fit together."""
     batch_size, epochs = cast(int, settings.batch_size), cast(int, settings.epochs)
     if batch_size % settings.accumulate:
         near = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
         near = sorted(sorted(near, key=lambda n: abs(n - settings.accumulate))[:2])
         raise ValueError(
-            f"expected --accumulate to divide the batch of {batch_size} images "
+            f"expected --accumulate to divide the batch of {batch_size} examples "
             f"(--batch-size) into equal parts, got {settings.accumulate}. "
             f"{' and '.join(map(str, near))} do."
         )
@@ -147,7 +161,7 @@ def check_writable(workdir: Path) -> None:
         ) from error
 
 
-def check_same_run(workdir: Path, name: str, settings: Settings) -> None:
+def check_same_run(workdir: Path, name: str, settings: Training) -> None:
     """Raise ValueError if the run in `workdir` cannot go on with these settings."""
     try:
         saved = json.loads((workdir / "settings.json").read_text())

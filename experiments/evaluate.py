@@ -19,7 +19,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -27,12 +27,12 @@ from rich.console import Console
 import mslice_jax as ms
 from mslice_jax.train import CheckpointError, restore_narrow
 
-from . import inputs, prepare
+from . import prepare
 from .checks import check_ranges
 from .process import keep_compiled_programs, print_anything
-from .recipe import as_summary, costs, device, fail, measurement
+from .recipe import as_summary, costs, device, fail
 from .screen import busy, show_table
-from .settings import Int, Place, Settings, local, read_settings, resolve
+from .settings import Int, Place, Settings, flag, local, read_settings, resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,10 @@ class Flags:
     """The last one, or the one of the highest accuracy at the widest rate."""
     data_dir: Place = None
     """Where the data is now, if not where it was."""
+    text: Place = None
+    """The text of a language model, if it is elsewhere, or another one."""
+    held_out: Literal["valid", "test"] | None = None
+    """Which part of a folder of texts is measured; the one of the run if not given."""
     max_test_examples: Int = None
     """Measure on at most this many of the held-out examples; if not given, on as many
     as the run did."""
@@ -70,7 +74,8 @@ def network(
         what is missing.
     """
     recipe, settings = _run(Path(workdir), recipe)
-    return _restored(recipe, settings, inputs.load(settings), checkpoint)
+    dataset = recipe.kind.load(settings, run=settings.workdir)
+    return _restored(recipe, settings, dataset, checkpoint)
 
 
 def main(args: list[str] | None = None, recipe: prepare.Recipe | None = None) -> int:
@@ -88,20 +93,29 @@ def main(args: list[str] | None = None, recipe: prepare.Recipe | None = None) ->
         recipe, settings = _run(flags.workdir, recipe)
         changes = {
             name: getattr(flags, name)
-            for name in ("data_dir", "max_test_examples")
+            for name in ("data_dir", "text", "held_out", "max_test_examples")
             if getattr(flags, name) is not None
         }
         check_ranges(changes)
-        if "data_dir" in changes:
-            changes["data_dir"] = local(changes["data_dir"], "--data-dir")
+        kind = recipe.kind
+        for name in changes:
+            if not hasattr(settings, name):
+                raise ValueError(
+                    f"{flag(name)} has no effect on a run of experiments.{recipe.name}."
+                    " Leave it out."
+                )
+        for name in {"data_dir", "text"} & changes.keys():
+            changes[name] = local(changes[name], flag(name))
         settings = dataclasses.replace(settings, **changes)
-        dataset = inputs.load(settings)
+        dataset = kind.load(settings, run=settings.workdir)
         net = _restored(recipe, settings, dataset, flags.checkpoint)
-        with busy(console, "Measuring accuracy and loss"):
-            numbers = measurement(settings, dataset)(net)
-        profiles = costs(net, dataset, console)
+        with busy(console, f"Measuring {kind.quantity.name} and loss"):
+            numbers = kind.measurement(settings, dataset)(net)
+        net = kind.shipped(recipe, settings, dataset, net)
+        profiles = costs(net, kind.example(settings, dataset), console)
         if flags.output is not None:
-            text = json.dumps(as_summary(numbers, profiles), indent=2)
+            summary = as_summary(numbers, profiles, kind.quantity)
+            text = json.dumps(summary, indent=2)
             flags.output.expanduser().write_text(text + "\n")
     except (ValueError, OSError, CheckpointError) as error:
         return fail(error, 2)
@@ -109,13 +123,13 @@ def main(args: list[str] | None = None, recipe: prepare.Recipe | None = None) ->
         print("\nInterrupted.")
         return 130
     title = f"{flags.workdir}, the {flags.checkpoint} checkpoint, on {dataset.name}"
-    show_table(console, title, numbers, profiles, device=device())
+    show_table(
+        console, title, numbers, profiles, device=device(), quantity=kind.quantity
+    )
     return 0
 
 
-def _run(
-    workdir: Path, recipe: prepare.Recipe | None
-) -> tuple[prepare.Recipe, Settings]:
+def _run(workdir: Path, recipe: prepare.Recipe | None) -> tuple[prepare.Recipe, Any]:
     """The recipe and the settings of the run in a folder."""
     workdir = local(workdir, "the run's folder")
     file = workdir / "settings.json"
@@ -126,10 +140,11 @@ def _run(
             "The last line of a recipe names its folder, such as runs/cifar_resnet."
         )
     recipe = recipe or _recipe(file)
-    settings = read_settings(file, recipe.name)
-    defaults = recipe.digits if settings.dataset == "digits" else recipe.cifar
-    # What the run began with is not asked for: its checkpoints have all of it.
-    settings = dataclasses.replace(settings, workdir=workdir, weights=None)
+    settings: Any = read_settings(file, recipe.name, recipe.kind.settings)
+    settings = dataclasses.replace(settings, workdir=workdir)
+    if isinstance(settings, Settings):  # it began with weights that it no longer needs
+        settings = dataclasses.replace(settings, weights=None)
+    defaults = recipe.kind.defaults(recipe, settings)
     return recipe, resolve(settings, recipe.name, defaults)
 
 
@@ -148,9 +163,9 @@ def _recipe(file: Path) -> prepare.Recipe:
 
 
 def _restored(
-    recipe: prepare.Recipe, settings: Settings, dataset: inputs.Inputs, which: str
+    recipe: prepare.Recipe, settings: Any, dataset: Any, which: str
 ) -> ms.Sliceable:
-    net, _ = prepare.network(recipe, settings, dataset)
+    net, _ = recipe.kind.network(recipe, settings, dataset)
     folder = cast(Path, settings.workdir) / "checkpoints"
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -25,12 +25,56 @@ class Numbers:
     """What came out, for each rate.
 
     Attributes:
-      accuracy: in [0, 1].
+      accuracy: in [0, 1]; of text nothing.
       loss: mean cross entropy in nats, without label smoothing.
     """
 
     accuracy: dict[float, float]
     loss: dict[float, float]
+
+    @property
+    def perplexity(self) -> dict[float, float]:
+        """As how many tokens, alike likely, the next one of a text is uncertain."""
+        return {rate: math.exp(loss) for rate, loss in self.loss.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """Which of the numbers is shown, and how.
+
+    Attributes:
+      name: of the attribute of `Numbers`, and in files.
+      text: a value of it as a table has it.
+      short: the same within a line of several, with `unit` once at its end.
+      unit: such as " %".
+      example: what a cost is for, such as "image".
+    """
+
+    name: str
+    text: Callable[[float], str]
+    short: Callable[[float], str]
+    unit: str
+    example: str
+
+    def of(self, numbers: Numbers) -> dict[float, float]:
+        """The values of all rates."""
+        return getattr(numbers, self.name)
+
+
+ACCURACY = Quantity(
+    name="accuracy",
+    text=lambda x: f"{100 * x:.2f} %",
+    short=lambda x: f"{100 * x:.1f}",
+    unit=" %",
+    example="image",
+)
+PERPLEXITY = Quantity(
+    name="perplexity",
+    text=lambda x: f"{x:.3f}" if x < 10 else f"{x:.2f}",
+    short=lambda x: f"{x:.2f}" if x < 100 else f"{x:.1f}",
+    unit="",
+    example="row of text",
+)
 
 
 def measure_on(
@@ -78,20 +122,33 @@ def _add(totals: dict[float, list[float]], part: Mapping[float, Any]) -> None:
 
 
 class HeldOut:
-    """Accuracies for the training loop, which knows no more; the losses stay beside.
+    """What the training loop is told of each rate; all numbers stay beside.
 
     Args:
       measure: network -> what comes out for each of its rates.
+      quantity: accuracy, which the best checkpoint has most of; or perplexity, and the
+        best checkpoint has the least loss.
     """
 
-    def __init__(self, measure: Callable[[ms.Sliceable], Numbers]):
+    def __init__(
+        self,
+        measure: Callable[[ms.Sliceable], Numbers],
+        quantity: Quantity = ACCURACY,
+    ):
         self._measure = measure
+        self._quantity = quantity
         self.last: Numbers | None = None
 
-    def __call__(self, net: ms.Sliceable) -> dict[float, float]:
-        """The accuracy of each rate."""
+    def __call__(self, net: ms.Sliceable) -> dict[float, Any]:
+        """The accuracy of each rate, or its loss and perplexity."""
         self.last = self._measure(net)
-        return self.last.accuracy
+        if self._quantity is ACCURACY:
+            return dict(self.last.accuracy)
+        values = self._quantity.of(self.last)
+        return {
+            rate: {"loss": loss, self._quantity.name: values[rate]}
+            for rate, loss in self.last.loss.items()
+        }
 
 
 # Names of the loop, and the names that the file has: whose numbers they are comes
@@ -100,6 +157,9 @@ _NAMES = {
     "loss": "train_loss",
     "accuracy_train": "train_accuracy",
     "accuracy": "test_accuracy",
+    "loss_test": "test_loss",
+    "perplexity_train": "train_perplexity",
+    "perplexity": "test_perplexity",
 }
 
 
@@ -157,15 +217,16 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def accuracy_over_epochs(path: Path) -> dict[int, dict[float, float]]:
-    """Epoch -> rate -> accuracy on the held-out examples, from the file of metrics."""
+def over_epochs(path: Path, name: str) -> dict[int, dict[float, float]]:
+    """Epoch -> rate -> what was measured after it, from the file of metrics."""
+    name = f"test_{name}/"
     found: dict[int, dict[float, float]] = {}
     for line in path.read_text().splitlines():
         values = flatten(json.loads(line))
         each = {
-            float(key.removeprefix("test_accuracy/")): value
+            float(key.removeprefix(name)): value
             for key, value in values.items()
-            if key.startswith("test_accuracy/")
+            if key.startswith(name)
         }
         if each:
             found[values["epoch"]] = each

@@ -10,9 +10,10 @@ A run leaves in its workdir::
     metrics.jsonl            losses every ten steps; accuracies and losses on held-out
                              examples every epoch: "test_accuracy/0.5", a number a key
     checkpoints/             the last two and the best
-    summary.json             accuracy, loss and cost of each rate
-    accuracy_vs_flops.png    the same as a picture
+    summary.json             accuracy (of text: perplexity), loss and cost of each rate
+    accuracy_vs_flops.png    the same as a picture (of text: perplexity_...)
     accuracy_over_epochs.png each rate's accuracy after every epoch
+    network.mslice           the network, for `mslice_jax.load`
     tensorboard/             with --tensorboard: the numbers of metrics.jsonl
 
 ``python -m experiments.evaluate WORKDIR`` measures again what it trained.
@@ -24,18 +25,16 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-import numpy as np
 from rich.console import Console
 
 import mslice_jax as ms
 from mslice_jax import data
 from mslice_jax.core.rates import rate_key
-from mslice_jax.plots import plot_accuracy_over_epochs, plot_accuracy_vs_flops
 from mslice_jax.profile import RateProfile, profile
 from mslice_jax.train import (
     Batch,
@@ -45,13 +44,13 @@ from mslice_jax.train import (
     train,
 )
 
-from . import checks, inputs
-from .measure import FlatMetricsFile, HeldOut, Numbers, accuracy_over_epochs
+from . import checks
+from .measure import ACCURACY, FlatMetricsFile, HeldOut, Numbers, Quantity
 from .prepare import NETWORK, Run, prepare
 from .prepare import Recipe as Recipe
 from .process import keep_compiled_programs, keep_freed_memory, print_anything
 from .screen import Bar, TensorBoard, busy, show_settings, show_table
-from .settings import Settings, as_json, parse
+from .settings import as_json, parse
 
 
 def main(recipe: Recipe, args: list[str] | None = None) -> int:
@@ -62,7 +61,7 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     """
     print_anything()
     try:
-        settings = parse(recipe.name, recipe.description, args)
+        settings = parse(recipe.name, recipe.description, args, recipe.kind.settings)
         if settings.distributed:
             checks.check_flags(settings)
             _find_hosts()
@@ -111,33 +110,36 @@ def fit(run: Run, console: Console) -> tuple[Outcome, Numbers | None]:
     Returns:
       How the run ended, and what was measured last.
     """
-    settings, dataset = run.settings, run.dataset
+    settings, dataset, kind = run.settings, run.dataset, run.recipe.kind
     epochs, workdir = cast(int, settings.epochs), cast(Path, settings.workdir)
     console.print(f"{run.model_name} on {dataset}", highlight=False, soft_wrap=True)
     show_settings(console, as_json(settings))
     if speaks():
-        saved = {"recipe": run.recipe, **as_json(settings)}
+        saved = {"recipe": run.recipe.name, **as_json(settings)}
         (workdir / "settings.json").write_text(json.dumps(saved, indent=2) + "\n")
+        kind.keep(dataset, workdir)
 
     def batches(step: int) -> Iterator[Batch]:
-        return inputs.train_batches(
-            dataset,
-            cast(int, settings.batch_size),
-            seed=settings.seed,
-            start=step,
-            host=(jax.process_index(), jax.process_count()),
-        )
+        host = (jax.process_index(), jax.process_count())
+        return kind.batches(settings, dataset, start=step, host=host)
 
     if run.checkpoints.steps()[-1:] != (epochs * run.steps_per_epoch,):
         with busy(console, "Compiling a program for each rate"):
             size = cast(int, settings.batch_size) // jax.process_count()
-            seconds = _compile(run, inputs.blank_batch(dataset, size))
+            seconds = _compile(run, kind.blank(settings, dataset, size))
         console.print(
             f"Compiled {len(run.state.net.rates)} rates in {seconds:.1f} s.",
             highlight=False,
         )
-    bar = Bar(console, epochs=epochs, steps_per_epoch=run.steps_per_epoch)
-    held_out = HeldOut(measurement(settings, dataset))
+    pace = kind.pace(settings)
+    bar = Bar(
+        console,
+        epochs=epochs,
+        steps_per_epoch=run.steps_per_epoch,
+        quantity=kind.quantity,
+        pace=(pace.what, pace.each),
+    )
+    held_out = HeldOut(kind.measurement(settings, dataset), kind.quantity)
     sinks = []
     with contextlib.ExitStack() as shown:
         if settings.tensorboard and speaks():
@@ -170,19 +172,18 @@ def _compile(run: Run, batch: Batch) -> float:
 
 def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> None:
     """Measure the cost of each rate; show the table, write network and pictures."""
-    workdir = cast(Path, run.settings.workdir)
+    workdir, kind = cast(Path, run.settings.workdir), run.recipe.kind
     net = outcome.state.eval_net
     if run.placement is not None:
         net = run.placement.local(net)
-    if run.settings.norm == "shared":
-        net = ms.calibrate(net, inputs.calibration_batches(run.dataset))
+    net = kind.shipped(run.recipe, run.settings, run.dataset, net)
     with busy(console, "Saving the network"):
         ms.save(net, workdir / NETWORK, overwrite=True)
     if not speaks():
         return
-    profiles = costs(net, run.dataset, console)
+    profiles = costs(net, kind.example(run.settings, run.dataset), console)
     summary = {
-        "recipe": run.recipe,
+        "recipe": run.recipe.name,
         "dataset": run.dataset.name,
         "model": run.model_name,
         "schedule": run.settings.schedule,
@@ -190,17 +191,14 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
         "seed": run.settings.seed,
         "epochs": outcome.progress.epoch,
         "train_seconds": round(outcome.progress.train_seconds, 1),
-        **as_summary(numbers, profiles),
+        **as_summary(numbers, profiles, kind.quantity),
     }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     title = f"{run.model_name} on {run.dataset.name}"
-    flops = {rate: cost.flops for rate, cost in profiles.items()}
-    if not any(map(math.isnan, flops.values())):
-        picture = workdir / "accuracy_vs_flops.png"
-        plot_accuracy_vs_flops(picture, numbers.accuracy, flops, title=title)
-    each = accuracy_over_epochs(workdir / "metrics.jsonl")
-    plot_accuracy_over_epochs(workdir / "accuracy_over_epochs.png", each, title=title)
-    show_table(console, title, numbers, profiles, device=device())
+    kind.draw(workdir, numbers, profiles, title)
+    show_table(
+        console, title, numbers, profiles, device=device(), quantity=kind.quantity
+    )
     console.print(
         f"Trained for {outcome.progress.train_seconds:.0f} s. "
         f"Network, summary, pictures and checkpoints are in {workdir}.",
@@ -210,23 +208,27 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
 
 
 def costs(
-    net: ms.Sliceable, dataset: inputs.Inputs, console: Console
+    net: ms.Sliceable, example: Any, console: Console
 ) -> dict[float, RateProfile]:
-    """What each rate costs for one image."""
-    image = np.zeros((1, *dataset.image_shape), np.float32)
+    """What each rate costs for one example."""
     with busy(console, "Measuring what each rate costs"):
-        return profile(net, image)
+        return profile(net, example)
 
 
-def as_summary(numbers: Numbers, profiles: dict[float, RateProfile]) -> dict[str, Any]:
+def as_summary(
+    numbers: Numbers,
+    profiles: dict[float, RateProfile],
+    quantity: Quantity = ACCURACY,
+) -> dict[str, Any]:
     """Results as JSON has them; NaN, of a device that does not count, is null."""
+    values = quantity.of(numbers)
     return {
-        # latency_ms is of one image at a time, on this device.
+        # latency_ms is of one example at a time, on this device.
         "latency_device": device(),
         "latency_batch": 1,
         "rates": {
             rate_key(rate): {
-                "accuracy": round(numbers.accuracy[rate], 6),
+                quantity.name: _or_null(round(values[rate], 6)),
                 "loss": _or_null(round(numbers.loss[rate], 6)),
                 "parameters": cost.parameters,
                 "flops": _or_null(cost.flops),
@@ -249,18 +251,6 @@ def device() -> str:
 def speaks() -> bool:
     """Of several hosts the first one shows and writes what there is to show."""
     return jax.process_index() == 0
-
-
-def measurement(
-    settings: Settings, dataset: inputs.Inputs
-) -> Callable[[ms.Sliceable], Numbers]:
-    """Accuracy and loss on the held-out examples, statistics of norms measured."""
-    measure = inputs.evaluation(dataset)
-    if settings.norm != "shared":
-        return measure
-    # One batch norm for all rates has statistics of none: they are measured first.
-    parts = inputs.calibration_batches(dataset)
-    return lambda net: measure(ms.calibrate(net, parts))
 
 
 def _command(recipe: Recipe, args: list[str]) -> str:

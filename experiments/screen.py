@@ -24,7 +24,7 @@ from mslice_jax.profile import RateProfile
 from mslice_jax.train import Progress as RunProgress
 from mslice_jax.train import Watcher
 
-from .measure import Numbers
+from .measure import ACCURACY, Numbers, Quantity
 
 
 def show_settings(console: Console, values: Mapping[str, Any]) -> None:
@@ -60,6 +60,8 @@ class Bar(Watcher):
       epochs: length of the run.
       steps_per_epoch: batches an epoch.
       every: seconds between two lines where there is no terminal.
+      quantity: what is measured after each epoch.
+      pace: what is counted, and how many of them an example is.
 
     Use it as a context: the bar is drawn within.
     """
@@ -71,8 +73,11 @@ class Bar(Watcher):
         epochs: int,
         steps_per_epoch: int,
         every: float = 60.0,
+        quantity: Quantity = ACCURACY,
+        pace: tuple[str, int] = ("images", 1),
     ):
         self._console = console
+        self._quantity, self._pace = quantity, pace
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._every = every
         self._bar = console.is_terminal
@@ -122,13 +127,15 @@ class Bar(Watcher):
             f"r{rate:g} {losses[rate]:.2f}" for rate in sorted(losses, reverse=True)
         )
         epoch = (step - 1) // self._steps_per_epoch + 1
+        what, each = self._pace
+        speed = f"{each * images_per_second:.0f} {what}/s"
         if self._bar:
             self._progress.update(
                 self._task,
                 completed=step,
                 epoch=epoch,
                 losses=f"loss {text}",
-                speed=f"{images_per_second:.0f} images/s",
+                speed=speed,
             )
             return
         now = time.monotonic()
@@ -139,7 +146,7 @@ class Bar(Watcher):
         total = self._epochs * self._steps_per_epoch
         self._print(
             f"step {step} of {total}, epoch {epoch} of {self._epochs}  loss {text}  "
-            f"{images_per_second:.0f} images/s{self._left(step, total, now)}"
+            f"{speed}{self._left(step, total, now)}"
         )
 
     def _left(self, step: int, total: int, now: float) -> str:
@@ -156,13 +163,18 @@ class Bar(Watcher):
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def evaluated(self, epoch: int, accuracy: dict[float, float], loss: float) -> None:
+    def evaluated(self, epoch: int, accuracy: dict[float, Any], loss: float) -> None:
         """One line for the epoch."""
+        name, short = self._quantity.name, self._quantity.short
+        values = {
+            rate: found[name] if isinstance(found, Mapping) else found
+            for rate, found in accuracy.items()
+        }
         text = "  ".join(
-            f"r{rate:g} {100 * accuracy[rate]:.1f}"
-            for rate in sorted(accuracy, reverse=True)
+            f"r{rate:g} {short(values[rate])}" for rate in sorted(values, reverse=True)
         )
-        self._print(f"epoch {epoch:3d}  loss {loss:.3f}  accuracy {text} %")
+        unit = self._quantity.unit
+        self._print(f"epoch {epoch:3d}  loss {loss:.3f}  {name} {text}{unit}")
 
 
 class TensorBoard:
@@ -202,6 +214,7 @@ def show_table(
     profiles: Mapping[float, RateProfile],
     *,
     device: str,
+    quantity: Quantity = ACCURACY,
 ) -> None:
     """The result: a row for each rate, the widest first.
 
@@ -209,23 +222,26 @@ def show_table(
       console: where it is shown.
       title: the line above.
       numbers: accuracy and loss of each rate on the held-out examples.
-      profiles: what each rate costs for one image.
+      profiles: what each rate costs for one example.
       device: what the latency was measured on.
+      quantity: which of the numbers is shown beside the loss.
     """
+    name = quantity.name
     table = Table(
         title=title,
         title_justify="left",
-        caption=f"For one image: FLOPs as XLA counts them; latency on {device}, batch "
-        "of 1. Accuracy and loss are of the held-out examples.",
+        caption=f"For one {quantity.example}: FLOPs as XLA counts them; latency on "
+        f"{device}, batch of 1. {name.capitalize()} and loss are of the held-out "
+        "examples.",
         caption_justify="left",
     )
-    for name in ("rate", "accuracy", "loss", "parameters", "FLOPs", "latency"):
-        table.add_column(name, justify="right")
-    for rate in sorted(numbers.accuracy, reverse=True):
+    for column in ("rate", name, "loss", "parameters", "FLOPs", "latency"):
+        table.add_column(column, justify="right")
+    for rate, value in sorted(quantity.of(numbers).items(), reverse=True):
         cost = profiles[rate]
         table.add_row(
             f"{rate:g}",
-            f"{100 * numbers.accuracy[rate]:.2f} %",
+            quantity.text(value),
             f"{numbers.loss[rate]:.3f}",
             f"{cost.parameters:,}",
             "unknown" if math.isnan(cost.flops) else f"{cost.flops / 1e6:,.2f} M",

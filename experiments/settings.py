@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tyro
 
@@ -54,41 +54,19 @@ Floats = Annotated[
 ]
 
 
+Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lion"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Flags of a recipe. Where no default is named, it depends on the data set."""
+class Training:
+    """Flags of every recipe. Where no default is named, it depends on the data."""
 
     config: Place = None
     """A file of settings, JSON or TOML, such as the settings.json of another run; flags
     win over it."""
-    dataset: Literal["digits", "cifar10", "cifar100", "npz", "imagenet"] = "digits"
-    """digits needs no files; cifar10 and cifar100 are read as TFDS prepared them; npz
-    is a file with your own x_train, y_train, x_test, y_test; imagenet is read from disk
-    as TFDS prepared it, and so is any such set of images and labels."""
-    data_dir: Place = None
-    """Folder of TFDS, or the npz file; for imagenet also the folder of another set."""
-    image_size: Int = None
-    """Height and width that images of imagenet are resized to; 224 if not given."""
-    workers: Int = None
-    """Processes that read images of imagenet; as many as CPU cores if not given."""
-    train_examples: Int = None
-    """Train on this many examples only, chosen by the seed; all if not given."""
-    max_test_examples: Int = None
-    """Measure accuracies on at most this many of the held-out examples, the same ones
-    for every seed; on all if not given."""
-    depth: Int = None
-    """Layers of the network: 9n+2 or 6n+2 for ResNet; 11, 13, 16 or 19 for VGG."""
-    widen: Float = None
-    """Factor on the channels of every layer."""
-    weights: Place = None
-    """Begin with the weights of a network that was saved: what mslice_jax.models.
-    import_torch made of PyTorch's, or the workdir of another run; random if not given.
-    Batch norms that are trained ask for --norm shared."""
     groups: int = 8
-    """Groups of each group norm; channels are kept or dropped by the group."""
-    norm: Literal["group", "switchable", "shared"] = "group"
-    """What becomes of batch norms: group norms, one set for each rate, or one batch
-    norm whose statistics are measured again for each rate."""
+    """Units of an axis, kept or dropped whole, where the network sets none; of channels
+    the groups of each group norm."""
     rates: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Slice rates in (0, 1], the widths that are trained."""
     schedule: Literal[
@@ -111,10 +89,10 @@ class Settings:
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
     epochs: Int = None
-    """Length of the run, in passes over the training examples."""
+    """Length of the run, in passes over what is trained on."""
     batch_size: Int = None
-    """Images a step."""
-    optimizer: Literal["sgd", "adam", "adamw", "lamb", "lion"] = "sgd"
+    """Images, or rows of text, a step."""
+    optimizer: Optimizer = "sgd"
     """sgd has Nesterov momentum of 0.9, as in the paper; the others are Optax's with
     their usual settings."""
     lr: Float = None
@@ -160,6 +138,41 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Training):
+    """Flags of a recipe for images."""
+
+    dataset: Literal["digits", "cifar10", "cifar100", "npz", "imagenet"] = "digits"
+    """digits needs no files; cifar10 and cifar100 are read as TFDS prepared them; npz
+    is a file with your own x_train, y_train, x_test, y_test; imagenet is read from disk
+    as TFDS prepared it, and so is any such set of images and labels."""
+    data_dir: Place = None
+    """Folder of TFDS, or the npz file; for imagenet also the folder of another set."""
+    image_size: Int = None
+    """Height and width that images of imagenet are resized to; 224 if not given."""
+    workers: Int = None
+    """Processes that read images of imagenet; as many as CPU cores if not given."""
+    train_examples: Int = None
+    """Train on this many examples only, chosen by the seed; all if not given."""
+    max_test_examples: Int = None
+    """Measure accuracies on at most this many of the held-out examples, the same ones
+    for every seed; on all if not given."""
+    depth: Int = None
+    """Layers of the network: 9n+2 or 6n+2 for ResNet; 11, 13, 16 or 19 for VGG."""
+    widen: Float = None
+    """Factor on the channels of every layer."""
+    weights: Place = None
+    """Begin with the weights of a network that was saved: what mslice_jax.models.
+    import_torch made of PyTorch's, or the workdir of another run; random if not given.
+    Batch norms that are trained ask for --norm shared."""
+    norm: Literal["group", "switchable", "shared"] = "group"
+    """What becomes of batch norms: group norms, one set for each rate, or one batch
+    norm whose statistics are measured again for each rate."""
+
+
+S = TypeVar("S", bound=Training)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Defaults:
     """What the flags that depend on the data set stand for.
 
@@ -179,9 +192,19 @@ class Defaults:
     lr: float = 0.1
     warmup_epochs: int = 0
 
+    def learning_rate(self, optimizer: str) -> float:
+        """What stands for --lr: `lr` is meant for sgd."""
+        usual = optimizers.USUAL[optimizer].lr
+        return self.lr if usual is None else usual
 
-def parse(name: str, description: str, args: list[str] | None) -> Settings:
-    """Settings from the command line, and from the file of --config below it.
+
+def parse(
+    name: str,
+    description: str,
+    args: list[str] | None,
+    kind: type[S] = Settings,
+) -> S:
+    """Settings of a kind from the command line, and from --config's file below it.
 
     Exits with code 2 where a flag is not understood.
 
@@ -193,15 +216,15 @@ def parse(name: str, description: str, args: list[str] | None) -> Settings:
     first.add_argument("--config", type=Path, nargs="?")  # tyro says what is missing
     config = first.parse_known_args(args)[0].config
     return tyro.cli(
-        Settings,
+        kind,
         prog=program,
         description=description,
-        default=Settings() if config is None else read_settings(config, name),
+        default=kind() if config is None else read_settings(config, name, kind),
         args=args,
     )
 
 
-def read_settings(file: Path, name: str) -> Settings:
+def read_settings(file: Path, name: str, kind: type[S] = Settings) -> S:
     """Settings as a file has them: JSON or TOML, with ``_`` or ``-`` in the names.
 
     Raises:
@@ -214,7 +237,7 @@ def read_settings(file: Path, name: str) -> Settings:
             f"{file} holds settings of experiments.{recipe}; this is "
             f"experiments.{name}. Start that one, or leave --config out."
         )
-    known = {field.name for field in dataclasses.fields(Settings)} - {"config"}
+    known = {field.name for field in dataclasses.fields(kind)} - {"config"}
     parts = {}
     for key, value in values.items():
         setting = key.replace("-", "_")
@@ -224,12 +247,12 @@ def read_settings(file: Path, name: str) -> Settings:
             raise ValueError(f"{file}: there is no setting {key!r}.{advice}")
         parts[setting] = _as_flags(setting, value)
     try:
-        return _quietly(parts.values())
+        return _quietly(kind, parts.values())
     except SystemExit:
         pass
     for setting, part in parts.items():  # which one it was
         try:
-            _quietly([part])
+            _quietly(kind, [part])
         except SystemExit:
             raise ValueError(
                 f"{file}: {values.get(setting)!r} is no value for {setting!r}; --help "
@@ -274,15 +297,17 @@ def _as_flags(setting: str, value: Any) -> list[str]:
     return [f"{flag(setting)}={value}"]
 
 
-def _quietly(parts: Iterable[list[str]]) -> Settings:
+def _quietly(kind: type[S], parts: Iterable[list[str]]) -> S:
     """Settings from flags; SystemExit, and nothing on the screen, for wrong ones."""
     args = [arg for part in parts for arg in part]
     with contextlib.redirect_stderr(io.StringIO()):
-        return tyro.cli(Settings, args=args)
+        return tyro.cli(kind, args=args)
 
 
-def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
-    """The same settings, nothing of them left to the data set.
+def resolve(settings: S, name: str, defaults: Any) -> S:
+    """The same settings, nothing of them left to the data.
+
+    `defaults` is a dataclass such as `Defaults`: a value for each setting of that name.
 
     A setting without effect stays None, so that the file of settings can be given as
     --config.
@@ -295,11 +320,10 @@ def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
         for field, value in dataclasses.asdict(defaults).items()
         if getattr(settings, field) is None
     }
-    usual = optimizers.USUAL[settings.optimizer]
-    if "lr" in missing and usual.lr is not None:
-        missing["lr"] = usual.lr
+    if "lr" in missing:
+        missing["lr"] = defaults.learning_rate(settings.optimizer)
     if settings.weight_decay is None:
-        missing["weight_decay"] = usual.weight_decay
+        missing["weight_decay"] = optimizers.USUAL[settings.optimizer].weight_decay
     if settings.num_random is None:
         missing["num_random"] = _to_draw(settings)
     if settings.temperature is None and settings.distill:
@@ -307,10 +331,9 @@ def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
     if settings.shards is None:
         missing["shards"] = settings.fsdp
     missing["workdir"] = local(settings.workdir or Path("runs") / name, "--workdir")
-    if settings.data_dir is not None:
-        missing["data_dir"] = local(settings.data_dir, "--data-dir")
-    if settings.weights is not None:
-        missing["weights"] = local(settings.weights, "--weights")
+    for place in ("data_dir", "text", "weights"):
+        if (given := getattr(settings, place, None)) is not None:
+            missing[place] = local(given, flag(place))
     resolved = dataclasses.replace(settings, **missing)
     if settings.warmup_epochs is None:
         # A short run that was asked for should not fail for want of a longer one.
@@ -319,7 +342,7 @@ def resolve(settings: Settings, name: str, defaults: Defaults) -> Settings:
     return resolved
 
 
-def _to_draw(settings: Settings) -> int | None:
+def _to_draw(settings: Training) -> int | None:
     """How many rates a step draws unless somebody says so; None if it never does."""
     if settings.schedule in ("static", "cyclic"):
         return None
@@ -351,7 +374,7 @@ def local(path: Path, name: str) -> Path:
         ) from error
 
 
-def as_json(settings: Settings) -> dict[str, Any]:
+def as_json(settings: Training) -> dict[str, Any]:
     """Plain values, as they are written to settings.json: what belongs to the run."""
     values = dataclasses.asdict(settings)
     del values["config"], values["resume"]
@@ -363,6 +386,7 @@ def as_json(settings: Settings) -> dict[str, Any]:
 _FREE = (
     "workdir",
     "data_dir",
+    "text",
     "epochs",
     "fsdp",
     "distributed",
@@ -375,7 +399,7 @@ _FREE = (
 _IDLE = ("num_random", "temperature", "weight_decay")
 
 
-def changed(saved: dict[str, Any], settings: Settings) -> list[str]:
+def changed(saved: dict[str, Any], settings: Training) -> list[str]:
     """What was other in the run that `saved` belongs to, a phrase for each setting."""
     now = as_json(settings)
     # A flag newer than the run is not in its file, and stood at what it does today.

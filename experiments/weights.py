@@ -1,5 +1,6 @@
 """Weights that a recipe begins with: a network that was imported, or trained before."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import mslice_jax as ms
 from mslice_jax.core.paths import path_parts
 from mslice_jax.storage import archive, arrays
 
 Leaves = dict[tuple[str, ...], Any]
+
+
+def begin(
+    path: Path | None, variables: Any, upgrade: Callable[[Any], ms.Sliceable]
+) -> ms.Sliceable:
+    """The network with the weights of a file; with `variables` if there is no file.
+
+    Args:
+      path: of a file that `ms.save` wrote, or of a folder with one.
+      variables: of the model, freshly made.
+      upgrade: makes the network of variables.
+
+    Raises:
+      As `read` and `put`.
+    """
+    if path is None:
+        return upgrade(variables)
+    found = read(path)
+    if fits(found, variables):
+        return upgrade(put(found, variables, path))
+    net = upgrade(variables)  # norms of every rate, or group norms
+    return net.replace(put(found, net.variables, path))
 
 
 def read(path: Path) -> Leaves:

@@ -1,5 +1,6 @@
 """Pictures of a trained network. Needs matplotlib, of the extra "experiments"."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,39 +27,18 @@ def plot_accuracy_vs_flops(
       ValueError: if the two do not have the same rates, or none.
       ImportError: without matplotlib.
     """
-    if not accuracy or accuracy.keys() != flops.keys():
-        raise ValueError(
-            f"expected accuracy and flops of the same rates, got {sorted(accuracy)} "
-            f"and {sorted(flops)}."
-        )
-    rates = sorted(accuracy)
-    unit, name = _unit(max(flops.values()))
-    x = [flops[rate] / unit for rate in rates]
-    y = [100 * accuracy[rate] for rate in rates]
+    _vs_flops(path, accuracy, flops, title, _ACCURACY)
 
-    figure, axes = _empty()
-    axes.plot(x, y, color=_BLUE, linewidth=1.5, marker="o", markersize=7, zorder=3)
-    for rate, across, up, after in zip(rates, x, y, [*y[1:], y[-1]], strict=True):
-        falls = after < up
-        axes.annotate(
-            f"r = {rate_key(rate)}\n{up:.1f} %",
-            (across, up),
-            xytext=(5, 6 if falls else -6),
-            textcoords="offset points",
-            ha="left",
-            va="bottom" if falls else "top",
-            fontsize=9,
-            color="#333333",
-        )
-    # Labels are to the right, below the curve where it rises and above where it falls;
-    # the axes leave room for them.
-    spread = max(max(y) - min(y), 1.0)
-    axes.set_ylim(min(y) - 0.45 * spread, max(y) + 0.3 * spread)
-    axes.set_xlim(0, 1.18 * max(x))
-    axes.set_xlabel(f"{name} for one image")
-    axes.set_ylabel("accuracy on held-out images, %")
-    axes.set_title(title, fontsize=11, loc="left")
-    figure.savefig(path)
+
+def plot_perplexity_vs_flops(
+    path: str | Path,
+    perplexity: Mapping[float, float],
+    flops: Mapping[float, float],
+    *,
+    title: str,
+) -> None:
+    """As `plot_accuracy_vs_flops`, for the perplexity of text: lower is better."""
+    _vs_flops(path, perplexity, flops, title, _PERPLEXITY)
 
 
 def plot_accuracy_over_epochs(
@@ -78,19 +58,103 @@ def plot_accuracy_over_epochs(
       ValueError: if there are no epochs, or two have other rates.
       ImportError: without matplotlib.
     """
-    epochs = sorted(accuracy)
-    rates = sorted(accuracy[epochs[0]], reverse=True) if epochs else []
-    if not rates or any(accuracy[epoch].keys() != set(rates) for epoch in epochs):
+    _over_epochs(path, accuracy, title, _ACCURACY)
+
+
+def plot_perplexity_over_epochs(
+    path: str | Path,
+    perplexity: Mapping[int, Mapping[float, float]],
+    *,
+    title: str,
+) -> None:
+    """As `plot_accuracy_over_epochs`, for the perplexity of text: lower is better."""
+    _over_epochs(path, perplexity, title, _PERPLEXITY)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """A quantity in a picture.
+
+    Attributes:
+      name: of it.
+      axis: what the axis is called.
+      scale: what values are multiplied with.
+      unit: behind a value.
+      example: what FLOPs are counted for.
+    """
+
+    name: str
+    axis: str
+    scale: float
+    unit: str
+    example: str
+
+
+_ACCURACY = _Shown("accuracy", "accuracy on held-out images, %", 100, " %", "image")
+_PERPLEXITY = _Shown("perplexity", "perplexity of held-out text", 1, "", "row of text")
+
+
+def _vs_flops(
+    path: str | Path,
+    values: Mapping[float, float],
+    flops: Mapping[float, float],
+    title: str,
+    shown: _Shown,
+) -> None:
+    if not values or values.keys() != flops.keys():
         raise ValueError(
-            "expected an accuracy of the same rates for each epoch, got "
-            f"{ {epoch: sorted(accuracy[epoch]) for epoch in epochs} }."
+            f"expected {shown.name} and flops of the same rates, got {sorted(values)} "
+            f"and {sorted(flops)}."
+        )
+    rates = sorted(values)
+    unit, name = _unit(max(flops.values()))
+    x = [flops[rate] / unit for rate in rates]
+    y = [shown.scale * values[rate] for rate in rates]
+
+    figure, axes = _empty()
+    axes.plot(x, y, color=_BLUE, linewidth=1.5, marker="o", markersize=7, zorder=3)
+    for rate, across, up, after in zip(rates, x, y, [*y[1:], y[-1]], strict=True):
+        falls = after < up
+        axes.annotate(
+            f"r = {rate_key(rate)}\n{up:.{1 if up >= 10 else 2}f}{shown.unit}",
+            (across, up),
+            xytext=(5, 6 if falls else -6),
+            textcoords="offset points",
+            ha="left",
+            va="bottom" if falls else "top",
+            fontsize=9,
+            color="#333333",
+        )
+    # Labels are to the right, below the curve where it rises and above where it falls;
+    # the axes leave room for them.
+    spread = max(max(y) - min(y), 1.0 if shown is _ACCURACY else 0.05 * max(y))
+    axes.set_ylim(min(y) - 0.45 * spread, max(y) + 0.3 * spread)
+    axes.set_xlim(0, 1.18 * max(x))
+    axes.set_xlabel(f"{name} for one {shown.example}")
+    axes.set_ylabel(shown.axis)
+    axes.set_title(title, fontsize=11, loc="left")
+    figure.savefig(path)
+
+
+def _over_epochs(
+    path: str | Path,
+    values: Mapping[int, Mapping[float, float]],
+    title: str,
+    shown: _Shown,
+) -> None:
+    epochs = sorted(values)
+    rates = sorted(values[epochs[0]], reverse=True) if epochs else []
+    if not rates or any(values[epoch].keys() != set(rates) for epoch in epochs):
+        raise ValueError(
+            f"expected an {shown.name} of the same rates for each epoch, got "
+            f"{ {epoch: sorted(values[epoch]) for epoch in epochs} }."
         )
     figure, axes = _empty()
     for index, rate in enumerate(rates):
         shade = index / max(len(rates) - 1, 1)  # the widest is the darkest
         axes.plot(
             epochs,
-            [100 * accuracy[epoch][rate] for epoch in epochs],
+            [shown.scale * values[epoch][rate] for epoch in epochs],
             color=_between(_BLUE, _PALE, shade),
             linewidth=1.5,
             marker="o" if len(epochs) <= 20 else None,
@@ -102,7 +166,7 @@ def plot_accuracy_over_epochs(
     axes.legend(loc="best", fontsize=9, edgecolor="none", framealpha=0.8)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("accuracy on held-out images, %")
+    axes.set_ylabel(shown.axis)
     axes.set_title(title, fontsize=11, loc="left")
     figure.savefig(path)
 

@@ -203,10 +203,12 @@ ORIGINAL_FLAGS = set(
 )
 
 
-def recipe_flags() -> set[str]:
+def recipe_flags(text: bool = False) -> set[str]:
     from experiments.settings import Settings
+    from experiments.text import TextSettings
 
-    names = [field.name.replace("_", "-") for field in dataclasses.fields(Settings)]
+    fields = dataclasses.fields(TextSettings if text else Settings)
+    names = [field.name.replace("_", "-") for field in fields]
     return {f"--{name}" for name in names} | {"--no-resume"}
 
 
@@ -225,18 +227,22 @@ def test_commands_name_flags_that_there_are():
         re.findall(r"^```bash\n(.*?)^```", "\n".join(PAGES.values()), re.DOTALL | re.M)
     )
     commands = re.findall(
-        r"experiments\.(?:cifar|imagenet)_\w+((?:[^\n\\]|\\\n)*)", fenced
+        r"experiments\.(cifar|imagenet|language)_\w+((?:[^\n\\]|\\\n)*)", fenced
     )
     assert len(commands) > 4
-    for command in commands:
+    for recipe, command in commands:
         used = set(re.findall(r"(?<!\S)--[\w-]+", command))
-        assert not used - recipe_flags(), command
+        assert not used - recipe_flags(text=recipe == "language"), command
 
 
 def test_the_table_of_flags_has_all_of_them():
-    lines = tables.flag_lines()
-    shown = {flag for line in lines for flag in re.findall(r"^\| `(--[\w-]+)`", line)}
-    assert shown == recipe_flags() - {"--no-resume"}
+    def shown(*names: str) -> set[str]:
+        lines = "\n".join(line for name in names for line in tables.flag_lines(name))
+        return set(re.findall(r"^\| `(--[\w-]+)`", lines, re.MULTILINE))
+
+    assert shown("Training", "Settings") == recipe_flags() - {"--no-resume"}
+    text = recipe_flags(text=True) - {"--no-resume"}
+    assert shown("Training", "TextSettings") == text
 
 
 def test_a_table_aligns_numbers_and_keeps_their_decimals():

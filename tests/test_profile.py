@@ -8,7 +8,12 @@ from flax import linen as nn
 
 import mslice_jax as ms
 from mslice_jax import profile as costs
-from mslice_jax.plots import plot_accuracy_over_epochs, plot_accuracy_vs_flops
+from mslice_jax.plots import (
+    plot_accuracy_over_epochs,
+    plot_accuracy_vs_flops,
+    plot_perplexity_over_epochs,
+    plot_perplexity_vs_flops,
+)
 from mslice_jax.profile import count_parameters, profile
 
 
@@ -116,6 +121,18 @@ def test_the_curves_are_a_png(tmp_path):
     for wrong in ({}, {1: {0.5: 1.0}, 2: {1.0: 1.0}}):
         with pytest.raises(ValueError, match="same rates for each epoch"):
             plot_accuracy_over_epochs(path, wrong, title="")
+
+
+def test_perplexities_have_pictures_too(tmp_path):
+    path = tmp_path / "picture.png"
+    values, flops = {0.5: 9.0, 1.0: 7.5}, {0.5: 1e6, 1.0: 4e6}
+    plot_perplexity_vs_flops(path, values, flops, title="a network")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    path.unlink()
+    plot_perplexity_over_epochs(path, {1: values, 2: values}, title="a network")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="expected perplexity and flops of the same"):
+        plot_perplexity_vs_flops(path, values, {1.0: 1e6}, title="")
 
 
 def test_variables_need_be_no_dict():

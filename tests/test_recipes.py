@@ -193,7 +193,10 @@ def test_a_workdir_of_another_run_is_refused(finished, capsys, args, message):
         (["--dataset", "npz", "--data-dir", "nowhere.npz"], "nowhere.npz"),
         (["--dataset", "cifar10", "--data-dir", "nowhere"], "not prepared"),
         (["--dataset", "cifar10", "--data-dir", __file__], "and .* is a file"),
-        (["--accumulate", "3"], "divide the batch of 32 images .*, got 3. 2 and 4 do"),
+        (
+            ["--accumulate", "3"],
+            "divide the batch of 32 .*, got 3. 2 and 4 do",
+        ),
         (["--max-test-examples", "0"], "--max-test-examples of at least 1"),
         (["--distill", "1.5"], "--distill from 0 to 1, got 1.5"),
         (["--clip", "0"], "--clip above 0"),

@@ -15,9 +15,9 @@ from experiments.measure import (
     FlatMetricsFile,
     HeldOut,
     Numbers,
-    accuracy_over_epochs,
     flatten,
     measure_on,
+    over_epochs,
 )
 from experiments.process import print_anything
 from mslice_jax.data import eval_batches
@@ -133,7 +133,7 @@ def test_a_line_of_metrics_has_a_number_a_key(tmp_path):
     expected = {"epoch": 2, "test_accuracy/0.5": 0.25, "test_loss/0.5": None}
     assert second == {"step": 20, **expected}
     assert heard[1] == (20, expected)
-    assert accuracy_over_epochs(path) == {2: {0.5: 0.25}}
+    assert over_epochs(path, "accuracy") == {2: {0.5: 0.25}}
 
 
 def test_metrics_that_are_flat_stay_as_they_are():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from experiments import cifar_resnet, prepare, weights
+from experiments import cifar_resnet, weights
+from experiments.images import Images
 from experiments.settings import Settings, resolve
 from mslice_jax.models import CifarResNet
 from tests.citizens.citizen import shaken
@@ -35,7 +36,7 @@ def begun(path: Any, norm: Any, **changes: Any) -> ms.Sliceable:
     settings = dataclasses.replace(settings, **changes)
     settings = resolve(settings, "cifar_resnet", cifar_resnet.RECIPE.digits)
     inputs: Any = SimpleNamespace(num_classes=3, image_shape=(8, 8, 3))
-    net, _ = prepare.network(cifar_resnet.RECIPE, settings, inputs)
+    net, _ = Images().network(cifar_resnet.RECIPE, settings, inputs)
     return net
 
 

@@ -1,4 +1,4 @@
-"""Images and labels: data sets, the order of batches, augmentation.
+"""Images and labels, and texts: data sets, the order of batches, augmentation.
 
 A small data set is held in memory as NumPy arrays of raw pixels; crop, flip and
 normalization run inside the compiled step. One as large as ImageNet stays on disk:
@@ -22,3 +22,10 @@ from .images import eval_images as eval_images
 from .images import train_images as train_images
 from .sources import NAMES as NAMES
 from .sources import load as load
+from .text import Text as Text
+from .text import read_text as read_text
+from .text_batches import held_out_batches as held_out_batches
+from .text_batches import text_batches as text_batches
+from .text_batches import text_steps as text_steps
+from .vocabulary import TOKEN_KINDS as TOKEN_KINDS
+from .vocabulary import Vocabulary as Vocabulary

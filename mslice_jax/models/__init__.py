@@ -1,6 +1,8 @@
 """The zoo: plain Flax networks that know nothing of slicing, one family a file."""
 
 from . import vit_nnx as vit_nnx
+from .decoder import Decoder as Decoder
+from .generation import generate as generate
 from .imagenet_resnet import ImageNetResNet as ImageNetResNet
 from .imagenet_resnet import resnet18 as resnet18
 from .imagenet_resnet import resnet34 as resnet34
@@ -21,6 +23,9 @@ from .inception import GoogLeNetOutputs as GoogLeNetOutputs
 from .inception import googlenet as googlenet
 from .mobilenet import MobileNetV2 as MobileNetV2
 from .mobilenet import mobilenet_v2 as mobilenet_v2
+from .recurrent import RecurrentLM as RecurrentLM
+from .recurrent import gru_lm as gru_lm
+from .recurrent import lstm_lm as lstm_lm
 from .resnet import CifarResNet as CifarResNet
 from .torch_export import TorchExport as TorchExport
 from .torch_export import export_torch as export_torch

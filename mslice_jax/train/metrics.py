@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from ..cpu.compilation import jit
 from ..data import eval_batches
 from ..sliceable import Sliceable, slice_apply
+from .state import with_variables
 from .task import Task, as_arguments
 
 Evaluate = Callable[[Sliceable], Mapping[float, Any]]
@@ -96,6 +97,7 @@ def evaluate_task(
     *,
     normalize: Callable[[Any], Any] = lambda inputs: inputs,
     call_kwargs: Mapping[str, Any] | None = None,
+    carry: Sequence[str] = (),
 ) -> Callable[[Sliceable], dict[float, dict[str, float]]]:
     """Build ``evaluate(net) -> {rate: {"loss": ..., metric: ...}}`` of a task.
 
@@ -107,6 +109,8 @@ def evaluate_task(
       task: the one of `make_train_step`.
       normalize: raw inputs -> inputs that the network takes.
       call_kwargs: what else the network's call takes in evaluation.
+      carry: collections that every rate carries from batch to batch for itself, as in
+        `TrainState.create`; each evaluation begins with what the network holds.
 
     Raises:
       ValueError: if there is nothing to evaluate.
@@ -116,11 +120,16 @@ def evaluate_task(
       ``evaluate(state.eval_net)[1.0]["perplexity"]``
     """
     call = dict(call_kwargs or {})
+    if carry:
+        call["mutable"] = list(carry)
 
     @functools.partial(jit, static_argnames="rate")
-    def measured(net: Sliceable, batch: Any, *, rate: float) -> Any:
+    def measured(net: Sliceable, carried: Any, batch: Any, *, rate: float) -> Any:
         given = as_arguments(normalize(task.inputs(batch)))
-        outputs = net(rate, *given.args, **{**given.kwargs, **call})
+        whole = with_variables(net, carried) if carry else net
+        outputs = whole(rate, *given.args, **{**given.kwargs, **call})
+        if carry:
+            outputs, carried = outputs
         targets = task.targets(batch)
         results = {
             "loss": task.loss(outputs, targets),
@@ -132,10 +141,11 @@ def evaluate_task(
         else:
             count = jnp.sum(task.weights(targets))
         # Padding may be NaN, and 0 times NaN is NaN.
-        return {
+        sums = {
             name: jnp.where(count > 0, value * count.astype(value.dtype), 0)
             for name, value in results.items()
-        }, count
+        }
+        return (sums, count), carried
 
     def evaluate(net: Sliceable) -> dict[float, dict[str, float]]:
         totals: dict[float, dict[str, float]] = {rate: {} for rate in net.rates}
@@ -149,9 +159,15 @@ def evaluate_task(
                     totals[rate][name] = so_far + float(value)
 
         last: dict[float, Any] = {}
+        start = {name: net.variables[name] for name in carry}
+        carried = dict.fromkeys(net.rates, start)
         for batch in batches():
             batch = jax.tree.map(jnp.asarray, batch)
-            now = {rate: measured(net, batch, rate=rate) for rate in net.rates}
+            now = {}
+            for rate in net.rates:
+                now[rate], carried[rate] = measured(
+                    net, carried[rate], batch, rate=rate
+                )
             add(last)  # one batch late, see `evaluate_on`
             last = now
         add(last)

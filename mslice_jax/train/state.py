@@ -87,9 +87,12 @@ class TrainState:
           key: of all that is random in the run.
           average: whether the state holds a moving average of the weights.
           carry: collections of `net.variables` that every rate carries from batch to
-            batch for itself, such as the hidden state of a recurrent network. Others
-            (batch statistics) go through the rates of a step in their order. Each rate
-            begins with what `net.variables` holds.
+            batch for itself, such as the hidden state of a recurrent network: in
+            evaluation a rate meets the states that it has made, and a prefix of a wider
+            one's would be others. A rate that a step leaves out keeps its state, of a
+            few batches before. Other collections (batch statistics) go through the
+            rates of a step in their order. Each rate begins with what `net.variables`
+            holds.
           loss_scale: from `LossScale.start`; float16 needs one.
 
         Raises:

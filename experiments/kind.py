@@ -1,0 +1,135 @@
+"""What a recipe has to know of its data: images, or text. A contract and two citizens.
+
+`recipe`, `prepare` and `evaluate` are the same for both; what differs stands here, and
+in `images.py` and `text.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from flax import linen as nn
+
+import mslice_jax as ms
+from mslice_jax.profile import RateProfile
+from mslice_jax.train import Batch
+
+from .measure import Numbers, Quantity
+from .settings import Training
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How fast a run is, in words.
+
+    Attributes:
+      what: what is counted, such as "images".
+      each: how many of them an example is.
+    """
+
+    what: str
+    each: int = 1
+
+
+class Kind(Protocol):
+    """A kind of data. Methods raise ValueError for what does not fit."""
+
+    @property
+    def settings(self) -> type[Training]:
+        """The class of its flags."""
+        ...
+
+    @property
+    def quantity(self) -> Quantity:
+        """What is measured on held-out examples, and shown."""
+        ...
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Files that `draw` writes."""
+        ...
+
+    def defaults(self, recipe: Any, settings: Any) -> Any:
+        """A dataclass of what stands for flags that are not given."""
+        ...
+
+    def check(self, recipe: Any, settings: Any) -> None:
+        """All checks of resolved settings that need no data."""
+        ...
+
+    def load(self, settings: Any, *, run: Path | None = None) -> Any:
+        """The data; of a `run` in a folder that goes on with what it kept of it."""
+        ...
+
+    def steps_per_epoch(self, settings: Any, dataset: Any) -> int:
+        """Batches an epoch."""
+        ...
+
+    def network(
+        self, recipe: Any, settings: Any, dataset: Any
+    ) -> tuple[ms.Sliceable, str]:
+        """The network at its start, and its name."""
+        ...
+
+    def step(self, settings: Any, dataset: Any) -> dict[str, Any]:
+        """Arguments of `make_train_step` that belong to the data."""
+        ...
+
+    def carry(self, settings: Any) -> tuple[str, ...]:
+        """Collections that are carried from batch to batch."""
+        ...
+
+    def batches(
+        self, settings: Any, dataset: Any, *, start: int, host: tuple[int, int]
+    ) -> Iterator[Batch]:
+        """This host's part of the batches of the steps start, start + 1, ..."""
+        ...
+
+    def blank(self, settings: Any, dataset: Any, size: int) -> Batch:
+        """A batch of `size` examples that mean nothing, to compile with."""
+        ...
+
+    def pace(self, settings: Any) -> Pace:
+        """In which unit the speed is shown."""
+        ...
+
+    def measurement(
+        self, settings: Any, dataset: Any
+    ) -> Callable[[ms.Sliceable], Numbers]:
+        """What is measured on held-out examples."""
+        ...
+
+    def keep(self, dataset: Any, workdir: Path) -> None:
+        """Writes what belongs to the network besides its weights."""
+        ...
+
+    def shipped(
+        self, recipe: Any, settings: Any, dataset: Any, net: ms.Sliceable
+    ) -> ms.Sliceable:
+        """The trained network as it is saved."""
+        ...
+
+    def example(self, settings: Any, dataset: Any) -> Any:
+        """One input, for what a call costs."""
+        ...
+
+    def draw(
+        self,
+        workdir: Path,
+        numbers: Numbers,
+        profiles: Mapping[float, RateProfile],
+        title: str,
+    ) -> None:
+        """Writes the pictures."""
+        ...
+
+
+def initialize(model: nn.Module, key: jax.Array, inputs: Any) -> dict[str, Any]:
+    """Fresh variables, in one compiled program."""
+    # It runs once: LLVM would take six seconds to optimize it, and takes one not to.
+    quick = {"xla_backend_optimization_level": 0}
+    options = quick if jax.default_backend() == "cpu" else None
+    init = jax.jit(model.init, compiler_options=options)
+    return init(key, inputs)
