@@ -133,11 +133,12 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(
 def test_a_decoder_is_trained_too(capsys, tmp_path, song):
     args = "--model decoder --heads 4 --kv-heads 2 --layers 2 --scan --tokens words"
     args = [*args.split(), "--vocabulary", 20, "--batch-size", 4, "--length", 8]
-    code, screen, error = run(capsys, tmp_path, *args, "--text", song)
+    args += ["--epochs", 5, "--lr", 0.03, "--text", song]
+    code, screen, error = run(capsys, tmp_path, *args)
     assert code == 0, error
     assert "decoder of 2 x 8 on Text(song.txt: 440 training" in screen
     perplexities = [v["perplexity"] for v in summary(tmp_path)["rates"].values()]
-    assert all(1 < x < 25 for x in perplexities)
+    assert all(1 < x < 10 for x in perplexities)  # 20 for who knows nothing
 
 
 @pytest.mark.parametrize(
