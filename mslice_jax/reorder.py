@@ -21,6 +21,7 @@ from .core.plan import WidthPlan
 from .importance import Scores, importance
 from .sliceable import Sliceable, check_full
 
+
 def reorder(
     net: Sliceable,
     by: str | Mapping[str, Any] = "l1",

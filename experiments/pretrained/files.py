@@ -91,13 +91,13 @@ def collect(
                 of_kind += 1
     if unreadable > UNREADABLE * tried:
         raise ValueError(
-            f"{unreadable} of {tried} files in {', '.join(map(str, folders))} cannot be "
-            "read. Choose folders of your own with --files."
+            f"{unreadable} of {tried} files in {', '.join(map(str, folders))} cannot "
+            "be read. Choose folders of your own with --files."
         )
     if not found:
         raise ValueError(
-            f"no file of a known type in {', '.join(map(str, folders))}; extensions are "
-            f"{', '.join(sorted(by_extension)[:8])}, ..."
+            f"no file of a known type in {', '.join(map(str, folders))}; extensions "
+            f"are {', '.join(sorted(by_extension)[:8])}, ..."
         )
     if at_most is not None and at_most < len(found):
         keep = rng.permutation(len(found))[:at_most]

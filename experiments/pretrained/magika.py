@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from .files import Files
+from .subject import Subject, split
+
 BYTES = 1024  # taken from the beginning of a file, and as many from its end
 BLOCK = 4096  # in which they are looked for, behind or before white space
 PADDING = 256  # the token where a file is too short
@@ -105,8 +108,9 @@ def weights(path: Path) -> Any:
         found = [arrays[n] for n in names if n in arrays and arrays[n].size > 1]
         if len(found) != 1 or found[0].size != np.prod(shape):
             raise ValueError(
-                f"expected the ONNX file of magika's standard_v3_3, with weights of "
-                f"shape {shape} at {output!r}; got {[x.shape for x in found]} in {path}."
+                "expected the ONNX file of magika's standard_v3_3, with weights of "
+                f"shape {shape} at {output!r}; got {[x.shape for x in found]} in "
+                f"{path}."
             )
         return found[0].reshape(shape)
 
@@ -164,3 +168,18 @@ def read(path: Path) -> np.ndarray | None:
         file.seek(max(0, size - BLOCK))
         found = tokens(first, file.read(BLOCK))
     return None if found[7] == PADDING else found
+
+
+def subject(found: Files, known: Original, *, held_out: int, seed: int) -> Subject:
+    """The network on files."""
+    kinds = len(np.unique(found.labels))
+    return Subject(
+        name="magika",
+        model=Magika(),
+        variables=known.variables,
+        notes=(
+            f"{len(found.labels):,} different files of {kinds} types; "
+            f"{found.unreadable} could not be read, and were left out.",
+        ),
+        **split(found.inputs, found.labels, held_out=held_out, seed=seed),
+    )

@@ -1,4 +1,4 @@
-"""What runs along the units of a program: the activations that its contractions sum over.
+"""What runs along the units of a program: the activations that it sums over.
 
 The program that was read is run at full width, and beside it the mean square is taken
 of every value that a unit is summed over in: what a dense layer, a convolution or an
@@ -320,7 +320,14 @@ def _ragged_dot(n: Narrow, a: Any, b: Any, _: Any) -> Any:
     numbers = n.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
     over_a, over_b = numbers[0]
     axes = n.axes(n.eqn.invars[0])
-    yield "contracted", 0, (_squares(a, over_a), _squares(b, over_b)), [axes[i] for i in over_a], 0, ()
+    yield (
+        "contracted",
+        0,
+        (_squares(a, over_a), _squares(b, over_b)),
+        [axes[i] for i in over_a],
+        0,
+        (),
+    )
 
 
 def _conv(n: Narrow, a: Any, b: Any) -> Any:
@@ -338,7 +345,14 @@ def _conv(n: Narrow, a: Any, b: Any) -> Any:
 def _reduce(n: Narrow, x: Any) -> Any:
     over, axes = n.params["axes"], n.axes(n.eqn.invars[0])
     squares = _squares(x, over)
-    yield "reduced", 0, (squares, jnp.ones_like(squares)), [axes[i] for i in over], 0, ()
+    yield (
+        "reduced",
+        0,
+        (squares, jnp.ones_like(squares)),
+        [axes[i] for i in over],
+        0,
+        (),
+    )
 
 
 SUMMED: dict[str, Callable[..., Any]] = {

@@ -134,6 +134,7 @@ def _narrow_while(n: Narrow, *operands: Any) -> Any:
     conds, bodies = n.params["cond_nconsts"], n.params["body_nconsts"]
     for_cond = operands[:conds]
     for_body = operands[conds : conds + bodies]
+
     def going(carry: Any) -> Any:
         return n.call(0, *for_cond, *carry)[0]
 
