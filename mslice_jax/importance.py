@@ -40,7 +40,8 @@ def importance(
     analysed, at full width: of every product with weights (dense layers, convolutions,
     attention, also inside of loops and branches) the root mean square of what goes in
     along the group, over all examples and positions. So they hold for channels, heads,
-    gates and experts alike. Where a group goes into several, each counts the same.
+    gates and experts alike. Of a group that goes into several products 'activations'
+    are those of all of them, and what is multiplied with weights is added up.
 
     Args:
       net: a network at full width.
@@ -110,6 +111,8 @@ def _by_activations(
         inputs = batch if isinstance(batch, tuple) else (batch,)
         call, arrays = Call.split(inputs, call_kwargs)
         count = len(Call.split(inputs, {})[1])
+        if any(0 in x.shape for x in arrays[:count]):
+            raise ValueError(f"batch {number} (the first is 0) has no examples.")
         found = activations(net.definition, call, net.variables, arrays, count)
         found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
         for (group, *_), sums in found.items():
@@ -118,8 +121,6 @@ def _by_activations(
                     f"activations along the group {group!r} are not finite in batch "
                     f"{number} (the first is 0)."
                 )
-            if not sums.count.all():
-                raise ValueError(f"batch {number} (the first is 0) has no examples.")
         total = found if total is None else add(total, found)
     if total is None:
         raise ValueError(f"by={by!r} needs batches=, at least one; got none.")
@@ -129,15 +130,13 @@ def _by_activations(
         # Reductions tell where a group goes into no product: a maximum over units, say.
         how = {key[1] for key in places}
         how = "contracted" if "contracted" in how else "reduced"
-        of_each = [
-            (sums.products if by != RUNS[0] else sums.squares) / sums.count
-            for key, sums in places.items()
-            if key[1] == how
-        ]
-        for squares in of_each:
-            mean = squares.mean() if len(of_each) > 1 else 1.0
-            scores[name] += squares / mean if mean > 0 else squares
-        scores[name] = np.sqrt(scores[name])
+        of_each = [sums for (_, kind, _), sums in places.items() if kind == how]
+        if by == RUNS[0]:
+            counts = sum(sums.count for sums in of_each)
+            squares = sum(sums.squares for sums in of_each) / np.maximum(counts, 1)
+        else:  # of each product what it adds to its results; of a branch not taken 0
+            squares = sum(s.products / np.maximum(s.count, 1) for s in of_each)
+        scores[name] += np.sqrt(squares)
     return scores
 
 

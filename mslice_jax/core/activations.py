@@ -240,7 +240,10 @@ def _shard_map(n: Narrow, children: Any, xs: Any, reached: Any) -> Any:
 
     def body(*xs: Any) -> Any:
         outs, found = children[0](xs, reached)
-        return tuple(outs), jax.tree.map(lambda x: lax.psum(x, names), found)
+        # Sums that are the same everywhere are counted once for each device.
+        here = 0.0 * lax.axis_index(names)
+        found = jax.tree.map(lambda x: lax.psum(x + here, names), found)
+        return tuple(outs), found
 
     outs, found = jax.shard_map(
         body,
@@ -248,7 +251,7 @@ def _shard_map(n: Narrow, children: Any, xs: Any, reached: Any) -> Any:
         in_specs=tuple(n.params["in_specs"]),
         out_specs=(tuple(n.params["out_specs"]), PartitionSpec()),
         axis_names=n.params["newly_manual_axes"],
-        check_vma=False,
+        check_vma=n.params["check_vma"],
     )(*xs)
     return list(outs), found
 
