@@ -58,6 +58,7 @@ class Settings:
       per_type: for magika: how many files of a type are taken at most.
       at_most: how many examples are used in all.
       held_out: of these, how many are held out.
+      epochs, widen: for resnet: how long it is trained, and its width.
       seeds: each splits the examples anew, and distils anew.
       rates: the slice rates.
       order_examples: unlabelled training examples that the units are ordered by.
@@ -73,6 +74,8 @@ class Settings:
     per_type: int = 200
     at_most: int | None = None
     held_out: int | None = None
+    epochs: int = 8
+    widen: int = 2
     seeds: tuple[int, ...] = (0,)
     rates: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     order_examples: int = 256
@@ -91,7 +94,13 @@ def subjects(settings: Settings) -> Callable[[int], Subject]:
     if settings.network == "resnet":
         from .pretrained import digits
 
-        return lambda seed: digits.subject(held_out=held_out or 400, seed=seed)
+        return lambda seed: digits.subject(
+            held_out=held_out or 400,
+            seed=seed,
+            at_most=settings.at_most,
+            epochs=settings.epochs,
+            widen=settings.widen,
+        )
     if settings.network == "g2p":
         from .pretrained import g2p
 
@@ -209,7 +218,8 @@ def distilled(
     task = Task(loss=lambda y, t: soft.loss(y, *t), metrics={}, weights=lambda t: t[1])
     state = TrainState.create(net, optimizer, key=jax.random.key(seed))
     step = make_train_step(optimizer, task=task)
-    schedule = schedules.random_min_max(settings.rates, seed=seed)
+    drawn = min(1, len(settings.rates) - 2)
+    schedule = schedules.random_min_max(settings.rates, k=drawn, seed=seed)
     rng, n = np.random.default_rng(seed), len(subject.train_inputs)
     counts = (subject.train_labels >= 0).astype(np.float32)
     order = np.concatenate(

@@ -14,12 +14,15 @@ from .subject import Subject, split
 BATCH = 32
 
 
-def subject(*, held_out: int, seed: int, epochs: int = 8, widen: int = 2) -> Subject:
+def subject(
+    *, held_out: int, seed: int, at_most: int | None, epochs: int, widen: int
+) -> Subject:
     """Trains ResNet-8 for some epochs, and gives it as a network that somebody had."""
     digits = data.load("digits")
     images = np.concatenate([digits.x_train, digits.x_test])
     labels = np.concatenate([digits.y_train, digits.y_test])
     inputs = ((images - digits.mean) / digits.std).astype(np.float32)
+    inputs, labels = inputs[:at_most], labels[:at_most]
     parts = split(inputs, labels, held_out=held_out, seed=seed)
     model = CifarResNet(depth=8, widen=widen, num_classes=10)
     x, y = parts["train_inputs"], parts["train_labels"]
@@ -39,6 +42,6 @@ def subject(*, held_out: int, seed: int, epochs: int = 8, widen: int = 2) -> Sub
         model=model,
         variables=state.net.variables,
         batch_norms=True,
-        notes=(f"{len(images):,} digits; {epochs} epochs at full width.",),
+        notes=(f"{len(inputs):,} digits; {epochs} epochs at full width.",),
         **parts,
     )
