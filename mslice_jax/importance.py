@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .core.activations import Found, activations, add
+from .core.activations import activations
 from .core.axes import groups_in, owners
 from .core.call import Call
 from .core.plan import WidthPlan
+from .core.summed import Found, add
 from .sliceable import Sliceable, check_full
 
 Scores = dict[str, np.ndarray]

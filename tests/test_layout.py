@@ -35,7 +35,7 @@ ORDER = {
         {"rates", "axes"},
         {"solver", "growth"},
         {"rules"},
-        {"counts", "groups", "reading", "forms"},
+        {"counts", "groups", "reading", "forms", "summed"},
         {"analysis", "settings"},
         {"plan", "evaluate", "flops", "call", "function"},
         {"tracing"},

@@ -12,8 +12,10 @@ import pytest
 
 from experiments import upgrade_pretrained
 from experiments.pretrained import files, g2p, magika
+from experiments.pretrained.outcome import interval
+from experiments.pretrained.steps import hits
 from experiments.pretrained.subject import Subject, split
-from experiments.upgrade_pretrained import hits, interval, main
+from experiments.upgrade_pretrained import main
 
 rng = np.random.default_rng(0)
 
@@ -154,7 +156,7 @@ def test_command(tmp_path, monkeypatch, capsys):
         "as it is", "calibrated", "by l1", "by taylor", "by activations",
         "by activations x weights", "distilled",
     ]  # fmt: skip
-    assert found["rows"]["by l1"]["1"]["agreement"] == [1.0, 1.0]
+    assert found["rows"]["by l1"]["1.0"]["agreement"] == [1.0, 1.0]
     assert all(0 <= a <= 1 for a in found["rows"]["distilled"]["0.5"]["accuracy"])
     assert [d["seed"] for d in found["differences"]] == [0, 1, 0, 1]
     assert (tmp_path / "run" / "accuracy_over_rates.png").stat().st_size > 1000

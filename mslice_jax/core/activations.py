@@ -1,25 +1,23 @@
 """What runs along the units of a program: the activations that it sums over.
 
 The program that was read is run at full width, and beside it the mean square is taken
-of every value that a unit is summed over in: what a dense layer, a convolution or an
-attention takes in, along the axes that narrow. That is the last form of an activation,
-after norm, nonlinearity, gate and mask, and all that a unit passes on. Sums leave loops
-and branches as further results of these. Only what depends on the inputs counts.
+of every value that is summed over units (`summed`). Sums leave loops and branches as
+further results of these, so one pass is enough, and nothing else of it is kept. Only
+what depends on the inputs counts.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.extend import core
 from jax.sharding import PartitionSpec
 
 from .analysis import Analysis
-from .axes import FULL, groups_in, owners
+from .axes import FULL
 from .call import Call
 from .definition import Definition, unkeyed_settings
 from .evaluate import evaluate
@@ -27,32 +25,7 @@ from .rules import NO_RULE, RULES, Frame, Narrow
 from .rules.folding import FOLDED, is_folded
 from .rules.loops import counts_of_scan, still, switch
 from .run import program_of
-
-
-class Sums(NamedTuple):
-    """What was added up of one value along a group, by index.
-
-    Attributes:
-      squares: (size,) of the activations.
-      products: (size,) the same, times the squares of what they are contracted with.
-      count: (size,) how many activations there were.
-    """
-
-    squares: Any
-    products: Any
-    count: Any
-
-
-Place: TypeAlias = tuple[str, str, tuple[int, ...]]
-"""A group, whether the value is "contracted" or "reduced" along it, and where."""
-
-Found: TypeAlias = dict[Place, Sums]
-
-
-def add(a: Found, b: Found) -> Found:
-    """The sums of two runs, also of what only one of them has."""
-    both = {key: jax.tree.map(jnp.add, a[key], b[key]) for key in a.keys() & b.keys()}
-    return {**a, **b, **both}
+from .summed import Found, add, sums_of
 
 
 class Watch:
@@ -112,7 +85,7 @@ class Watch:
                 with eqn.ctx.manager:
                     outs = (FOLDED if folded else rule).narrow(narrow, *xs)
                 if any(which):
-                    found |= _found(narrow, xs, which, here)
+                    found |= sums_of(narrow, xs, which, here)
             if not isinstance(outs, (list, tuple)):
                 outs = [outs]
             env.update(zip(eqn.outvars, outs, strict=True))
@@ -264,109 +237,6 @@ CALLS: dict[str, Callable[..., Any]] = {
     "custom_linear_solve": _unwatched,
 }
 """Equations that call something; those not named here are calls."""
-
-
-def _found(n: Narrow, xs: Any, reached: Sequence[bool], at: tuple[int, ...]) -> Found:
-    """The sums of an equation that sums over units; nothing of another."""
-    look = SUMMED.get(n.eqn.primitive.name)
-    found: Found = {}
-    for how, operand, with_, axes, leading, apart in look(n, *xs) if look else ():
-        if not reached[operand]:
-            continue
-        x, y = with_
-        over = tuple(range(leading))
-        squares, products = x.sum(over), (x * y).sum(over)
-        for i, axis in enumerate(axes):
-            rest = tuple(j for j in range(len(axes)) if j != i)
-            for group in dict.fromkeys(groups_in(axis)):
-                if group in apart:
-                    continue
-                owner = owners(axis, group)
-                each = xs[operand].size / len(owner)
-                size = n.analysis.groups[group].size
-                place = group, how, (*at, operand, i)
-                found[place] = Sums(
-                    _by_index(squares.sum(rest), owner, size),
-                    _by_index(products.sum(rest), owner, size),
-                    jnp.asarray(
-                        each * np.bincount(owner[owner >= 0], minlength=size),
-                        jnp.float32,
-                    ),
-                )
-    return found
-
-
-def _by_index(along: Any, owner: np.ndarray, size: int) -> Any:
-    """Entries along an axis added up by the index that they belong to."""
-    if np.array_equal(owner, np.arange(size)):
-        return along
-    return jnp.zeros(size, along.dtype).at[owner[owner >= 0]].add(along[owner >= 0])
-
-
-def _squares(x: Any, keep: Sequence[int]) -> Any:
-    """Squares summed over all axes but those to keep, which come in this order."""
-    x = jnp.abs(x)
-    x = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    x = x.sum([i for i in range(x.ndim) if i not in keep])
-    return x.transpose([sorted(keep).index(i) for i in keep])
-
-
-def _dot(n: Narrow, a: Any, b: Any) -> Any:
-    (over_a, over_b), (batch_a, batch_b) = n.params["dimension_numbers"]
-    pair = _squares(a, [*batch_a, *over_a]), _squares(b, [*batch_b, *over_b])
-    for operand, (over, with_) in enumerate(((over_a, pair), (over_b, pair[::-1]))):
-        axes = n.axes(n.eqn.invars[operand])
-        yield "contracted", operand, with_, [axes[i] for i in over], len(batch_a), ()
-
-
-def _ragged_dot(n: Narrow, a: Any, b: Any, _: Any) -> Any:
-    numbers = n.params["ragged_dot_dimension_numbers"].dot_dimension_numbers
-    over_a, over_b = numbers[0]
-    axes = n.axes(n.eqn.invars[0])
-    yield (
-        "contracted",
-        0,
-        (_squares(a, over_a), _squares(b, over_b)),
-        [axes[i] for i in over_a],
-        0,
-        (),
-    )
-
-
-def _conv(n: Narrow, a: Any, b: Any) -> Any:
-    numbers, groups = n.params["dimension_numbers"], n.params["feature_group_count"]
-    features = numbers.lhs_spec[1]
-    filters, taken = numbers.rhs_spec[:2]
-    weights = _squares(b, [filters, taken])
-    weights = weights.reshape(groups, -1, weights.shape[1]).sum(1).reshape(-1)
-    axis = n.axes(n.eqn.invars[0])[features]
-    # The groups of a convolution are still there in what comes out.
-    apart = groups_in(n.analysis.axes([n.note[1]])[0]) if groups > 1 else ()
-    yield "contracted", 0, (_squares(a, [features]), weights), [axis], 0, apart
-
-
-def _reduce(n: Narrow, x: Any) -> Any:
-    over, axes = n.params["axes"], n.axes(n.eqn.invars[0])
-    squares = _squares(x, over)
-    yield (
-        "reduced",
-        0,
-        (squares, jnp.ones_like(squares)),
-        [axes[i] for i in over],
-        0,
-        (),
-    )
-
-
-SUMMED: dict[str, Callable[..., Any]] = {
-    "dot_general": _dot,
-    "ragged_dot_general": _ragged_dot,
-    "conv_general_dilated": _conv,
-    "reduce_sum": _reduce,
-    "reduce_max": _reduce,
-    "reduce_min": _reduce,
-    "reduce_prod": _reduce,
-}
 
 
 def activations(
