@@ -338,14 +338,22 @@ def test_batch_norms_and_random_streams():
     assert not net.variables["batch_stats"]["BatchNorm_0"]["mean"].any()
 
 
-def test_shared_over_devices():
+@pytest.mark.parametrize("turns", [0, 2])
+def test_shared_over_devices(turns):
     if jax.device_count() < 4:
         pytest.skip("needs four devices")
     mesh = jax.make_mesh((2, 2), ("x", "y"), (AxisType.Auto, AxisType.Auto))
     p = {"a": W["a"], "b": normal(16, 3)}
 
     def body(p: Any, x: jax.Array) -> jax.Array:
-        return lax.psum(jnp.tanh(x @ p["a"]) @ p["b"], "y")
+        y = jnp.tanh(x @ p["a"]) @ p["b"]
+        if turns:
+
+            def turn(y: jax.Array, _: None) -> Any:
+                return 0.5 * y + jnp.tanh(x @ p["a"]) @ p["b"], None
+
+            y, _ = lax.scan(turn, y, length=turns)
+        return lax.psum(y, "y")
 
     apply = jax.shard_map(
         body,
@@ -375,7 +383,7 @@ def test_planted_units_are_found():
         assert_close(ms.slice_apply(new, X, 0.5), expected)
 
 
-SAMPLE = ("preactivation_basic", "attention_reshape", "lstm_optimized", "mixture")
+SAMPLE = ("decoder_reshape", "mixture")
 
 
 @pytest.mark.parametrize(
@@ -427,3 +435,11 @@ def test_the_whole_network_is_asked_for():
     small = ms.extract(ms.upgrade(mlp, W, X, rates=RATES), 0.5)
     with pytest.raises(ValueError, match="importance expects the full network"):
         ms.importance(small, batches=[random_inputs(4, 5)])
+
+
+def test_norms_of_the_widest_rate():
+    """Full width has the norms of the widest rate that was declared."""
+    variables = Normed().init(jax.random.key(0), X)
+    net = ms.upgrade(Normed(), variables, X, rates=RATES, norm="switchable")
+    narrow = ms.upgrade(Normed(), variables, X, rates=(0.25, 0.5), norm="switchable")
+    check(ms.importance(narrow, batches=[X]), ms.importance(net, batches=[X]))

@@ -7,7 +7,7 @@ what depends on the inputs counts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -136,7 +136,13 @@ class _Child:
         """The sums before the first turn."""
         types = [var.aval for var in self.frame.jaxpr.invars]
         types = jax.eval_shape(lambda *xs: self(xs, reached)[1], *types)
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), types)
+        zero = _zero(jax.sharding.get_abstract_mesh().manual_axes)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero, types)
+
+
+def _zero(names: Sequence[str]) -> Any:
+    """Zero; inside of shard_map one that counts as different on every device."""
+    return jnp.float32(0.0) * lax.axis_index(tuple(names)) if names else 0.0
 
 
 def _inline(_: Narrow, children: Any, xs: Any, reached: Any) -> Any:
@@ -214,8 +220,7 @@ def _shard_map(n: Narrow, children: Any, xs: Any, reached: Any) -> Any:
     def body(*xs: Any) -> Any:
         outs, found = children[0](xs, reached)
         # Sums that are the same everywhere are counted once for each device.
-        here = 0.0 * lax.axis_index(names)
-        found = jax.tree.map(lambda x: lax.psum(x + here, names), found)
+        found = jax.tree.map(lambda x: lax.psum(x + _zero(names), names), found)
         return tuple(outs), found
 
     outs, found = jax.shard_map(
@@ -264,7 +269,9 @@ def _activations(
     definition: Definition, call: Call, inputs: int, variables: Any, arrays: Any
 ) -> Found:
     full = definition.plan.full
-    program = program_of(definition, full, full, call, variables, arrays)
+    # Of norms with a set for each rate those of the widest are at full width.
+    widest = replace(full, rate=definition.plan.rates[-1])
+    program = program_of(definition, widest, full, call, variables, arrays)
     leaves = jax.tree.leaves(variables)
     reached = [False] * len(leaves) + [i < inputs for i in range(len(arrays))]
     watch = Watch(program.analysis)
