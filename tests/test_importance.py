@@ -383,7 +383,7 @@ def test_planted_units_are_found():
         assert_close(ms.slice_apply(new, X, 0.5), expected)
 
 
-SAMPLE = ("decoder_reshape", "mixture")
+SAMPLE = ("decoder_reshape", "mixture_of_experts")
 
 
 @pytest.mark.parametrize(
