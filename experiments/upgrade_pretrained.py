@@ -85,7 +85,7 @@ class Settings:
     order: Literal["none", "l1", "taylor", "activations", "activations x weights"] = (
         "activations"
     )
-    steps: int = 150
+    steps: int = 400
     batch_size: int = 32
     lr: float = 1e-3
     workdir: Path | None = None
@@ -133,12 +133,12 @@ def measure(
 ) -> tuple[Scores, Scores, float]:
     """All rows of one seed: accuracy, agreement, and the seconds of distillation."""
     predict = Predictions(subject.call)
-    x, labels = subject.test_inputs, subject.test_labels
+    x, labels = subject.examples.test_inputs, subject.examples.test_labels
     counts = labels >= 0
     net = ms.upgrade(
         subject.model,
         subject.variables,
-        subject.train_inputs[:2],
+        subject.examples.train_inputs[:2],
         rates=settings.rates,
         **subject.call,
     )
@@ -158,14 +158,14 @@ def measure(
     def ready(net: ms.Sliceable) -> ms.Sliceable:
         if not subject.batch_norms:
             return net
-        return ms.calibrate(net, [subject.train_inputs[:512]], **subject.call)
+        return ms.calibrate(net, [subject.examples.train_inputs[:512]], **subject.call)
 
     row(AS_IS, net, new=False)
     if subject.batch_norms:
         row(CALIBRATED, ready(net), new=False)
     with busy(console, "Asking the original what it says of the training examples"):
         asked = None if settings.steps else settings.order_examples
-        taught = predict.logits(net, subject.train_inputs[:asked], 1.0)
+        taught = predict.logits(net, subject.examples.train_inputs[:asked], 1.0)
 
     def put_in_order(by: str) -> ms.Sliceable:
         return ordered(

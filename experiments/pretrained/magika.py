@@ -7,6 +7,7 @@ all positions, and a dense layer to 214 types.
 """
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -94,11 +95,9 @@ def original() -> Original:
 
 def weights(path: Path) -> Any:
     """The variables of `Magika` from its ONNX file."""
-    import onnx
-    from onnx import numpy_helper
-
+    onnx = importlib.import_module("onnx")  # an optional package
     graph = onnx.load(path).graph
-    arrays = {x.name: numpy_helper.to_array(x) for x in graph.initializer}
+    arrays = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
     made = {node.output[0]: node for node in graph.node}
 
     def operand(output: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -181,5 +180,5 @@ def subject(found: Files, known: Original, *, held_out: int, seed: int) -> Subje
             f"{len(found.labels):,} different files of {kinds} types; "
             f"{found.unreadable} could not be read, and were left out.",
         ),
-        **split(found.inputs, found.labels, held_out=held_out, seed=seed),
+        examples=split(found.inputs, found.labels, held_out=held_out, seed=seed),
     )

@@ -65,7 +65,7 @@ def ordered(
       examples: how many of these are looked at.
       batch_size: in batches of so many.
     """
-    x = subject.train_inputs[:examples]
+    x = subject.examples.train_inputs[:examples]
     parts = range(0, len(x), batch_size)
     if by == "none":
         return net
@@ -115,13 +115,13 @@ def distilled(
     step = make_train_step(optimizer, task=task)
     drawn = min(1, len(net.rates) - 2)
     schedule = schedules.random_min_max(net.rates, k=drawn, seed=seed)
-    rng, n = np.random.default_rng(seed), len(subject.train_inputs)
-    counts = (subject.train_labels >= 0).astype(np.float32)
+    rng, n = np.random.default_rng(seed), len(subject.examples.train_inputs)
+    counts = (subject.examples.train_labels >= 0).astype(np.float32)
     order = np.concatenate(
         [rng.permutation(n) for _ in range(steps * batch_size // n + 1)]
     )
     for number in range(steps):
         i = order[number * batch_size :][:batch_size]
-        batch = subject.train_inputs[i], (taught[i], counts[i])
+        batch = subject.examples.train_inputs[i], (taught[i], counts[i])
         state, _ = step(state, batch, schedule(number))
     return state.net
