@@ -11,6 +11,7 @@ from .core.counts import NumberWarning as NumberWarning
 from .core.errors import PlanError as PlanError
 from .core.errors import RateError as RateError
 from .cpu.compilation import jit as jit
+from .importance import importance as importance
 from .reorder import reorder as reorder
 from .report import Report as Report
 from .report import report as report
@@ -52,6 +53,7 @@ __all__ = [
     "calibrate",
     "data",
     "extract",
+    "importance",
     "jit",
     "load",
     "models",

@@ -3,9 +3,7 @@
 A rate keeps the leading indices of every width group. A network that was trained at
 full width alone has its important channels anywhere; `reorder` sorts the indices of
 each group, consistently over all arrays that it runs through, so that the network
-computes what it did and a rate drops what matters least. Once-for-all (Cai et al.,
-ICLR 2020, section 3.3) sorts channels by the L1 norm of their weights; gradient times
-weight is the first-order Taylor criterion (Molchanov et al., CVPR 2019).
+computes what it did and a rate drops what matters least (`importance`).
 """
 
 import warnings
@@ -13,21 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .adapters.modules import ModuleFunction
 from .adapters.norms import NormWarning
-from .core.axes import groups_in, owners
 from .core.errors import PlanError
 from .core.patterns import Patterns, as_patterns, names_group, no_match
 from .core.plan import WidthPlan
+from .importance import Scores, importance
 from .sliceable import Sliceable, check_full
-
-Scores = dict[str, np.ndarray]
-"""For each width group the importance of every index."""
-
-NORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"l1": np.abs, "l2": np.square}
 
 
 def reorder(
@@ -37,29 +29,30 @@ def reorder(
     loss: Callable[..., jax.Array] | None = None,
     batches: Iterable[Any] = (),
     exclude: Patterns | None = None,
+    **call_kwargs: Any,
 ) -> Sliceable:
     """Sorts the units of every width group by importance, the most important first.
 
     At rate 1 the function stays the same up to rounding (random draws such as dropout
-    masks are not reordered). The scores of the arrays that a group runs through are
-    divided by their mean and added, so that each array counts the same.
+    masks are not reordered).
 
     Args:
       net: a network at full width.
-      by: how important an index is: 'l1' or 'l2', the norm of all weights at it; or
-        'taylor', how much the loss would change without them, to first order; or a
-        mapping from width groups to scores (size,), higher is more important, which
-        moves these groups alone.
-      loss: for 'taylor': a function loss(net, batch) -> scalar.
-      batches: for 'taylor': a few batches, whatever `loss` takes.
+      by: how important an index is: 'l1', 'l2', 'taylor', 'activations' or
+        'activations x weights', see `importance`; or a mapping from width groups to
+        scores (size,), higher is more important, which moves these groups alone.
+      loss: for 'taylor', see `importance`.
+      batches: for 'taylor' and activations, see `importance`.
       exclude: patterns of width groups that keep their order.
+      **call_kwargs: for activations: what else the call takes, as for evaluation.
 
     Returns:
       The network with its variables, and the constants that the function captured, in
       the new order.
 
     Raises:
-      ValueError: for an extracted network, an unknown criterion, or missing batches.
+      ValueError: for an extracted network, an unknown criterion, missing batches, or
+        inputs that do not fit.
       PlanError: for a pattern or group that is not in the plan, or a wrong size.
 
     Warns:
@@ -84,7 +77,10 @@ def reorder(
             stacklevel=2,
         )
     plan = net.plan
-    scores = _scores(net, by, loss, batches)
+    if isinstance(by, Mapping):
+        scores = _given(plan, by)
+    else:
+        scores = importance(net, by, loss=loss, batches=batches, **call_kwargs)
     for pattern in as_patterns(exclude, "exclude"):
         named = [name for name in plan.groups if names_group(pattern, name)]
         if not named:
@@ -99,65 +95,14 @@ def reorder(
     return net.permute(orders)
 
 
-def _scores(net: Sliceable, by: Any, loss: Any, batches: Iterable[Any]) -> Scores:
-    plan, variables = net.plan, net.variables
-    if isinstance(by, Mapping):
-        for name, score in by.items():
-            size = plan.groups[name].size if name in plan.groups else None
-            if np.shape(score) != (size,):
-                raise PlanError(
-                    f"scores of group {name!r}: expected shape ({size},), got "
-                    f"{np.shape(score)}."
-                    if size is not None
-                    else no_match(name, plan.groups, "by")
-                )
-        return {name: np.asarray(score) for name, score in by.items()}
-    if by in NORMS:
-        return _of_groups(plan, jax.tree.map(lambda w: NORMS[by](_numpy(w)), variables))
-    if by != "taylor":
-        raise ValueError(
-            f"by is 'l1', 'l2', 'taylor' or a mapping of width groups to scores; got "
-            f"{by!r}."
-        )
-    if loss is None:
-        raise ValueError("by='taylor' needs loss=, a function loss(net, batch).")
-    gradient = jax.jit(jax.grad(loss, allow_int=True))
-    total: Scores = {}
-    for batch in batches:
-        slopes = gradient(net, batch).variables
-        products = jax.tree.map(_slope_times_weight, variables, slopes)
-        for name, score in _of_groups(plan, products, signed=True).items():
-            total[name] = total.get(name, 0) + score
-    if not total:
-        raise ValueError("by='taylor' needs batches=, at least one; got none.")
-    return total
-
-
-def _of_groups(plan: WidthPlan, entries: Any, signed: bool = False) -> Scores:
-    """Adds up what the entries of every array say of each index of a group."""
-    scores = {name: np.zeros(group.size) for name, group in plan.groups.items()}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(entries):
-        axes = plan.leaf(path)
-        for dim, axis in enumerate(axes.axes if axes is not None else ()):
-            along = leaf.sum(tuple(i for i in range(leaf.ndim) if i != dim))
-            for group in dict.fromkeys(groups_in(axis)):
-                owner = owners(axis, group)
-                score = np.bincount(
-                    owner[owner >= 0], along[owner >= 0], plan.groups[group].size
-                )
-                score = np.square(score) if signed else score
-                mean = score.mean()
-                scores[group] += score / mean if mean > 0 else score
-    return scores
-
-
-def _slope_times_weight(weight: Any, slope: Any) -> np.ndarray:
-    if slope.dtype == jax.dtypes.float0:
-        return np.zeros(np.shape(weight))
-    return _numpy(weight) * _numpy(slope)
-
-
-def _numpy(x: Any) -> np.ndarray:
-    if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # keys of random numbers
-        return np.zeros(x.shape)
-    return np.asarray(x, np.float64)
+def _given(plan: WidthPlan, by: Mapping[str, Any]) -> Scores:
+    for name, score in by.items():
+        if name not in plan.groups:
+            raise PlanError(no_match(name, plan.groups, "by"))
+        size = plan.groups[name].size
+        if np.shape(score) != (size,):
+            raise PlanError(
+                f"scores of group {name!r}: expected shape ({size},), got "
+                f"{np.shape(score)}."
+            )
+    return {name: np.asarray(score) for name, score in by.items()}

@@ -22,6 +22,7 @@ ROOMS = (
     {"adapters", "cpu"},  # what a network is; what is fast on CPU
     {"sliceable"},
     {"upgrade"},
+    {"importance"},
     {"report", "calibrate", "reorder", "storage"},
     {"nn", "models", "schedules", "data"},
     {"train", "profile", "plots"},
@@ -34,7 +35,7 @@ ORDER = {
         {"rates", "axes"},
         {"solver", "growth"},
         {"rules"},
-        {"counts", "groups", "reading", "forms"},
+        {"counts", "groups", "reading", "forms", "summed"},
         {"analysis", "settings"},
         {"plan", "evaluate", "flops", "call", "function"},
         {"tracing"},
@@ -42,7 +43,7 @@ ORDER = {
         {"definition"},
         {"checks"},
         {"run", "define"},
-        {"kept"},
+        {"kept", "activations"},
     ),
     "adapters": (
         {"norms", "base"},

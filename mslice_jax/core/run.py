@@ -12,7 +12,7 @@ import jax
 from . import axes as axes_lib
 from .call import Call, type_of
 from .checks import check_keywords, check_ranks, check_shapes
-from .definition import Definition, unkeyed_settings
+from .definition import Definition, Program, unkeyed_settings
 from .errors import PlanError, RateError
 from .evaluate import evaluate
 from .paths import path_name, path_parts
@@ -91,16 +91,7 @@ def _run(
     plan = definition.plan
     if tree is not None:
         variables = jax.tree.unflatten(tree, variables)
-    types = full_types(plan, variables, source)
-    check_ranks(definition, call, arrays)
-    try:
-        program = definition.program(part, call, types, [type_of(x) for x in arrays])
-    except PlanError:
-        raise
-    except Exception as error:
-        check_keywords(definition.function.called, call, arrays, error)
-        check_shapes(definition, call, arrays, error)
-        raise
+    program = program_of(definition, part, source, call, variables, arrays)
     kept = plan.widths(part)
     narrow = plan.slice(variables, part, source=source)
     outs = evaluate(
@@ -115,6 +106,27 @@ def _run(
         y, updates = result
         return y, _updates_put_back(plan, variables, updates, part, source)
     return result
+
+
+def program_of(
+    definition: Definition,
+    part: SubNetwork,
+    source: SubNetwork,
+    call: Call,
+    variables: Any,
+    arrays: Sequence[Any],
+) -> Program:
+    """The program of a call; of one that the model does not take, the clear error."""
+    types = full_types(definition.plan, variables, source)
+    check_ranks(definition, call, arrays)
+    try:
+        return definition.program(part, call, types, [type_of(x) for x in arrays])
+    except PlanError:
+        raise
+    except Exception as error:
+        check_keywords(definition.function.called, call, arrays, error)
+        check_shapes(definition, call, arrays, error)
+        raise
 
 
 def _updates_put_back(

@@ -1,6 +1,6 @@
 """Loops and branches: what is carried has the same axes before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -113,28 +113,36 @@ def tie_scan(t: Tie) -> Sequence[Value]:
     return [*carry, *ys]
 
 
+def is_batched(n: Narrow) -> bool:
+    """Whether a while loop has a condition for each example, as under vmap."""
+    return bool(n.params["cond_jaxpr"].out_avals[0].shape)
+
+
+def still(n: Narrow, going: Callable[..., Any], new: Any, carry: Any) -> Any:
+    """What a while loop carries on: an example that has finished stays as it is."""
+    if not is_batched(n):
+        return tuple(new)
+    batch = len(n.params["cond_jaxpr"].out_avals[0].shape)
+    own = going(carry)
+    return tuple(
+        jnp.where(lax.expand_dims(own, range(batch, jnp.ndim(after))), after, x)
+        for x, after in zip(carry, new, strict=True)
+    )
+
+
 def _narrow_while(n: Narrow, *operands: Any) -> Any:
     conds, bodies = n.params["cond_nconsts"], n.params["body_nconsts"]
     for_cond = operands[:conds]
     for_body = operands[conds : conds + bodies]
-    # Under vmap every example has a condition of its own.
-    batch = len(n.params["cond_jaxpr"].out_avals[0].shape)
 
     def going(carry: Any) -> Any:
         return n.call(0, *for_cond, *carry)[0]
 
     def step(carry: Any) -> Any:
-        new = n.call(1, *for_body, *carry)
-        if batch:  # whoever has finished stays as it is
-            own = going(carry)
-            new = [
-                jnp.where(lax.expand_dims(own, range(batch, jnp.ndim(after))), after, x)
-                for x, after in zip(carry, new, strict=True)
-            ]
-        return tuple(new)
+        return still(n, going, n.call(1, *for_body, *carry), carry)
 
     return lax.while_loop(
-        (lambda carry: going(carry).any()) if batch else going,
+        (lambda carry: going(carry).any()) if is_batched(n) else going,
         step,
         tuple(operands[conds + bodies :]),
     )
@@ -161,11 +169,8 @@ def tie_while(t: Tie) -> Sequence[Value]:
     return carry
 
 
-def _narrow_cond(n: Narrow, index: Any, *operands: Any) -> Any:
-    branches = [
-        (lambda *xs, which=which: tuple(n.call(which, *xs)))
-        for which in range(len(n.params["branches"]))
-    ]
+def switch(n: Narrow, index: Any, branches: Sequence[Any], operands: Any) -> Any:
+    """Runs one of the branches of a cond."""
     platforms = n.params.get("branches_platforms")
     if platforms is None:
         return lax.switch(index, branches, *operands)
@@ -177,6 +182,14 @@ def _narrow_cond(n: Narrow, index: Any, *operands: Any) -> Any:
     }
     default = branches[platforms.index(None)] if None in platforms else None
     return lax.platform_dependent(*operands, default=default, **per_platform)
+
+
+def _narrow_cond(n: Narrow, index: Any, *operands: Any) -> Any:
+    branches = [
+        (lambda *xs, which=which: tuple(n.call(which, *xs)))
+        for which in range(len(n.params["branches"]))
+    ]
+    return switch(n, index, branches, operands)
 
 
 @rule("cond", narrow=_narrow_cond)
