@@ -1,15 +1,15 @@
 """Do quick tests notice slips? python -m tests.mutants --count 60 --seed 0.
 
-Makes one-line mutants of the core and of what stands around it (`FILES`), each at a line
-drawn at random, and runs for each the tests that run this line, those that take the
-least time first, until one fails. `quick.txt` lists the tests; `--seconds` bounds what
-a mutant may take. A mutant that takes much longer than the tests do counts as found.
+Makes one-line mutants of the core and of what stands around it (`FILES`), each at a
+line drawn at random, and runs for each the tests that run this line, those that take
+the least time first, until one fails. `quick.txt` lists the tests; `--seconds` bounds
+what a mutant may take. One that takes much longer than the tests do counts as found.
 
-All of it happens in the folder `--work`, on a copy of the checkout: which test runs which
-line (`reach/`, made once, by a file of tests), and the results, a line of JSON for each
-mutant. A run that was stopped goes on where it was; delete the folder after a change of the
-package. A survivor is looked at by hand: a test is missing (write it, then `--again`), or
-the program does the same.
+All of it happens in the folder `--work`, on a copy of the checkout: which test runs
+which line (`reach/`, made once, by a file of tests), and the results, a line of JSON for
+each mutant. A run that was stopped goes on where it was; delete the folder after a
+change of the package. A survivor is looked at by hand: a test is missing (write it,
+then `--again`), or the program does the same.
 
 Libraries do not fit: mutmut leaves out decorated functions, as all rules are, and
 cosmic-ray runs the same tests for every mutant.
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "mslice_jax"
 FILES = ("core", "adapters", "reorder.py", "sliceable.py", "upgrade.py")
 PATHS = (Path(__file__).parent / "quick.txt").read_text(encoding="utf-8").split()
-CPU, WALL = 3, 1800  # times the seconds of the tests; seconds at the most
+CPU, WALL = 3, 7200  # times the seconds of the tests; seconds at the most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +87,13 @@ def prepared(work: Path, paths: Iterable[str]) -> dict[str, dict]:
     """The seconds and the lines of every test; makes what is not there yet."""
     tree, folder = work / "tree", work / "reach"
     left_out = shutil.ignore_patterns(".git", "__pycache__", ".*_cache", "site")
-    if not tree.exists():
-        shutil.copytree(ROOT, tree, ignore=left_out)
-    shutil.copytree(ROOT / "tests", tree / "tests", ignore=left_out, dirs_exist_ok=True)
+    shutil.copytree(ROOT, tree, ignore=left_out, dirs_exist_ok=True)
     folder.mkdir(exist_ok=True)
     tests: dict[str, dict] = {}
     for path in paths:
         out = folder / f"{path.replace('/', '.')}.json"
-        if not out.exists() or out.stat().st_mtime < changed(tree / path):
+        newest = max(changed(tree / PACKAGE), changed(tree / path))
+        if not out.exists() or out.stat().st_mtime < newest:
             print(f"which lines {path} runs", flush=True)
             command = ["-m", "tests.mutants.reach", str(out), PACKAGE, "-q", path]
             command += ["-m", "not slow", "-p", "no:cacheprovider"]
