@@ -109,7 +109,8 @@ CODES = {
     ),
     "power": lambda i, n: 0.0 ** jnp.abs(i[:, None] - jnp.arange(n * 1.0)),
     "difference": lambda i, n: floats(i[:, None] - jnp.arange(n) == 0),
-    "xor": lambda i, n: floats((i[:, None] ^ jnp.arange(n)) == 0),
+    "xor": lambda i, n: 1 - jnp.minimum(floats(i[:, None] ^ jnp.arange(n)), 1),
+    "a column": lambda i, n: floats(lax.reshape(jnp.arange(n), (n, 1)) == i).T,
     "close": lambda i, n: floats(jnp.isclose(i[:, None], jnp.arange(n * 1.0))),
     "repeated ids": lambda i, n: floats(
         jnp.repeat(i[:, None], n, axis=1) == jnp.arange(n * 1.0)

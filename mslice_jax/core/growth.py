@@ -345,6 +345,8 @@ def frequency_of(value: float, axes: Sequence[Axis], rounding: float) -> Axis | 
             if any(equal(turn, whole, rounding) for whole in range(3, 17)):
                 return axis
             largest = round(math.exp(turn)) if turn < 20 else 0
+            if largest > 20_000:  # of them any number is a logarithm; of these few are
+                largest = round(largest, -4)
             if largest > 16 and equal(turn, math.log(largest), rounding):
                 return axis
     return None
