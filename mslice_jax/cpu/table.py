@@ -3,9 +3,18 @@
 import functools
 from typing import Any
 
+import jax
+
 from ..core.forms import Form, Forms
 from ..core.rules import Narrow
-from . import convolution, pooling, rows
+from . import convolution, pooling, rows, work
+
+_SHARE = 0.1  # see `experiments/LOG.md`, 2026-11-28, "When does ms.jit gain?"
+
+
+def suits(program: Any) -> bool:
+    """Whether so much of a program is convolutions that it gains from our ways."""
+    return work.share(program) >= _SHARE
 
 
 def _convolves(n: Narrow, lhs: Any, rhs: Any) -> bool:
@@ -13,7 +22,11 @@ def _convolves(n: Narrow, lhs: Any, rhs: Any) -> bool:
 
 
 def _convolve(library: str, n: Narrow, lhs: Any, rhs: Any) -> Any:
-    return convolution.with_cpu_gradient(n.bind, n.params, library)(lhs, rhs)
+    form = convolution.with_cpu_gradient(n.bind, n.params, library)
+    with jax.named_scope(
+        work.SCOPE
+    ):  # products count for the convolution that they are
+        return form(lhs, rhs)
 
 
 def _pools(n: Narrow, x: Any) -> bool:
@@ -58,7 +71,7 @@ _ALIKE = {
 
 def _forms(library: str) -> Forms:
     convolve = Form(_convolves, functools.partial(_convolve, library))
-    return Forms(library, {**_ALIKE, "conv_general_dilated": convolve})
+    return Forms(library, {**_ALIKE, "conv_general_dilated": convolve}, suits)
 
 
 EIGEN, ONEDNN = _forms("eigen"), _forms("onednn")
