@@ -21,6 +21,9 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 
 
+config: Any = jax.config  # whose flags are not typed
+
+
 class _Undecided(Exception):
     """Nothing was chosen yet for this signature."""
 
@@ -118,11 +121,12 @@ class Jitted:
 
     def clear_cache(self) -> None:
         """As of `jax.jit`."""
-        for jitted in (self._inside, self._plain, self._special, self._choice):
+        ways: list[Any] = [self._inside, self._plain, self._special, self._choice]
+        for jitted in ways:
             jitted.clear_cache()
 
     def _first_call(self, args: Any, kwargs: Any) -> Any:
-        if jax.config.jax_disable_jit:
+        if config.jax_disable_jit:
             return self._fun(*args, **kwargs)
         with self._asked():
             way = self._chosen(args, kwargs)
