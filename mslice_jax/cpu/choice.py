@@ -21,9 +21,6 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 
 
-config: Any = jax.config  # whose flags are not typed
-
-
 class _Undecided(Exception):
     """Nothing was chosen yet for this signature."""
 
@@ -126,7 +123,7 @@ class Jitted:
             jitted.clear_cache()
 
     def _first_call(self, args: Any, kwargs: Any) -> Any:
-        if config.jax_disable_jit:
+        if jax.config.values["jax_disable_jit"]:
             return self._fun(*args, **kwargs)
         with self._asked():
             way = self._chosen(args, kwargs)

@@ -1,11 +1,11 @@
 """`jax.jit` as this package compiles networks: on CPU, without what slows them down.
 
-XLA's CPU backend gives convolutions and reductions to YNNPACK, whose filter gradients
-take up to four times as long as those of XLA's own code, and whose forward pass of a
-convolutional network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option
-of the compiler leaves it to products of matrices, and the evaluator is given the forms
-and derivatives that are fast then (`table`). A program without convolutions gains
-nothing from either, and loses up to a quarter: it is compiled as by `jax.jit`.
+XLA's CPU backend gives convolutions to YNNPACK, whose filter gradients take up to four
+times as long as those of XLA's own code, and whose forward pass of a convolutional
+network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option of the compiler
+leaves it to products of matrices and to sums, and the evaluator is given the forms and
+derivatives of convolutions and poolings that are fast then (`table`). A program with
+few convolutions or none gains nothing from that: it is compiled as by `jax.jit`.
 
 The numbers are the same up to rounding. So this is not done behind a user's own
 `jax.jit`, which gets the primitives that the user wrote: there rate 1 is bit for bit
@@ -28,9 +28,9 @@ _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 # Faster still, from jaxlib 0.11 on, but XLA cannot write such programs to a cache.
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _OPTIONS = {
-    # The only operations that it gets. Without them the step of an LSTM takes three
-    # times as long: XLA's own products of a few rows are slow.
-    _YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    # The only operations that it gets. XLA's own are slower: products of a few rows (an
+    # LSTM's step takes three times as long), and sums over rows (biases, norms).
+    _YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
     # Kernels run in parallel inside; at the same time they get in each other's way.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     # In jaxlib 0.10 this pass takes optimization barriers away before fusion.
