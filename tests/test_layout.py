@@ -59,7 +59,15 @@ ORDER = {
         {"saving"},
     ),
     "cpu": (
-        {"convolution", "few_channels", "pooling", "rows", "winograd"},
+        {
+            "choice",
+            "convolution",
+            "few_channels",
+            "pooling",
+            "rows",
+            "winograd",
+            "work",
+        },
         {"table"},
         {"compilation"},
     ),

@@ -71,7 +71,8 @@ class Analysis:
     is known from elsewhere. `asked` is what the user said of numbers, `strict` whether
     one of which nothing is known is an error,
     `own` gives the function's own program at given widths, where it has one, and
-    `of_inputs` the numbers that are sizes of inputs, see `counts.decisions`.
+    `of_inputs` the numbers that are sizes of inputs, see `counts.decisions`. `whole` is
+    the program that this one is a derivative or another part of.
     """
 
     closed: core.ClosedJaxpr
@@ -85,6 +86,8 @@ class Analysis:
     strict: bool = False
     own: Callable[[Widths], Any] | None = None
     of_inputs: frozenset[Place] = frozenset()
+    whole: core.ClosedJaxpr | None = None
+    _facts: dict[Any, Any] = field(default_factory=dict)
     _own: dict[Any, Own | None] = field(default_factory=dict)
     _own_numbers: dict[int, Any] = field(default_factory=dict)
     _memo: dict[Dim, Axis] = field(default_factory=dict)
@@ -101,6 +104,12 @@ class Analysis:
             self._counts = count(self, self.frame, self.known, self.wanted)
             decide(self._counts, self.asked)
         return self._counts
+
+    def fact(self, of: Callable[[core.ClosedJaxpr], Any]) -> Any:
+        """What a function says of the whole program; it is asked once."""
+        if of not in self._facts:
+            self._facts[of] = of(self.whole or self.closed)
+        return self._facts[of]
 
     def own_program(self, widths: Widths) -> Own | None:
         """What is different in the function's own program, if it has one."""
@@ -174,7 +183,7 @@ class Analysis:
         """
         read = follow(closed, self.groups, ins, outs, known, self.orders)
         read.asked, read.of_inputs = self.asked, self.of_inputs
-        read.strict = self.strict
+        read.strict, read.whole = self.strict, self.whole or self.closed
         read.own = own and (lambda widths: own)
         return read
 

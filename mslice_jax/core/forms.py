@@ -28,15 +28,24 @@ class Form:
 
 @dataclass(frozen=True, eq=False)
 class Forms:
-    """A table of forms, by the name of the primitive; equal to itself alone."""
+    """A table of forms, by the name of the primitive; equal to itself alone.
+
+    Attributes:
+      name: of the table.
+      table: the forms.
+      suits: whether a network gains from them, by its program at full width.
+    """
 
     name: str
     table: Mapping[str, Form]
+    suits: Callable[[Any], bool]
 
     def of(self, narrow: Narrow, operands: Any) -> Form | None:
         """The form that applies to an equation; None if there is none."""
         form = self.table.get(narrow.eqn.primitive.name)
-        return form if form is not None and form.applies(narrow, *operands) else None
+        if form is None or not narrow.analysis.fact(self.suits):
+            return None
+        return form if form.applies(narrow, *operands) else None
 
 
 active: Any = jax.make_user_context(None)

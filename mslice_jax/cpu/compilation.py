@@ -1,10 +1,11 @@
 """`jax.jit` as this package compiles networks: on CPU, without what slows them down.
 
-XLA's CPU backend gives convolutions and reductions to YNNPACK, whose filter gradients
-take up to four times as long as those of XLA's own code, and whose forward pass of a
-convolutional network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option
-of the compiler leaves it to products of matrices, and the evaluator is given the forms
-and derivatives that are fast then (`table`).
+XLA's CPU backend gives convolutions to YNNPACK, whose filter gradients take up to four
+times as long as those of XLA's own code, and whose forward pass of a convolutional
+network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option of the compiler
+leaves it to products of matrices and to sums, and the evaluator is given the forms and
+derivatives of convolutions and poolings that are fast then (`table`). A program with
+few convolutions or none gains nothing from that: it is compiled as by `jax.jit`.
 
 The numbers are the same up to rounding. So this is not done behind a user's own
 `jax.jit`, which gets the primitives that the user wrote: there rate 1 is bit for bit
@@ -13,7 +14,6 @@ the network that was upgraded.
 
 import concurrent.futures
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +21,16 @@ import jax
 from jax.extend.core import get_opaque_trace_state
 
 from ..core.forms import active
-from .table import EIGEN, ONEDNN
+from .choice import Jitted
+from .table import EIGEN, ONEDNN, suits
 
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 # Faster still, from jaxlib 0.11 on, but XLA cannot write such programs to a cache.
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _OPTIONS = {
-    # The only operations that it gets. Without them the step of an LSTM takes three
-    # times as long: XLA's own products of a few rows are slow.
-    _YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    # The only operations that it gets. XLA's own are slower: products of a few rows (an
+    # LSTM's step takes three times as long), and sums over rows (biases, norms).
+    _YNNPACK: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
     # Kernels run in parallel inside; at the same time they get in each other's way.
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     # In jaxlib 0.10 this pass takes optimization barriers away before fusion.
@@ -41,7 +42,11 @@ with concurrent.futures.ThreadPoolExecutor(1) as _thread:
 
 
 def jit(fun: Callable[..., Any], **options: Any) -> Any:
-    """`jax.jit`, on CPU with the options and derivatives that suit networks there.
+    """`jax.jit`, on CPU with the options and derivatives that suit convolutions there.
+
+    The first call of a signature chooses: a program with a convolution, in a loop, a
+    branch or a derivative too, gets the options, and its networks the forms; one
+    without is the program of `jax.jit`, bit for bit. The function is traced once.
 
     Results differ from those of `jax.jit` by rounding. On other platforms, with a
     jaxlib that does not know the options, and under another transformation (jit, grad,
@@ -65,37 +70,11 @@ def jit(fun: Callable[..., Any], **options: Any) -> Any:
     known = _known_options()
     if _YNNPACK not in known:
         return jax.jit(fun, **options)
-    known = known | (options.pop("compiler_options", None) or {})
-    forms = ONEDNN if known.get(_ONEDNN) else EIGEN
-
-    @functools.wraps(fun)
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        with active(forms):
-            return fun(*args, **kwargs)
-
-    outside = jax.jit(traced, compiler_options=known, **options)
-    return _Jitted(fun, outside, jax.jit(fun, **options))
-
-
-class _Jitted:
-    """A jitted function, and what stands for it inside of another transformation.
-
-    There it is part of another program, whose compiler options are not ours.
-    """
-
-    def __init__(self, fun: Callable[..., Any], outside: Any, inside: Any):
-        functools.update_wrapper(self, fun)
-        self._outside, self._inside = outside, inside
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        outermost = get_opaque_trace_state() == _OUTERMOST
-        return (self._outside if outermost else self._inside)(*args, **kwargs)
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
-
-    def __getattr__(self, name: str) -> Any:  # lower, trace, eval_shape, clear_cache
-        return getattr(self.__dict__["_outside"], name)
+    users = options.get("compiler_options") or {}
+    forms = ONEDNN if users.get(_ONEDNN) else EIGEN
+    return Jitted(
+        fun, suits, lambda: active(forms), known, options, outermost=_OUTERMOST
+    )
 
 
 @functools.cache
