@@ -1,4 +1,4 @@
-"""Before any work: what a recipe and a run are, and every check there is."""
+"""Recipes and runs, and every check before any work."""
 
 import dataclasses
 import importlib.util
@@ -69,7 +69,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that training needs, checked."""
+    """Everything that training needs, checked."""
 
     recipe: Recipe
     settings: Any  # of the recipe's kind, resolved
@@ -88,7 +88,7 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
     """Check everything there is to check, cheapest first, and build what is needed.
 
     Raises:
-      ValueError, OSError, CheckpointError: for whatever does not fit.
+      ValueError, OSError, CheckpointError: for a setting that does not fit.
     """
     if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
@@ -143,7 +143,7 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
         carry=kind.carry(settings),
     )
     if placement is not None:
-        # Here already: a `Run` that held the whole of it would hold it to the end.
+        # Placed here, for a `Run` would hold the unsharded state to the end.
         state = placement.state(state)
 
     if not settings.resume:

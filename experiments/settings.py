@@ -1,4 +1,4 @@
-"""The flags that the recipes share, and what they stand for when nobody gives them."""
+"""The flags that the recipes share, and their defaults."""
 
 import argparse
 import contextlib
@@ -20,10 +20,10 @@ from . import optimizers
 
 
 def _maybe(read: Callable[[str], Any], metavar: str) -> Any:
-    """How tyro reads a flag that need not be given; None says that it was not.
+    """How tyro reads an optional flag; None means not given.
 
-    Left to itself tyro shows ``{None}|INT``, and of a mistyped number says that it is
-    not None either.
+    Left to itself tyro shows ``{None}|INT``, and reports of a mistyped number that it
+    is not None either.
     """
     spec = tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -72,20 +72,20 @@ class Training:
     schedule: Literal[
         "random", "random_min", "random_max", "random_min_max", "static", "cyclic"
     ] = "random_min_max"
-    """Which rates a training step uses."""
+    """The rates of a training step."""
     num_random: Int = None
-    """Rates that a step draws, besides those that it always has: 1 if not given, and 0
-    where the schedule leaves none to draw."""
+    """Rates that a step draws, besides the fixed ones: 1 if not given, and 0 where the
+    schedule leaves none to draw."""
     rate_weights: Floats = None
-    """How likely each of --rates is drawn, in their order; all alike if not given."""
+    """Probability of each of --rates, in their order; equal if not given."""
     progressive_epochs: Int = None
-    """Let the rates enter one after the other, the widest first, each so many epochs
-    after the one before; all from the start if not given."""
+    """Epochs between the entries of two rates, the widest first; all train from the
+    start if not given."""
     distill: float = 0.0
-    """Share of the loss in which the widest rate of a step teaches the others; the rest
-    comes from the labels."""
+    """Share of the loss that distills the widest rate of a step into the others; the
+    rest comes from the labels."""
     temperature: Float = None
-    """Temperature by which predictions are softened for --distill; 1 if not given."""
+    """Temperature of the softmax for --distill; 1 if not given."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
     epochs: Int = None
@@ -94,7 +94,7 @@ class Training:
     """Images, or rows of text, a step."""
     optimizer: Optimizer = "sgd"
     """sgd has Nesterov momentum of 0.9, as in the paper; the others are Optax's with
-    their usual settings."""
+    their default settings."""
     lr: Float = None
     """Learning rate after warm-up, by default that of the optimizer; a tenth from half
     of the epochs on, a hundredth from three quarters on, unless --cosine."""
@@ -102,9 +102,9 @@ class Training:
     """Weight decay: with sgd added to the gradient, times the weight (1e-4 if not
     given); with adamw, lamb and lion decoupled (0.01 if not given)."""
     cosine: bool = False
-    """Let the learning rate fall to zero along a cosine."""
+    """Let the learning rate decay to zero along a cosine."""
     warmup_epochs: Int = None
-    """Epochs in which the learning rate climbs from a tenth."""
+    """Epochs in which the learning rate rises from a tenth."""
     clip: Float = None
     """Largest norm of a step's gradient; a larger one is scaled down."""
     average: Float = None
@@ -113,15 +113,14 @@ class Training:
     bfloat16: bool = False
     """Let the network compute in bfloat16; weights stay float32."""
     accumulate: int = 1
-    """Parts that a batch is divided into, computed one after the other to save
-    memory."""
+    """Chunks of a batch, computed one after the other to save memory."""
     remat: bool = False
-    """Save memory by computing activations again in the backward pass."""
+    """Recompute activations in the backward pass to save memory."""
     fsdp: int = 1
     """Devices that the weights are sharded over; the batch always is over all."""
     shards: Int = None
     """Equal parts of an axis, each of which narrows by itself; as many as --fsdp if not
-    given. It belongs to the network, --fsdp may change when a run goes on."""
+    given. They belong to the network; --fsdp may change when a run continues."""
     distributed: bool = False
     """Train on all hosts of a TPU slice or a cluster: start the same command on each,
     as with srun or mpirun."""
@@ -130,11 +129,11 @@ class Training:
     tensorboard: bool = False
     """Write for TensorBoard too (extra "tensorboard")."""
     workdir: Place = None
-    """Folder that everything is written to; runs/ and the name of the recipe if not
+    """Folder for all files of the run; runs/ and the name of the recipe if not
     given."""
     resume: bool = True
-    """Go on with the run in the workdir, if there is one. With --no-resume its files
-    are moved into a folder of their own in there, and a new run starts."""
+    """Continue the run in the workdir, if there is one. With --no-resume its files are
+    moved into a folder of their own in there, and a new run starts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,13 +173,13 @@ S = TypeVar("S", bound=Training)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What the flags that depend on the data set stand for.
+    """Defaults of the flags that depend on the data set.
 
     Attributes:
       depth: layers.
       widen: factor on the channels.
       epochs: passes over the training examples.
-      batch_size: images a step.
+      batch_size: images per step.
       lr: learning rate after warm-up.
       warmup_epochs: epochs of warm-up; at most a fifth of the run.
     """
@@ -206,10 +205,10 @@ def parse(
 ) -> S:
     """Settings of a kind from the command line, and from --config's file below it.
 
-    Exits with code 2 where a flag is not understood.
+    Exits with code 2 for a flag that is not understood.
 
     Raises:
-      ValueError: where the file is not: it is named, and so is the setting in it.
+      ValueError: for a file that is not; it names the file and the setting.
     """
     program = f"python -m experiments.{name}"
     first = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
@@ -250,7 +249,7 @@ def read_settings(file: Path, name: str, kind: type[S] = Settings) -> S:
         return _quietly(kind, parts.values())
     except SystemExit:
         pass
-    for setting, part in parts.items():  # which one it was
+    for setting, part in parts.items():  # which one does not parse
         try:
             _quietly(kind, [part])
         except SystemExit:
@@ -287,7 +286,7 @@ def _read_table(file: Path) -> dict[str, Any]:
 
 
 def _as_flags(setting: str, value: Any) -> list[str]:
-    """A value as the command line would say it."""
+    """A value in the form of the command line."""
     if value is None:
         return []
     if isinstance(value, bool):
@@ -313,7 +312,7 @@ def resolve(settings: S, name: str, defaults: Any) -> S:
     --config.
 
     Raises:
-      ValueError: for rates, or a place, that cannot be.
+      ValueError: for impossible rates or places.
     """
     missing = {
         field: value
@@ -336,7 +335,7 @@ def resolve(settings: S, name: str, defaults: Any) -> S:
             missing[place] = local(given, flag(place))
     resolved = dataclasses.replace(settings, **missing)
     if settings.warmup_epochs is None:
-        # A short run that was asked for should not fail for want of a longer one.
+        # A short run should not fail because its warm-up is longer.
         warmup = min(defaults.warmup_epochs, cast(int, resolved.epochs) // 5)
         resolved = dataclasses.replace(resolved, warmup_epochs=max(warmup, 0))
     return resolved
@@ -381,8 +380,8 @@ def as_json(settings: Training) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-# Settings that may change when a run goes on: they are no part of what is trained,
-# and more epochs is what somebody asks for who wants to train longer.
+# Settings that may change when a run continues: they do not change the training, and
+# more epochs train longer.
 _FREE = (
     "workdir",
     "data_dir",
@@ -395,14 +394,14 @@ _FREE = (
 )
 
 
-# None of these says that the setting has no effect, whatever it was before.
+# None means without effect for these, whatever they were before.
 _IDLE = ("num_random", "temperature", "weight_decay")
 
 
 def changed(saved: dict[str, Any], settings: Training) -> list[str]:
     """What was other in the run that `saved` belongs to, a phrase for each setting."""
     now = as_json(settings)
-    # A flag newer than the run is not in its file, and stood at what it does today.
+    # A flag newer than the run is not in its file, and had its present default.
     names = [name for name in now if name in saved and name not in _FREE]
     return [
         f"{flag(name)} was {_said(saved[name])} and is {_said(now[name])}"

@@ -613,7 +613,7 @@ def test_evaluate_without_a_run_ends_with_one_line(capsys, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "settings.json").write_text('{"dataset": "digits"}')
     for place, message in (
-        (tmp_path / "none", "none is none"),
+        (tmp_path / "none", "none is not a folder"),
         (tmp_path, "has no settings.json"),
         (tmp_path / "old", "names no recipe"),
     ):
