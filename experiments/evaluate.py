@@ -135,7 +135,8 @@ def _run(workdir: Path, recipe: prepare.Recipe | None) -> tuple[prepare.Recipe, 
     file = workdir / "settings.json"
     if not file.is_file():
         raise ValueError(
-            f"expected the folder of a run, with settings.json and checkpoints; {workdir} "
+            "expected the folder of a run, with settings.json and checkpoints; "
+            f"{workdir} "
             f"{'has no settings.json' if workdir.is_dir() else 'is not a folder'}. "
             "The last line of a recipe names its folder, such as runs/cifar_resnet."
         )
