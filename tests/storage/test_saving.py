@@ -359,9 +359,7 @@ def test_every_type_of_array(tmp_path):
         "f16": jnp.arange(3, dtype=jnp.float16),
     }
     assert extra["weak"].weak_type
-    net = ms.upgrade(
-        mlp, P, X, rates=RATES
-    )  # types of leaves that are not read
+    net = ms.upgrade(mlp, P, X, rates=RATES)  # types of leaves that are not read
     net = ms.upgrade(mlp, {**P, **extra}, X, rates=RATES)
     path = ms.save(net, tmp_path / "net")
     again = ms.load(path, mlp)
