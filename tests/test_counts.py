@@ -146,7 +146,7 @@ def follows(name, full, kept):
 
 
 def program(net, rate):
-    """A program as text; with its gradient if the value's program has custom derivatives."""
+    """A program as text; with the gradient where a derivative is custom."""
 
     def text(run):
         return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(run)(net, inputs())))

@@ -1,7 +1,7 @@
 """Other people's networks hold the proofs, and the proofs can fail.
 
-The quick families run wherever their package is installed, the others every night; the
-whole table is made by `python -m experiments.benchmarks.coverage`.
+The quick families run wherever their package is installed, the others every night;
+`python -m experiments.benchmarks.coverage` makes the whole table.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ TOLERANCE = coverage.Config().tolerance
 def test_family_holds_every_proof(family: Family) -> None:
     if not coverage.installed(family):
         pytest.skip(f"{family.package} is not installed")
-    with jax.numpy_rank_promotion("allow"):  # theirs to decide
+    with jax.numpy_rank_promotion("allow"):  # a choice of the package
         seen = coverage.examine(family)
     if not family.quick:
         jax.clear_caches()  # a hundred networks do not fit into memory
@@ -61,7 +61,7 @@ def test_family_holds_every_proof(family: Family) -> None:
     assert seen.elastic > 0.9 or family.at_most > 0.3
 
 
-def test_families_are_many_and_have_names_of_their_own() -> None:
+def test_families_are_many_and_have_unique_names() -> None:
     names = [str(family) for family in FAMILIES]
     assert len(set(names)) == len(names)
     assert len({family.name for family in FAMILIES}) >= 60
@@ -73,7 +73,7 @@ def test_families_are_many_and_have_names_of_their_own() -> None:
 
 
 def perceptron(variables: Any, x: jax.Array) -> jax.Array:
-    """Two hidden layers of 16 and 32 units: nothing runs over their axes."""
+    """Two hidden layers of 16 and 32 units, without an operation over their axes."""
     h = jax.nn.relu(x @ variables["a"])
     return jax.nn.relu(h @ variables["b"]) @ variables["c"]
 
@@ -92,7 +92,7 @@ def small(function: Any = perceptron) -> Network:
 
 
 def row(**seen: Any) -> Row:
-    """A row of a network of which nothing was seen but this."""
+    """A row of a network with these results."""
     nothing = {"equations": 0, "parameters": 0, "elastic": 0.0, "half": 0.25}
     untold = {"fixed": "", "own_trace": None, "numbers": None, "wall": 0.0}
     named = {"package": "numpy", "name": "MLP", "seconds": 0.0, "errors": {}}
@@ -149,7 +149,7 @@ def test_permutation_tells_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert failed(coverage_proofs.prove(network, net)) == ["permutation"]
 
 
-def test_influence_tells_a_unit_that_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_influence_tells_a_unit_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = WidthPlan.mask
     monkeypatch.setattr(WidthPlan, "mask", lambda plan, tree, _: mask(plan, tree, 0.25))
     network = small()
@@ -174,7 +174,7 @@ def test_extraction_tells_other_weights(monkeypatch: pytest.MonkeyPatch) -> None
     network = small()
     net, _, _ = coverage.upgraded(network)
     monkeypatch.setattr(ms, "extract", scaled)
-    # Two extracts are scaled twice: they do not nest, either.
+    # Both extracts are scaled twice, so they do not nest either.
     told = failed(coverage_proofs.prove(network, net))
     assert told == ["extraction", "nesting"]
 
@@ -201,7 +201,7 @@ def test_gradient_holds_for_a_perceptron_and_tells_what_is_off(
     assert coverage_proofs.has_gradient(network)
     assert coverage_proofs.gradient_error(network, net) < TOLERANCE
     outputs = coverage_proofs.outputs_of
-    with monkeypatch.context() as patch:  # the extracted network computes 1.5 times it
+    with monkeypatch.context() as patch:  # 1.5 times it in the extracted network
         patch.setattr(
             coverage_proofs,
             "outputs_of",
@@ -369,7 +369,7 @@ def test_outputs_are_compared_as_what_they_are() -> None:
     )
 
 
-def test_complex_weights_are_poisoned_too() -> None:
+def test_complex_weights_are_filled_with_nan_too() -> None:
     kept = {"w": np.asarray([True, False]), "n": np.asarray([True, False])}
     weights = {"w": jnp.asarray([1j, 2j]), "n": jnp.asarray([1, 2])}
     got = coverage_proofs.filled(weights, kept, np.nan)
@@ -417,7 +417,7 @@ def test_run_is_written_and_made_into_a_page(
     coverage_page.main(coverage_page.Config(runs=(out,), out=page))
     text = page.read_text()
     assert "3 networks of other people's packages, of 1 packages and 2 names" in text
-    # Of three one did not hold, one crashed; none keeps so little.
+    # Of three one failed, one crashed; none keeps so little.
     assert f"jax {jax.__version__}, " in text
     assert "| `python -m experiments.benchmarks.coverage --only '[na]*:*'` |" in text
     assert " minutes | 3 | 1 | 0 |" in text

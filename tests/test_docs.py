@@ -1,6 +1,6 @@
-"""The pages of `docs/`: their code runs, what they say of names and numbers holds.
+"""The pages of `docs/`: their code runs, their names and numbers are right.
 
-`sphinx-build -W docs site` (extra "docs") builds the site; here is what needs no site.
+`sphinx-build -W docs site` (extra "docs") builds the site; these tests need no site.
 """
 
 import ast
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")}
 
-# These have tests of their own: tests/frameworks, test_readme.py, test_pods.py.
+# These have their own tests: tests/frameworks, test_readme.py, test_pods.py.
 RUN_ELSEWHERE = {"frameworks", "training", "pods"}
 
 
@@ -47,7 +47,7 @@ def test_code_of_a_page_runs_and_prints_what_is_shown(name):
 
 
 def without_lines(text: str) -> str:
-    """The text without numbers of lines, which move with every change of a file."""
+    """The text without line numbers, which change with every edit of a file."""
     return re.sub(r"\.py:\d+", ".py", text.strip("\n"))
 
 
@@ -94,7 +94,7 @@ def public_names(module: str) -> list[str]:
 
 
 def documented_names() -> list[str]:
-    """What the pages in docs/api ask autodoc for."""
+    """Names that the pages in docs/api give to autodoc."""
     found = []
     for page in sorted((DOCS / "api").glob("*.md")):
         module = ""
@@ -118,7 +118,7 @@ def test_every_public_name_has_a_page(module):
     assert not missing, f"no page in docs/api has {sorted(missing)}"
 
 
-def test_pages_name_what_there_is_once():
+def test_pages_name_existing_objects_once():
     names = documented_names()
     assert len(names) == len(set(names))
     for name in names:
@@ -175,9 +175,9 @@ MEASURED = re.compile(
     r"\d\s?(%|per cent|ms\b|µs|us\b|s\b|seconds|minutes|hours|[GT]?FLOP|images per|"
     r"MiB|GiB|MB|GB|points|times as|times faster|x faster)"
 )
-# Made of results or rules by a program, or of files outside of docs/.
+# Made from results or rules by a program, or from files outside of docs/.
 MADE = {"coverage", "primitives", "log", "changelog", "contributing"}
-# Tells how long schedulers and JAX wait: settings of theirs, not measurements.
+# Names waiting times of schedulers and JAX: settings, not measurements.
 OF_OTHERS = {"pods"}
 
 

@@ -1,4 +1,4 @@
-"""The GPU report on a small network: it stops in time, goes on, and tells all."""
+"""The GPU report on a small network: it stops in time, continues, and is complete."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ from mslice_jax.train import CheckpointError
 
 
 class Tiny(nn.Module):
-    """A convolution, a norm and a classifier: it compiles in no time."""
+    """A convolution, a norm and a classifier, quick to compile."""
 
     classes: int
 

@@ -1,7 +1,7 @@
-"""The table itself: hand-built networks and hand-written slices belong together.
+"""The table itself: hand-built networks and hand-written slices fit each other.
 
 These tests use nothing of the library. They show that each citizen's oracle is right,
-so that a proof that fails speaks about the library.
+so a failing proof is a fault of the library.
 """
 
 import functools
