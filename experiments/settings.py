@@ -20,7 +20,7 @@ from . import optimizers
 
 
 def _maybe(read: Callable[[str], Any], metavar: str) -> Any:
-    """How tyro reads an optional flag; None means not given.
+    """Form of an optional flag for tyro; None means not given.
 
     Left to itself tyro shows ``{None}|INT``, and reports of a mistyped number that it
     is not None either.

@@ -157,7 +157,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_what_cannot_be_compared_says_why(name):
+def test_incomparable_functions_give_the_reason(name):
     hidden, words = REASONS[name]
     agreement = upgraded(hidden).definition.agreement
     assert not agreement.comparable

@@ -59,7 +59,7 @@ def test_repeated_rates(rates: Any) -> None:
 
 
 @pytest.mark.parametrize("rates", ("0.5", 0.5, ("half", 1.0), (None, 1.0), (True,)))
-def test_rates_that_are_no_numbers(rates: Any) -> None:
+def test_rates_that_are_not_numbers(rates: Any) -> None:
     with pytest.raises(ValueError, match=says("(0, 1]")):
         upgraded(rates=rates)
 

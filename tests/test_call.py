@@ -87,7 +87,7 @@ def test_a_keyword_of_any_name_reaches_a_flax_model(name):
 
 
 @pytest.mark.parametrize("kind", (1, 2), ids=("linen", "nnx"))
-def test_a_module_whose_model_has_a_rate_of_its_own(kind):
+def test_a_module_of_a_model_with_its_own_rate(kind):
     model = takes("rate")[kind]
     if kind == 1:
         tree = model().init(jax.random.key(0), X)

@@ -57,7 +57,7 @@ def shapes(net: ms.Sliceable) -> list[tuple[int, ...]]:
         ({"include": ["first", "second/w:0"]}, [(5, 8), (8, 32), (32, 3)]),
     ],
 )
-def test_patterns_choose_what_narrows(chosen, narrow):
+def test_patterns_choose_the_narrowing_axes(chosen, narrow):
     if narrow is None:
         with pytest.raises(ms.PlanError, match="excluded by"):
             upgrade_mlp(**chosen)

@@ -117,7 +117,7 @@ def test_proofs_hold_for_a_perceptron() -> None:
     assert seconds >= 0
 
 
-def test_identity_tells_another_function() -> None:
+def test_identity_finds_another_function() -> None:
     network = small()
     net, _, _ = coverage.upgraded(network)
     other = dataclasses.replace(
@@ -126,7 +126,7 @@ def test_identity_tells_another_function() -> None:
     assert failed(coverage_proofs.prove(other, net)) == ["identity"]
 
 
-def test_rates_tell_a_network_that_does_not_narrow(
+def test_rates_find_a_network_that_does_not_narrow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = small()
@@ -138,7 +138,7 @@ def test_rates_tell_a_network_that_does_not_narrow(
     assert "rates" in failed(coverage_proofs.prove(network, net))
 
 
-def test_permutation_tells_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permutation_finds_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def permute(net: ms.Sliceable, orders: dict[str, np.ndarray]) -> ms.Sliceable:
         variables = dict(net.plan.permute(net.variables, orders))
         return net.replace({**variables, "b": net.variables["b"]})
@@ -149,7 +149,7 @@ def test_permutation_tells_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert failed(coverage_proofs.prove(network, net)) == ["permutation"]
 
 
-def test_influence_tells_a_unit_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_influence_finds_a_unit_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = WidthPlan.mask
     monkeypatch.setattr(WidthPlan, "mask", lambda plan, tree, _: mask(plan, tree, 0.25))
     network = small()
@@ -157,14 +157,14 @@ def test_influence_tells_a_unit_that_is_read(monkeypatch: pytest.MonkeyPatch) ->
     assert failed(coverage_proofs.prove(network, net)) == ["influence"]
 
 
-def test_masking_tells_a_mean_over_the_units() -> None:
+def test_masking_finds_a_mean_over_the_units() -> None:
     network = small(normalized)
     net, _, _ = coverage.upgraded(network)
     errors = coverage_proofs.prove(network, net, masking=True)
     assert failed(errors) == ["masking"]
 
 
-def test_extraction_tells_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extraction_finds_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     extract = ms.extract
 
     def scaled(net: ms.Sliceable, rate: float) -> ms.Sliceable:
@@ -179,7 +179,7 @@ def test_extraction_tells_other_weights(monkeypatch: pytest.MonkeyPatch) -> None
     assert told == ["extraction", "nesting"]
 
 
-def test_compilation_tells_a_program_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilation_finds_a_program_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     at_rate = ms.slice_apply
 
     def anew(net: ms.Sliceable, x: jax.Array, rate: float) -> jax.Array:
@@ -193,7 +193,7 @@ def test_compilation_tells_a_program_made_anew(monkeypatch: pytest.MonkeyPatch) 
     assert "compilation" in failed(errors)
 
 
-def test_gradient_holds_for_a_perceptron_and_tells_what_is_off(
+def test_gradient_holds_for_a_perceptron_and_finds_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = small(normalized)
@@ -214,7 +214,7 @@ def test_gradient_holds_for_a_perceptron_and_tells_what_is_off(
     assert coverage_proofs.gradient_error(network, net) == np.inf
 
 
-def test_gradient_that_raises_is_told(
+def test_a_gradient_that_raises_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any) -> Any:
@@ -345,7 +345,7 @@ def test_module_of_a_framework_holds_every_proof(name: str) -> None:
     assert isinstance(outputs, dict) == (name in ("linen", "nnx"))
 
 
-def test_nnx_model_of_a_network_computes_what_its_function_does() -> None:
+def test_nnx_model_of_a_network_equals_its_function() -> None:
     network = PAIRS["nnx"]()
     np.testing.assert_array_equal(
         network.function(network.variables, *network.inputs)["y"],
@@ -353,7 +353,7 @@ def test_nnx_model_of_a_network_computes_what_its_function_does() -> None:
     )
 
 
-def test_outputs_are_compared_as_what_they_are() -> None:
+def test_outputs_are_compared_by_type() -> None:
     mixed = {
         "b": jnp.asarray([True]),
         "c": jnp.asarray([1 + 2j]),
@@ -443,7 +443,7 @@ def a_run(*rows: Row, **what: Any) -> Run:
     return Run(rows=rows, **whole)
 
 
-def test_page_of_two_runs_tells_what_differs() -> None:
+def test_page_of_two_runs_has_the_differences() -> None:
     fine = {"errors": {"identity": 0.0}, "own_trace": "same", "numbers": 0}
     first = a_run(
         row(name="A", **fine),

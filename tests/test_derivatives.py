@@ -310,7 +310,7 @@ def is_jaxpr(x):
         ("custom_vjp in cond", {"cond": 1, "custom_vjp_call": 2}),
     ],
 )
-def test_what_stays_in_the_narrow_program(name, expected):
+def test_primitives_kept_in_the_narrow_program(name, expected):
     found = program(BODIES[name])
     # `outer` calls `straight_through`: both are there, at least in each other.
     assert {key: min(found[key], n) for key, n in expected.items()} == expected

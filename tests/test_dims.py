@@ -128,7 +128,7 @@ def test_take_inside_jit():
     assert taken.tolist() == [2, 0, 3, 1]
 
 
-def test_wrong_shape_is_told():
+def test_wrong_shape_is_an_error():
     with pytest.raises(ValueError, match=r"expected an array of shape \(4,\)"):
         dims.slice_array(jnp.ones(5), [A], KEEP)
 

@@ -38,7 +38,7 @@ WITH_CODE = {name for name, text in PAGES.items() if shown.blocks(text)}
 
 
 @pytest.mark.parametrize("name", sorted(WITH_CODE - RUN_ELSEWHERE))
-def test_code_of_a_page_runs_and_prints_what_is_shown(name):
+def test_code_of_a_page_runs_and_prints_the_shown_output(name):
     for block, printed in shown.run(name, PAGES[name]):
         assert without_lines(printed) == without_lines(block["shown"] or ""), (
             f"{block['code']}\nprints something else: python docs/shown.py "
@@ -148,7 +148,7 @@ def log_entry(heading: str) -> str:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_result_says_where_it_comes_from(name):
+def test_a_result_names_its_source(name):
     result = json.loads(RESULTS[name].read_text(encoding="utf-8"))
     assert {"date", "device", "command", "rows"} <= result.keys()
     shown = "\n".join(tables.result_lines(name))
@@ -212,7 +212,7 @@ def recipe_flags(text: bool = False) -> set[str]:
     return {f"--{name}" for name in names} | {"--no-resume"}
 
 
-def test_every_flag_of_the_original_has_a_row_with_flags_that_there_are():
+def test_every_flag_of_the_original_has_a_row_with_existing_flags():
     _, _, table = PAGES["pytorch"].partition("## The flags")
     table = table.partition("The example of its README")[0]
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
@@ -222,7 +222,7 @@ def test_every_flag_of_the_original_has_a_row_with_flags_that_there_are():
     assert ours and not ours - recipe_flags()
 
 
-def test_commands_name_flags_that_there_are():
+def test_commands_name_existing_flags():
     fenced = "\n".join(
         re.findall(r"^```bash\n(.*?)^```", "\n".join(PAGES.values()), re.DOTALL | re.M)
     )

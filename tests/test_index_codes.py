@@ -1,4 +1,4 @@
-"""Entries that are told apart by their position are fixed, in every spelling.
+"""Entries that are distinguished by position are fixed, in every spelling.
 
 A vocabulary of 16 tokens is looked up by a code for each token. Only the width of the
 embedding narrows: the expected values are rows of tables cut by NumPy. Axes that are

@@ -183,7 +183,7 @@ def test_few_modules_import_jax_internals(name):
 
 
 @pytest.mark.parametrize(("private", "files"), [("grain._src", {"data.shared_memory"})])
-def test_a_private_name_of_another_package_has_a_file_of_its_own(private, files):
+def test_a_private_name_of_another_package_has_its_own_file(private, files):
     found = {
         name.removeprefix("mslice_jax.")
         for name, file in MODULES.items()

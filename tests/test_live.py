@@ -101,7 +101,7 @@ DEAD = {
 
 
 @pytest.mark.parametrize("name", DEAD)
-def test_what_is_not_needed_ties_nothing(name):
+def test_unneeded_values_tie_nothing(name):
     def f(p, x):
         h = DEAD[name](jnp.tanh(x @ p["a"]), p)
         return jnp.tanh(h @ p["b"]) @ p["c"]

@@ -49,7 +49,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_network_that_is_gone_leaves_nothing_behind(use):
+def test_a_deleted_network_leaves_nothing_in_memory(use):
     """Neither its programs nor its captured arrays."""
 
     def once():
@@ -67,7 +67,7 @@ def test_a_network_that_is_gone_leaves_nothing_behind(use):
     assert [ref() for ref in gone] == [None, None, None]
 
 
-def test_a_network_goes_without_the_garbage_collector():
+def test_a_network_is_freed_without_the_garbage_collector():
     gc.collect()
     gc.disable()
     try:

@@ -237,7 +237,7 @@ def test_half_precision_keeps_parameters_and_logits_in_float32(make):
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(11, 1), (20, 2), (29, 3), (164, 18)])
-def test_depth_makes_bottlenecks_where_it_can(depth, blocks):
+def test_depth_makes_bottlenecks_where_possible(depth, blocks):
     params = init_shapes(CifarResNet(depth=depth, widen=0.25))["params"]
     assert len(params) == 3 + 3 * blocks
     assert "conv3" in params["layer1_0"]
@@ -268,7 +268,7 @@ def test_an_impossible_depth_names_the_near_ones(depth, block, near):
         assert words in str(error.value)
 
 
-def test_other_arguments_are_refused_with_what_was_expected():
+def test_other_arguments_are_refused_with_the_expected_ones():
     with pytest.raises(ValueError, match="11, 13, 16, 19, got 12"):
         CifarVGG(depth=12)
     with pytest.raises(ValueError, match="got 'wide'"):

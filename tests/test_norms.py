@@ -170,7 +170,7 @@ def test_an_explicit_strategy_is_used_with_one_warning():
     assert norms_of(net)["why"] == "as asked"
 
 
-def test_a_network_without_batch_norms_says_nothing():
+def test_a_network_without_batch_norms_gives_no_warning():
     model = nn.Sequential([nn.Dense(16), nn.LayerNorm(), nn.Dense(2)])
     tree = model.init(jax.random.key(0), inputs())
     for norm in (None, "group", "shared"):
@@ -352,7 +352,7 @@ def test_calibrating_again_compiles_nothing(compilations):
     assert not [name for name in names if "run" in name]
 
 
-def test_calibrate_says_what_it_expects():
+def test_errors_of_calibrate():
     with pytest.raises(ValueError, match="norm='shared'"):
         ms.calibrate(upgraded("group"), [inputs()])
     with pytest.raises(ValueError, match="at least one batch"):

@@ -120,7 +120,7 @@ def test_draws_fall_where_numpys_own_uniform_numbers_do():
         assert set(schedules.random(RATES, k=2, seed=6)(step)) == expected
 
 
-def test_draws_stay_what_they_were():
+def test_draws_do_not_change():
     # If this changes, a run of an older version resumes with other rates: say so in
     # CHANGELOG.md, and only then write the new ones here.
     schedule = schedules.random_min_max(RATES, weights=(1, 1, 2, 1), seed=2**40)

@@ -136,6 +136,6 @@ def test_a_line_of_metrics_has_one_number_per_key(tmp_path):
     assert over_epochs(path, "accuracy") == {2: {0.5: 0.25}}
 
 
-def test_metrics_that_are_flat_stay_as_they_are():
+def test_flat_metrics_are_unchanged():
     flat = {"test_accuracy/0.5": 0.25, "images_per_second": 3.0}
     assert flatten(flat) == flat

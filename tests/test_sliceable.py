@@ -135,7 +135,7 @@ def test_another_batch_size_follows_the_plan(net):
     )
 
 
-def test_static_arguments_are_told_apart_by_type():
+def test_static_arguments_are_distinguished_by_type():
     """1, 1.0 and True are equal, and give results of other types."""
 
     def scaled(p, x, factor):

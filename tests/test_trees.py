@@ -22,7 +22,7 @@ def close(found, want):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
-def test_names_with_slashes_are_told_apart():
+def test_names_with_slashes_are_distinguished():
     """{'a/b'} and {'a': {'b'}} read alike, and are different arrays."""
     tree = {"a/b": W1, "a": {"b": OUT}}
 

@@ -180,7 +180,7 @@ def above(run: Run) -> str:
 
 
 def traces(run: Run) -> list[str]:
-    """How many own traces are the same, and why the others are not compared."""
+    """Number of equal own traces, and the reasons against comparing the others."""
     told = collections.Counter(
         row.own_trace for row in run.rows if row.own_trace is not None
     )

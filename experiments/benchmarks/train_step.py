@@ -101,7 +101,7 @@ def prepared(config: Config) -> tuple[Any, TrainState, tuple[jax.Array, jax.Arra
 
 
 def step_ratio(config: Config) -> dict[str, float]:
-    """The step's time over the prediction from FLOPs, and the values behind it."""
+    """The step's time over the prediction from FLOPs, and both values."""
     step, state, batch = prepared(config)
     work = {rate: flops(state.net, rate, batch[0]) for rate in config.rates}
     predicted = sum(work.values()) / work[1.0]

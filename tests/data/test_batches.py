@@ -61,7 +61,7 @@ def test_all_orders_are_equally_likely():
         assert often == pytest.approx(1 / 24, abs=math.sqrt(math.log(2e6) / 2 / count))
 
 
-def test_orders_stay_what_they_were():
+def test_orders_of_examples_do_not_change():
     # If this changes, a run of an older version resumes with other examples: say so
     # in CHANGELOG.md, and only then write the new order here.
     order = epoch_order(8, seed=2**40, epoch=10**6)

@@ -78,7 +78,7 @@ def test_more_train_examples_contain_the_fewer():
 
 
 @pytest.mark.parametrize("count", [0, -1, 1443])
-def test_more_or_fewer_examples_than_there_are(count):
+def test_bad_numbers_of_examples(count):
     with pytest.raises(DataError, match=f"between 1 and the 1442 .* got {count}"):
         data.load("digits", train_examples=count)
 

@@ -113,7 +113,7 @@ def test_a_crop_depends_on_seed_epoch_and_number_of_the_image():
             np.testing.assert_array_equal(image, train_pixels(encoded, 8, draws))
 
 
-def test_batches_stay_what_they_were():
+def test_batches_do_not_change():
     # If this changes, a run of an older version resumes with other batches:
     # say so in CHANGELOG.md, and only then write the new numbers here.
     _, labels = steps(1, start=7, seed=2**40)[0]
@@ -146,7 +146,7 @@ def edges(line):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("height", "width"), [(90, 120), (701, 563)])
-def test_crops_show_what_was_drawn(height, width, kind):
+def test_crops_show_the_drawn_part(height, width, kind):
     # Of the larger image, as a JPEG, only a part of the pixels is computed.
     encoded = encode(map_of(height, width), kind)
     for number in range(40):
@@ -204,7 +204,7 @@ def by_the_book(height, width, seed):
     ("size", "box"),
     [((10, 400), (0, 193, 10, 13)), ((400, 10), (193, 0, 13, 10))],
 )
-def test_where_no_crop_fits_it_is_the_middle(size, box):
+def test_the_middle_is_the_crop_if_none_fits(size, box):
     # All candidates are larger than the image in one direction.
     assert random_box(*size, np.full(22, 0.999)) == box
 
@@ -261,7 +261,7 @@ def test_evaluation_sees_each_example_once_in_one_shape(size):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "grey", "CMYK"])
-def test_images_that_are_no_usual_encode(kind):
+def test_images_of_other_encodings(kind):
     picture = Image.new("RGB", (40, 30), (200, 200, 200))
     if kind != "PNG":
         picture = picture.convert("L" if kind == "grey" else "CMYK")
@@ -344,7 +344,7 @@ def test_the_private_name_of_grain_exists_and_is_optional(monkeypatch):
 
 
 @pytest.mark.parametrize(("missing", "workers"), [("PIL", 0), ("grain", 2)])
-def test_what_is_not_installed(monkeypatch, missing, workers):
+def test_missing_packages(monkeypatch, missing, workers):
     monkeypatch.setitem(sys.modules, missing, None)
     message = rf"{missing}.*pip install .mslice_jax\[imagenet\]"
     with pytest.raises(DataError, match=message):
@@ -448,7 +448,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_and_workers_whose_parent_is(tmp_path):
+def test_a_killed_worker_and_workers_of_a_killed_parent(tmp_path):
     pytest.importorskip("grain", reason="needs the extra imagenet")
     program = tmp_path / "program.py"
     program.write_text(KILLED.format(tests=str(pathlib.Path(__file__).parent)))

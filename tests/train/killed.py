@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and resumed: a process of its own.
+"""Runs that are killed at random moments and resumed, in a separate process.
 
     python killed.py DIRECTORY SEED COUNT
 

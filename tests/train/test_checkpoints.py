@@ -212,7 +212,7 @@ def held(monkeypatch):
     event.set()
 
 
-def test_the_caller_goes_on_while_files_are_written(net, tmp_path, held):
+def test_the_caller_continues_while_files_are_written(net, tmp_path, held):
     state = state_at(net, 1)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, Progress())

@@ -89,7 +89,7 @@ def test_two_and_four_processes_have_the_losses_of_one(tmp_path):
         np.testing.assert_allclose(host["others"], four[0]["weights"], rtol=1e-6)
 
 
-def test_a_recipe_on_four_hosts_is_stopped_by_one_and_goes_on_with_two(tmp_path):
+def test_a_recipe_on_four_hosts_is_stopped_by_one_and_continues_on_two(tmp_path):
     (tmp_path / "summary.json").write_text("of an earlier run")
     flags = "--rates 1.0 --schedule static --epochs 1 --batch-size 16"  # 90 steps
     flags = [*flags.split(), "--workdir", tmp_path]

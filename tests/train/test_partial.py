@@ -228,7 +228,7 @@ def test_it_reads_few_bytes_more_than_the_narrow_network(tmp_path, shards):
 
 def test_blocks_end_at_the_widths_of_the_rates():
     found = choose_blocks(wide().plan, wide().variables)
-    # A quarter of 1024 is 256. For a bias that is 1024 bytes, and so small a block is in
+    # A quarter of 1024 is 256. For a bias that is 1024 bytes; so small a block is in
     # the index, which is read in any case.
     assert found == {
         "params/Dense_0/bias": [512],
@@ -331,7 +331,7 @@ def test_another_layout_is_read_by_orbax_alone(tmp_path, monkeypatch):
     assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
 
 
-def test_an_array_that_is_not_there_is_another_layout(tmp_path):
+def test_a_missing_array_is_another_layout(tmp_path):
     net = wide()
     save(tmp_path, state_of(net))
     with pytest.raises(LayoutError):

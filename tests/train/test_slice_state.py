@@ -26,7 +26,7 @@ def widths(tree):
     ],
     ids=["adam", "lookahead", "schedule_free", "inject_hyperparams"],
 )
-def test_the_extracted_network_goes_on_as_the_rate_would(net, small, optimizer):
+def test_the_extracted_network_continues_like_the_rate(net, small, optimizer):
     """At rate 0.5 alone, everything outside of it has zero gradient and no effect."""
     state = TrainState.create(net, optimizer, key=jax.random.key(7))
     step = make_train_step(optimizer)

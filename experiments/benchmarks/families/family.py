@@ -45,7 +45,7 @@ class Network:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What `mslice_jax.upgrade` takes; an NNX model holds its variables."""
+        """Arguments of `mslice_jax.upgrade`; an NNX model holds its variables."""
         if isinstance(self.model, nnx.Module):
             return self.model, *self.inputs
         return self.model, self.variables, *self.inputs

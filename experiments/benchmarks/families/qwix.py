@@ -63,8 +63,8 @@ def weights() -> Network:
 def products() -> Network:
     """Both factors of every product are rounded to eight bits.
 
-    Where sums of many layers decide the rounding, units in another order round to other
-    integers; so this one is small.
+    Sums of many layers in another order of units would round to other integers, so this
+    network is small.
     """
     types = {"weight_qtype": jnp.int8, "act_qtype": jnp.int8}
     return trained(Perceptron(), image(4, 8), **types)
