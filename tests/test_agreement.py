@@ -1,7 +1,7 @@
 """The ninth proof: the function's own program at narrow shapes is the narrow program.
 
-A comparable program decides which numbers follow; one that is not gives the reason; for
-a different one upgrade names the equation.
+Where it is comparable it decides which numbers follow; otherwise the reason is stated.
+Where it is another program, upgrade names the equation.
 """
 
 import warnings

@@ -82,7 +82,7 @@ def test_numbers_for_images(name):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("optimized")
 def test_gradients(name):
-    """Each of the two operands takes another form in the rule."""
+    """The gradients of the rule, which has another form for each operand."""
     plain, params, x, w, cotangent = of_case(name)
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
 

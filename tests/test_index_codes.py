@@ -298,7 +298,7 @@ IDENTITIES = {
 
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_an_identity_makes_two_axes_one(name):
-    """Its entries differ from the others, but their order does not matter."""
+    """An entry is distinguished from the others, but its position is not known."""
     full = {"a": normal(4, UNITS), "b": normal(UNITS, UNITS), "c": normal(UNITS, 3)}
     narrow = {"a": full["a"][:, :KEPT], "b": full["b"][:KEPT, :KEPT]}
     narrow["c"] = full["c"][:KEPT]

@@ -59,7 +59,7 @@ def test_numbers(case, form):
 
 
 def test_gradients(case):
-    """Each of the two operands takes another form in the rule."""
+    """The gradients of the rule, which has another form for each operand."""
     plain, params, x, w, cotangent = case
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
 

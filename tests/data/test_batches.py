@@ -1,4 +1,4 @@
-"""Batches: every example once an epoch; the step alone determines the batch."""
+"""Batches: every example once an epoch; seed and step determine a batch."""
 
 import itertools
 import math

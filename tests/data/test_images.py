@@ -147,7 +147,7 @@ def edges(line):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("height", "width"), [(90, 120), (701, 563)])
 def test_crops_show_the_drawn_part(height, width, kind):
-    # Of the larger image, as a JPEG, only a part of the pixels is computed.
+    # For a larger JPEG only a part of the pixels is computed.
     encoded = encode(map_of(height, width), kind)
     for number in range(40):
         draws = uniform(0, 0, number)

@@ -92,7 +92,7 @@ def fresh(model: nn.Module) -> Any:
 @pytest.mark.parametrize("settings", ({}, {"axis_name": "devices"}), ids=str)
 @pytest.mark.parametrize("seen", (True, False))
 def test_training_needs_no_mutable(settings, seen):
-    """Neither in `upgrade` nor after it; `mutable` changes nothing."""
+    """Neither in `upgrade` nor after it; with `mutable` nothing is updated."""
     variables = fresh(Net(**settings))
     net = ms.upgrade(Net(**settings), variables, X, rates=RATES, train=seen)
     assert set(net.variables) == {"params"}

@@ -132,7 +132,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(net, tmp_path):
 
 
 @pytest.mark.parametrize("harm", [flip_a_bit, cut_in_half, pathlib.Path.unlink])
-def test_a_damaged_checkpoint_is_reported_and_the_last_one_is_used(net, tmp_path, harm):
+def test_damage_is_reported_and_the_checkpoint_before_is_used(net, tmp_path, harm):
     directory, said = tmp_path / "checkpoints", []
     with Checkpoints(directory) as checkpoints:
         for step in (1, 2):

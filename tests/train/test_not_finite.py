@@ -203,7 +203,7 @@ def test_the_loss_scale_preserves_small_gradients(net, small):
     found, metrics, state = moved(LossScale.start(2.0**15), jnp.float16)
     lost, _, _ = moved(LossScale.start(1.0), jnp.float16)
     size = np.abs(expected).max()
-    assert np.abs(found - expected).max() < 0.1 * size + 3e-8  # rounding of the weights
+    assert np.abs(found - expected).max() < 0.1 * size + 3e-8  # spacing of the weights
     np.testing.assert_allclose(metrics[1.0]["loss"], whole[1.0]["loss"], rtol=1e-2)
     assert float(state.loss_scale.scale) == 2.0**15
     assert int(state.loss_scale.finite) == 1
@@ -227,7 +227,7 @@ def test_an_overflow_changes_the_scale_alone(net, small):
         state, _ = step(state, (x, y), (1.0, 0.5))
         scales.append(float(state.loss_scale.scale))
     assert scales[0] == 2.0**23  # 2**24 times anything overflows 65504
-    # The scale falls until it fits; two finite steps later it doubles.
+    # The scale falls until it fits; two finite steps later it tries the double.
     low = scales.index(min(scales))
     assert scales[low : low + 3] == [min(scales), min(scales), 2 * min(scales)]
     after = jax.tree.map(np.array, state.net.variables["params"])
