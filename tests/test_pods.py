@@ -1,4 +1,4 @@
-"""The code of docs/pods.md runs, and compiled steps have its collectives."""
+"""The code of docs/pods.md runs, and compiled steps have the collectives it names."""
 
 import contextlib
 import dataclasses

@@ -162,7 +162,7 @@ def test_parameters_agree_with_profile_and_variables_count_all_numbers():
     variables = model.init(jax.random.key(0), X)
     net = ms.upgrade(model, variables, X, rates=(0.5, 1.0), norm="switchable")
     found = ms.report(net).to_dict()
-    # Two dense layers with bias in the first, scale and bias of one norm.
+    # Two dense layers with bias; after the first, scale and bias of one norm.
     each = {w: 5 * w + w + w * 3 + 3 + w * 2 + 2 + 2 * w for w in (4, 8)}
     assert found["parameters"] == {"0.5": each[4], "1.0": each[8]}
     costs = ms.profile.profile(net, X, repeats=1)
