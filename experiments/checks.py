@@ -65,7 +65,7 @@ def check_ranges(values: Mapping[str, Any]) -> None:
 
 
 def _without_effect(settings: Training) -> Iterator[tuple[str, str]]:
-    """Flags that change nothing, and why."""
+    """Flags without effect, each with the reason."""
     given = {name for name, value in vars(settings).items() if value is not None}
     if "temperature" in given and not settings.distill:
         yield (
@@ -162,7 +162,7 @@ def check_writable(workdir: Path) -> None:
 
 
 def check_same_run(workdir: Path, name: str, settings: Training) -> None:
-    """Raise ValueError if the run in `workdir` cannot go on with these settings."""
+    """Raise ValueError if the run in `workdir` cannot continue with these settings."""
     try:
         saved = json.loads((workdir / "settings.json").read_text())
     except (OSError, ValueError):

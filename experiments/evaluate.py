@@ -44,11 +44,11 @@ class Flags:
     checkpoint: Literal["last", "best"] = "last"
     """The last checkpoint, or the one of the highest accuracy at the widest rate."""
     data_dir: Place = None
-    """Where the data is now, if not where it was."""
+    """Folder or file of the data, if it has moved."""
     text: Place = None
-    """The text of a language model, if it is elsewhere, or another one."""
+    """The text of a language model, if it has moved, or another text."""
     held_out: Literal["valid", "test"] | None = None
-    """Which part of a folder of texts is measured; the one of the run if not given."""
+    """The evaluated part of a folder of texts; that of the run if not given."""
     max_test_examples: Int = None
     """Evaluate at most this many of the held-out examples; as many as the run did if
     not given."""

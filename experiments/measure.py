@@ -34,20 +34,20 @@ class Numbers:
 
     @property
     def perplexity(self) -> dict[float, float]:
-        """As how many tokens, alike likely, the next one of a text is uncertain."""
+        """Perplexity: e to the power of the loss."""
         return {rate: math.exp(loss) for rate, loss in self.loss.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """Which of the numbers is shown, and how.
+    """One of the numbers, and its format.
 
     Attributes:
       name: of the attribute of `Numbers`, and in files.
       text: a value of it as a table has it.
       short: the same within a line of several, with `unit` once at its end.
       unit: such as " %".
-      example: what a cost is for, such as "image".
+      example: the unit of a cost, such as "image".
     """
 
     name: str
@@ -122,12 +122,12 @@ def _add(totals: dict[float, list[float]], part: Mapping[float, Any]) -> None:
 
 
 class HeldOut:
-    """What the training loop is told of each rate; all numbers stay beside.
+    """The numbers of each rate for the training loop; `last` keeps all of them.
 
     Args:
-      measure: network -> what comes out for each of its rates.
-      quantity: accuracy, which the best checkpoint has most of; or perplexity, and the
-        best checkpoint has the least loss.
+      measure: network -> `Numbers` of its rates.
+      quantity: accuracy, which is highest at the best checkpoint; or perplexity, and
+        the loss is lowest there.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def over_epochs(path: Path, name: str) -> dict[int, dict[float, float]]:
-    """Epoch -> rate -> what was measured after it, from the file of metrics."""
+    """Epoch -> rate -> evaluation after it, from the file of metrics."""
     name = f"test_{name}/"
     found: dict[int, dict[float, float]] = {}
     for line in path.read_text().splitlines():

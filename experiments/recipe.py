@@ -210,7 +210,7 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
 def costs(
     net: ms.Sliceable, example: Any, console: Console
 ) -> dict[float, RateProfile]:
-    """What each rate costs for one example."""
+    """The cost of each rate for one example."""
     with busy(console, "Measuring what each rate costs"):
         return profile(net, example)
 
@@ -220,7 +220,7 @@ def as_summary(
     profiles: dict[float, RateProfile],
     quantity: Quantity = ACCURACY,
 ) -> dict[str, Any]:
-    """Results as JSON has them; NaN, of a device that does not count, is null."""
+    """Results for JSON; NaN, for FLOPs that a device does not count, is null."""
     values = quantity.of(numbers)
     return {
         # latency_ms is of one example at a time, on this device.

@@ -59,9 +59,9 @@ class Bar(Watcher):
       console: where it is shown.
       epochs: length of the run.
       steps_per_epoch: batches an epoch.
-      every: seconds between two lines where there is no terminal.
-      quantity: what is measured after each epoch.
-      pace: what is counted, and how many of them an example is.
+      every: seconds between two lines without a terminal.
+      quantity: the measurement after each epoch.
+      pace: the unit of the speed, and its number per example.
 
     Use it as a context manager; the bar is drawn within.
     """
@@ -222,9 +222,9 @@ def show_table(
       console: where it is shown.
       title: the line above.
       numbers: accuracy and loss of each rate on the held-out examples.
-      profiles: what each rate costs for one example.
-      device: what the latency was measured on.
-      quantity: which of the numbers is shown beside the loss.
+      profiles: the cost of each rate for one example.
+      device: where the latency was measured.
+      quantity: the number beside the loss.
     """
     name = quantity.name
     table = Table(

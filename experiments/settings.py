@@ -59,14 +59,14 @@ Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lion"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """Flags of every recipe. Where no default is named, it depends on the data."""
+    """Flags of every recipe. A default that is not named depends on the data."""
 
     config: Place = None
     """A file of settings, JSON or TOML, such as the settings.json of another run; flags
-    win over it."""
+    override it."""
     groups: int = 8
-    """Units of an axis, kept or dropped whole, where the network sets none; of channels
-    the groups of each group norm."""
+    """Units of an axis that are kept or dropped together, where the network sets none;
+    for channels the groups of each group norm."""
     rates: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Slice rates in (0, 1], the widths that are trained."""
     schedule: Literal[
@@ -89,9 +89,9 @@ class Training:
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
     epochs: Int = None
-    """Length of the run, in passes over what is trained on."""
+    """Length of the run, in passes over the training data."""
     batch_size: Int = None
-    """Images, or rows of text, a step."""
+    """Images, or rows of text, per step."""
     optimizer: Optimizer = "sgd"
     """sgd has Nesterov momentum of 0.9, as in the paper; the others are Optax's with
     their default settings."""
@@ -153,18 +153,18 @@ class Settings(Training):
     train_examples: Int = None
     """Train on this many examples only, chosen by the seed; all if not given."""
     max_test_examples: Int = None
-    """Measure accuracies on at most this many of the held-out examples, the same ones
-    for every seed; on all if not given."""
+    """Evaluate at most this many of the held-out examples, the same ones for every
+    seed; all if not given."""
     depth: Int = None
     """Layers of the network: 9n+2 or 6n+2 for ResNet; 11, 13, 16 or 19 for VGG."""
     widen: Float = None
     """Factor on the channels of every layer."""
     weights: Place = None
-    """Begin with the weights of a network that was saved: what mslice_jax.models.
-    import_torch made of PyTorch's, or the workdir of another run; random if not given.
-    Batch norms that are trained ask for --norm shared."""
+    """Saved weights to begin with: a network that mslice_jax.models.import_torch made
+    from PyTorch's, or the workdir of another run; random if not given. Trained batch
+    norms need --norm shared."""
     norm: Literal["group", "switchable", "shared"] = "group"
-    """What becomes of batch norms: group norms, one set for each rate, or one batch
+    """Batch norms become group norms, or one batch norm for each rate, or one batch
     norm whose statistics are measured again for each rate."""
 
 
@@ -192,7 +192,7 @@ class Defaults:
     warmup_epochs: int = 0
 
     def learning_rate(self, optimizer: str) -> float:
-        """What stands for --lr: `lr` is meant for sgd."""
+        """Default of --lr: `lr` is meant for sgd."""
         usual = optimizers.USUAL[optimizer].lr
         return self.lr if usual is None else usual
 
@@ -224,7 +224,7 @@ def parse(
 
 
 def read_settings(file: Path, name: str, kind: type[S] = Settings) -> S:
-    """Settings as a file has them: JSON or TOML, with ``_`` or ``-`` in the names.
+    """Settings from a file: JSON or TOML, with ``_`` or ``-`` in the names.
 
     Raises:
       ValueError: if it cannot be read, or does not hold settings of this recipe.
@@ -297,14 +297,14 @@ def _as_flags(setting: str, value: Any) -> list[str]:
 
 
 def _quietly(kind: type[S], parts: Iterable[list[str]]) -> S:
-    """Settings from flags; SystemExit, and nothing on the screen, for wrong ones."""
+    """Settings from flags; SystemExit without output for wrong ones."""
     args = [arg for part in parts for arg in part]
     with contextlib.redirect_stderr(io.StringIO()):
         return tyro.cli(kind, args=args)
 
 
 def resolve(settings: S, name: str, defaults: Any) -> S:
-    """The same settings, nothing of them left to the data.
+    """The same settings, with every default of the data filled in.
 
     `defaults` is a dataclass such as `Defaults`: a value for each setting of that name.
 
@@ -342,7 +342,7 @@ def resolve(settings: S, name: str, defaults: Any) -> S:
 
 
 def _to_draw(settings: Training) -> int | None:
-    """How many rates a step draws unless somebody says so; None if it never does."""
+    """Default number of rates that a step draws; None if it never draws."""
     if settings.schedule in ("static", "cyclic"):
         return None
     if settings.schedule == "random" or settings.rate_weights is not None:
@@ -399,7 +399,7 @@ _IDLE = ("num_random", "temperature", "weight_decay")
 
 
 def changed(saved: dict[str, Any], settings: Training) -> list[str]:
-    """What was other in the run that `saved` belongs to, a phrase for each setting."""
+    """Differences from the run that `saved` belongs to, a phrase for each setting."""
     now = as_json(settings)
     # A flag newer than the run is not in its file, and had its present default.
     names = [name for name in now if name in saved and name not in _FREE]
