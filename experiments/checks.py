@@ -1,4 +1,4 @@
-"""What is wrong with a command, said before any work: flags, places, earlier runs."""
+"""Checks of a command before any work: flags, places, earlier runs."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any, cast
 from .optimizers import USUAL
 from .settings import Settings, Training, changed, flag
 
-# The range of a number, in words, and as a condition.
+# The range of each number: in words, and as a condition.
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "train_examples": ("of at least 1", lambda n: n >= 1),
     "max_test_examples": ("of at least 1", lambda n: n >= 1),
@@ -57,7 +57,7 @@ def check_flags(settings: Training) -> None:
 
 
 def check_ranges(values: Mapping[str, Any]) -> None:
-    """Raise ValueError for a setting out of its range; None is not given."""
+    """Raise ValueError for a setting out of its range; None means not given."""
     for name, (expected, holds) in _RANGES.items():
         value = values.get(name)
         if value is not None and not holds(value):
@@ -65,7 +65,7 @@ def check_ranges(values: Mapping[str, Any]) -> None:
 
 
 def _without_effect(settings: Training) -> Iterator[tuple[str, str]]:
-    """Flags that change nothing, and why."""
+    """Flags without effect, each with the reason."""
     given = {name for name, value in vars(settings).items() if value is not None}
     if "temperature" in given and not settings.distill:
         yield (
@@ -142,9 +142,9 @@ def check_lengths(settings: Training) -> None:
 
 
 def check_writable(workdir: Path) -> None:
-    """Raise OSError unless files can be made in `workdir`, or it can be made.
+    """Raise OSError unless `workdir` can be written to, or made.
 
-    Nothing is left: a command that is refused later leaves no folder.
+    Nothing is left there, so a command that is refused later leaves no folder.
     """
     place = workdir
     with contextlib.suppress(OSError):
@@ -162,11 +162,11 @@ def check_writable(workdir: Path) -> None:
 
 
 def check_same_run(workdir: Path, name: str, settings: Training) -> None:
-    """Raise ValueError if the run in `workdir` cannot go on with these settings."""
+    """Raise ValueError if the run in `workdir` cannot continue with these settings."""
     try:
         saved = json.loads((workdir / "settings.json").read_text())
     except (OSError, ValueError):
-        return  # nothing to compare with; the checkpoint itself was compared
+        return  # restoring compares the checkpoint itself
     differences = changed(saved, settings)
     if saved.get("recipe", name) != name:
         differences.insert(0, f"it is one of experiments.{saved['recipe']}")

@@ -4,15 +4,15 @@
     python -m experiments.cifar_resnet --dataset cifar10 --data-dir DIR
     python -m experiments.cifar_resnet --dataset npz --data-dir mine.npz --depth 29
 
-Without arguments: ResNet-8, twice as wide, on scikit-learn's digits. That takes about a
-minute on two CPU cores, compilation included, and gives an accuracy of about 99 % at
-full width and 97 to 98 % at a quarter. On CIFAR the defaults are the
-original's: ResNet-164, 300 epochs, which asks for a GPU.
+Without arguments it trains ResNet-8, twice as wide, on scikit-learn's digits: about a
+minute on two CPU cores, compilation included, and an accuracy of about 99 % at full
+width and 97 to 98 % at a quarter. On CIFAR the defaults are the original's: ResNet-164
+and 300 epochs, which needs a GPU.
 
 The command ends with a table, and leaves in its workdir (runs/cifar_resnet) the files
-that `experiments.recipe` lists. Given again, it goes on where it was stopped, or shows
-the table of the finished run; ``--config runs/cifar_resnet/settings.json`` stands for
-its flags. ``python -m experiments.evaluate runs/cifar_resnet`` measures it again.
+that `experiments.recipe` lists. Repeated, it continues the run, or shows the table of
+a finished one; ``--config runs/cifar_resnet/settings.json`` stands for its flags.
+``python -m experiments.evaluate runs/cifar_resnet`` evaluates the trained network.
 ``--help`` explains the flags.
 """
 

@@ -1,11 +1,11 @@
-"""Measure again what a recipe has trained.
+"""Evaluate the network that a recipe trained.
 
     python -m experiments.evaluate runs/cifar_resnet
     python -m experiments.evaluate runs/cifar_resnet --checkpoint best
 
-Shows accuracy, loss and cost of each rate on the held-out examples, as the recipe did
-at its end, from a checkpoint in its workdir; it writes nothing there. `network` gives
-the trained network to a program of your own::
+Loads a checkpoint from the workdir and shows accuracy, loss and cost of each rate on
+the held-out examples, as the recipe does at its end; writes nothing there. `network`
+gives the trained network to other programs::
 
     from experiments.evaluate import network
 
@@ -37,23 +37,23 @@ from .settings import Int, Place, Settings, flag, local, read_settings, resolve
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What the command takes."""
+    """Flags of the command."""
 
     workdir: Annotated[Path, tyro.conf.Positional]
     """The folder of a run, with settings.json and checkpoints."""
     checkpoint: Literal["last", "best"] = "last"
-    """The last one, or the one of the highest accuracy at the widest rate."""
+    """The last checkpoint, or the one of the highest accuracy at the widest rate."""
     data_dir: Place = None
-    """Where the data is now, if not where it was."""
+    """Folder or file of the data, if it has moved."""
     text: Place = None
-    """The text of a language model, if it is elsewhere, or another one."""
+    """The text of a language model, if it has moved, or another text."""
     held_out: Literal["valid", "test"] | None = None
-    """Which part of a folder of texts is measured; the one of the run if not given."""
+    """The evaluated part of a folder of texts; that of the run if not given."""
     max_test_examples: Int = None
-    """Measure on at most this many of the held-out examples; if not given, on as many
-    as the run did."""
+    """Evaluate at most this many of the held-out examples; as many as the run did if
+    not given."""
     output: Place = None
-    """A JSON file to write the numbers to."""
+    """JSON file for the numbers."""
 
 
 def network(
@@ -62,7 +62,7 @@ def network(
     checkpoint: Literal["last", "best"] = "last",
     recipe: prepare.Recipe | None = None,
 ) -> ms.Sliceable:
-    """The network that a recipe has trained; with averaged weights, if it kept them.
+    """The network that a recipe trained; with averaged weights, if it kept them.
 
     Args:
       workdir: of the run, with settings.json and checkpoints.
@@ -79,12 +79,12 @@ def network(
 
 
 def main(args: list[str] | None = None, recipe: prepare.Recipe | None = None) -> int:
-    """The command; returns the exit code: 0, or 2 if something does not fit."""
+    """The command; returns the exit code: 0, or 2 for a setting that does not fit."""
     print_anything()
     flags = tyro.cli(
         Flags,
         prog="python -m experiments.evaluate",
-        description="Measure again what a recipe has trained.",
+        description="Evaluate the network that a recipe trained.",
         args=args,
     )
     console = Console()
@@ -135,8 +135,9 @@ def _run(workdir: Path, recipe: prepare.Recipe | None) -> tuple[prepare.Recipe, 
     file = workdir / "settings.json"
     if not file.is_file():
         raise ValueError(
-            f"expected the folder of a run, with settings.json and checkpoints; "
-            f"{workdir} {'has no settings.json' if workdir.is_dir() else 'is none'}. "
+            "expected the folder of a run, with settings.json and checkpoints; "
+            f"{workdir} "
+            f"{'has no settings.json' if workdir.is_dir() else 'is not a folder'}. "
             "The last line of a recipe names its folder, such as runs/cifar_resnet."
         )
     recipe = recipe or _recipe(file)

@@ -4,14 +4,14 @@
 
 For VGG-13 and ResNet-56, in bfloat16: one network trained with model slicing, and one
 network of each width trained alone, with the same epochs, batches and optimizer. Each
-call goes on where the last one stopped (checkpoints are in the output folder) and ends
-in time; when all is done, or as far as it is, `report.json` and `report.md` have the
-accuracy of each rate, images per second, hardware and versions. A folder is for one
-choice of data, epochs, batch size, learning rate, seed and precision.
+call continues the last one from the checkpoints in the output folder and ends within
+the limit. `report.json` and `report.md` have the jobs finished so far: accuracy of each
+rate, images per second, hardware and versions. A folder is for one choice of data,
+epochs, batch size, learning rate, seed and precision.
 
 Needs jax, flax, optax, orbax-checkpoint, numpy and scikit-learn; `cifar10.npz` has
-x_train, y_train, x_test, y_test. Without it the digits of scikit-learn are used, which
-tries everything out in a minute or two: add --epochs 1.
+x_train, y_train, x_test, y_test. Without it the digits of scikit-learn are used: with
+--epochs 1 a trial of a minute or two.
 """
 
 import argparse
@@ -49,7 +49,7 @@ RATES = (0.25, 0.5, 0.75, 1.0)
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One network to train: all rates of it, or a single width alone."""
+    """One network to train: sliced, with all rates, or alone, at a single width."""
 
     model: str
     alone: float | None = None
@@ -68,14 +68,14 @@ def jobs(models: list[str]) -> list[Job]:
 
 
 def network(name: str, classes: int) -> nn.Module:
-    """vgg or resnet and a depth."""
+    """A network by its name, such as 'vgg13' or 'resnet56'."""
     if name.startswith("vgg"):
         return CifarVGG(depth=int(name.removeprefix("vgg")), num_classes=classes)
     return CifarResNet(depth=int(name.removeprefix("resnet")), num_classes=classes)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What all rows of a report have in common."""
+    """Settings that all rows of a report share."""
     return {
         "dtype": "float32" if args.float32 else "bfloat16",
         "dataset": "CIFAR-10" if args.cifar10 else "digits",
@@ -87,10 +87,10 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Clock(Watcher):
-    """Ends a run in time, as Ctrl-C would: after the step under way, and saved.
+    """Stops a run in time, as Ctrl-C does: saved after the current step.
 
     Args:
-      seconds: until when, from now.
+      seconds: time limit, from now.
     """
 
     def __init__(self, seconds: float):
@@ -99,13 +99,13 @@ class Clock(Watcher):
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds left."""
         return self._end - time.monotonic()
 
     def stepped(
         self, step: int, losses: dict[float, float], images_per_second: float
     ) -> None:
-        """Presses Ctrl-C, once, when the time is up."""
+        """Interrupt the run, once, when the time is up."""
         if self.left < 0 and not self._pressed:
             self._pressed = True  # a second one would stop the run at once
             signal.raise_signal(signal.SIGINT)
@@ -114,7 +114,7 @@ class Clock(Watcher):
 def fit(
     job: Job, dataset: data.Dataset, folder: pathlib.Path, clock: Clock, args: Any
 ) -> dict[str, Any] | None:
-    """Trains a job, or goes on with it; its row of the report, None if time is up."""
+    """Trains a job, or continues it; its row of the report, None if time is up."""
     steps = data.steps_per_epoch(len(dataset.x_train), args.batch_size)
     optimizer = sgd(multi_step(args.lr, epochs=args.epochs, steps_per_epoch=steps))
     model = network(job.model, dataset.num_classes)
@@ -176,7 +176,7 @@ def fit(
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as tables: what was sliced from one network, and trained alone."""
+    """The report as tables: rates of one sliced network, and widths trained alone."""
     about = report["about"]
     lines = [
         f"{about['date']}, {about['device']}, jax {about['jax']}, {about['dtype']}: "
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{file} is of other settings: {'; '.join(differences)}. Give the same "
             "ones to go on with it, or another --out."
         )
-    # Ending a call takes time itself: to save, to evaluate.
+    # The end of a call takes time itself: to save, to evaluate.
     clock = Clock(60 * args.minutes * 0.9)
     dataset = data.load("npz" if args.cifar10 else "digits", args.cifar10)
     report["about"] = {

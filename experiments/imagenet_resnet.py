@@ -5,13 +5,13 @@
 DIR is the folder of TFDS with imagenet2012 in it, prepared as array_record, or the
 folder of any other set that TFDS prepared with the features image and label. Reading it
 needs the extra "imagenet". The defaults are the usual ones: 100 epochs, batches of 256,
-a learning rate of 0.1 after five epochs of warm-up; that asks for several GPUs. For
-larger batches give a learning rate in proportion: ``--batch-size 1024 --lr 0.4``.
+a learning rate of 0.1 after five epochs of warm-up; that needs several GPUs. For larger
+batches give a learning rate in proportion: ``--batch-size 1024 --lr 0.4``.
 
 Images are prepared by --workers processes; if the device waits for them, ask for more.
-Without arguments a ResNet-50 an eighth as wide is trained on
-scikit-learn's digits, which shows that everything works and no more. Everything else is
-as in `experiments.cifar_resnet`.
+Without arguments it trains a ResNet-50 an eighth as wide on scikit-learn's digits: a
+check that everything works, and no more. Everything else is as in
+`experiments.cifar_resnet`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Recipes for images: batch norms, accuracies, one image at a time."""
+"""Recipes for images: batch norms, accuracies, costs of one image."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ class Images:
     pictures = ("accuracy_vs_flops.png", "accuracy_over_epochs.png")
 
     def defaults(self, recipe: Any, settings: Settings) -> Defaults:
-        """Those for digits, or those for everything else."""
+        """The defaults for digits, or for all other images."""
         return recipe.digits if settings.dataset == "digits" else recipe.cifar
 
     def check(self, recipe: Any, settings: Settings) -> None:
@@ -50,7 +50,7 @@ class Images:
     def network(
         self, recipe: Any, settings: Settings, dataset: inputs.Inputs
     ) -> tuple[ms.Sliceable, str]:
-        """The network at its start, and its name."""
+        """The initial network, and its name."""
         size = {"depth": settings.depth, "widen": settings.widen}
         model = recipe.model(**size, num_classes=dataset.num_classes)
         name = f"{type(model).__name__}-{settings.depth}"
@@ -79,7 +79,7 @@ class Images:
         return {"transform": data.train_transform(dataset), "loss": loss}
 
     def carry(self, settings: Settings) -> tuple[str, ...]:
-        """Nothing."""
+        """No collections."""
         del settings
         return ()
 
@@ -103,23 +103,23 @@ class Images:
         return inputs.blank_batch(dataset, size)
 
     def pace(self, settings: Settings) -> Pace:
-        """Images a second."""
+        """Images per second."""
         del settings
         return Pace(what="images")
 
     def measurement(
         self, settings: Settings, dataset: inputs.Inputs
     ) -> Callable[[ms.Sliceable], Numbers]:
-        """Accuracy and loss, statistics of shared norms measured first."""
+        """Accuracy and loss; the statistics of shared norms are measured first."""
         measure = inputs.evaluation(dataset)
         if settings.norm != "shared":
             return measure
-        # One batch norm for all rates has statistics of none.
+        # A batch norm for all rates has the statistics of none.
         parts = inputs.calibration_batches(dataset)
         return lambda net: measure(ms.calibrate(net, parts))
 
     def keep(self, dataset: inputs.Inputs, workdir: Path) -> None:
-        """Nothing."""
+        """Writes nothing."""
 
     def shipped(
         self,

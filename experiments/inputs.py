@@ -1,4 +1,4 @@
-"""What a recipe reads: a data set in memory, or one that stays on disk."""
+"""The data of a recipe: in memory, or read from disk."""
 
 import dataclasses
 import itertools
@@ -40,7 +40,7 @@ def load(settings: Settings) -> Inputs:
 
 
 def num_train(inputs: Inputs) -> int:
-    """How many training examples there are."""
+    """Number of training examples."""
     in_memory = isinstance(inputs, data.Dataset)
     return len(inputs.x_train if in_memory else inputs.train)
 
@@ -61,17 +61,17 @@ def train_batches(
 
 
 def blank_batch(inputs: Inputs, batch_size: int) -> Batch:
-    """Zeros in the form of a batch, to compile with before anything is read."""
+    """Zeros in the shapes of a batch, to compile before any data is read."""
     dtype = inputs.x_train.dtype if isinstance(inputs, data.Dataset) else np.uint8
     images = np.zeros((batch_size, *inputs.image_shape), dtype)
     return images, np.zeros(batch_size, np.int32)
 
 
 def calibration_batches(inputs: Inputs) -> list[jax.Array]:
-    """About a thousand training images, normalized, to measure norms with."""
+    """About a thousand training images, normalized, for the statistics of norms."""
     size = min(128, num_train(inputs))
     count = min(8, num_train(inputs) // size)
-    # Shuffled: the first ones of a set may all be of one class.
+    # Shuffled: the first ones of a data set may all be of one class.
     stream = train_batches(inputs, size, seed=0, start=0)
     normalize = data.eval_transform(inputs)
     return [normalize(jnp.asarray(x)) for x, _ in itertools.islice(stream, count)]
@@ -94,7 +94,7 @@ def evaluation(
 
 
 def _fewer_tests(inputs: Inputs, count: int | None) -> Inputs:
-    """With at most `count` held-out examples: the same ones for every seed."""
+    """At most `count` held-out examples: the same ones for every seed."""
     in_memory = isinstance(inputs, data.Dataset)
     available = len(inputs.x_test) if in_memory else len(inputs.test)
     if count is None or count >= available:

@@ -1,7 +1,7 @@
-"""What a recipe has to know of its data: images, or text. A contract and two citizens.
+"""The kind of a recipe's data, images or text: a contract with two implementations.
 
-`recipe`, `prepare` and `evaluate` are the same for both; what differs stands here, and
-in `images.py` and `text.py`.
+`recipe`, `prepare` and `evaluate` are the same for both; `images.py` and `text.py` have
+the differences.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ from .settings import Training
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How fast a run is, in words.
+    """The unit of a run's speed.
 
     Attributes:
-      what: what is counted, such as "images".
-      each: how many of them an example is.
+      what: the counted unit, such as "images".
+      each: units per example.
     """
 
     what: str
@@ -34,7 +34,7 @@ class Pace:
 
 
 class Kind(Protocol):
-    """A kind of data. Methods raise ValueError for what does not fit."""
+    """A kind of data. Methods raise ValueError for settings that do not fit."""
 
     @property
     def settings(self) -> type[Training]:
@@ -43,7 +43,7 @@ class Kind(Protocol):
 
     @property
     def quantity(self) -> Quantity:
-        """What is measured on held-out examples, and shown."""
+        """The shown measurement on held-out examples."""
         ...
 
     @property
@@ -52,7 +52,7 @@ class Kind(Protocol):
         ...
 
     def defaults(self, recipe: Any, settings: Any) -> Any:
-        """A dataclass of what stands for flags that are not given."""
+        """A dataclass with the defaults of flags that are not given."""
         ...
 
     def check(self, recipe: Any, settings: Any) -> None:
@@ -60,17 +60,17 @@ class Kind(Protocol):
         ...
 
     def load(self, settings: Any, *, run: Path | None = None) -> Any:
-        """The data; of a `run` in a folder that goes on with what it kept of it."""
+        """The data; a `run` in a folder continues with the parts that it kept of it."""
         ...
 
     def steps_per_epoch(self, settings: Any, dataset: Any) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         ...
 
     def network(
         self, recipe: Any, settings: Any, dataset: Any
     ) -> tuple[ms.Sliceable, str]:
-        """The network at its start, and its name."""
+        """The initial network, and its name."""
         ...
 
     def step(self, settings: Any, dataset: Any) -> dict[str, Any]:
@@ -88,31 +88,31 @@ class Kind(Protocol):
         ...
 
     def blank(self, settings: Any, dataset: Any, size: int) -> Batch:
-        """A batch of `size` examples that mean nothing, to compile with."""
+        """A batch of `size` blank examples, to compile with."""
         ...
 
     def pace(self, settings: Any) -> Pace:
-        """In which unit the speed is shown."""
+        """The unit of the speed."""
         ...
 
     def measurement(
         self, settings: Any, dataset: Any
     ) -> Callable[[ms.Sliceable], Numbers]:
-        """What is measured on held-out examples."""
+        """The measurement on held-out examples."""
         ...
 
     def keep(self, dataset: Any, workdir: Path) -> None:
-        """Writes what belongs to the network besides its weights."""
+        """Writes the parts of the network besides its weights."""
         ...
 
     def shipped(
         self, recipe: Any, settings: Any, dataset: Any, net: ms.Sliceable
     ) -> ms.Sliceable:
-        """The trained network as it is saved."""
+        """The trained network in the form that is saved."""
         ...
 
     def example(self, settings: Any, dataset: Any) -> Any:
-        """One input, for what a call costs."""
+        """One input, to measure the cost of a call."""
         ...
 
     def draw(
@@ -128,7 +128,7 @@ class Kind(Protocol):
 
 def initialize(model: nn.Module, key: jax.Array, inputs: Any) -> dict[str, Any]:
     """Fresh variables, in one compiled program."""
-    # It runs once: LLVM would take six seconds to optimize it, and takes one not to.
+    # It runs once: LLVM would take six seconds to optimize it; without, it takes one.
     quick = {"xla_backend_optimization_level": 0}
     options = quick if jax.default_backend() == "cpu" else None
     init = jax.jit(model.init, compiler_options=options)

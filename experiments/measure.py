@@ -1,4 +1,4 @@
-"""What a recipe measures on held-out examples, and the file that its numbers go to."""
+"""Accuracy and loss of a recipe on held-out examples, and its file of metrics."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ Batches = Callable[[], Iterator[tuple[Any, Any, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """What came out, for each rate.
+    """Accuracy and loss of each rate.
 
     Attributes:
       accuracy: in [0, 1]; of text nothing.
@@ -34,20 +34,20 @@ class Numbers:
 
     @property
     def perplexity(self) -> dict[float, float]:
-        """As how many tokens, alike likely, the next one of a text is uncertain."""
+        """Perplexity: e to the power of the loss."""
         return {rate: math.exp(loss) for rate, loss in self.loss.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """Which of the numbers is shown, and how.
+    """One of the numbers, and its format.
 
     Attributes:
       name: of the attribute of `Numbers`, and in files.
       text: a value of it as a table has it.
       short: the same within a line of several, with `unit` once at its end.
       unit: such as " %".
-      example: what a cost is for, such as "image".
+      example: the unit of a cost, such as "image".
     """
 
     name: str
@@ -84,7 +84,7 @@ def measure_on(
 
     Args:
       batches: the examples in batches of one shape, anew with each call.
-      count: how many examples there are.
+      count: number of examples.
       normalize: raw images -> images that the network takes.
     """
 
@@ -94,7 +94,7 @@ def measure_on(
         logits = logits.astype(jnp.float32)
         hits = weights * (jnp.argmax(logits, axis=-1) == labels)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        # Padding of the last batch has weight 0, and a loss that may be anything.
+        # Padding of the last batch has weight 0, and its loss may be anything.
         return jnp.sum(hits), jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
 
     def measure(net: ms.Sliceable) -> Numbers:
@@ -102,8 +102,8 @@ def measure_on(
         last: dict[float, Any] = {}
         for batch in batches():
             now = {rate: sums(net, *batch, rate=rate) for rate in net.rates}
-            # Reading waits for the device, so it is done one batch late; never to wait
-            # would let the images of the whole set pile up there.
+            # Reading waits for the device, so it is done one batch late; without waits
+            # the images of the whole set would pile up there.
             _add(totals, last)
             last = now
         _add(totals, last)
@@ -122,12 +122,12 @@ def _add(totals: dict[float, list[float]], part: Mapping[float, Any]) -> None:
 
 
 class HeldOut:
-    """What the training loop is told of each rate; all numbers stay beside.
+    """The numbers of each rate for the training loop; `last` keeps all of them.
 
     Args:
-      measure: network -> what comes out for each of its rates.
-      quantity: accuracy, which the best checkpoint has most of; or perplexity, and the
-        best checkpoint has the least loss.
+      measure: network -> `Numbers` of its rates.
+      quantity: accuracy, which is highest at the best checkpoint; or perplexity, and
+        the loss is lowest there.
     """
 
     def __init__(
@@ -151,8 +151,8 @@ class HeldOut:
         }
 
 
-# Names of the loop, and the names that the file has: whose numbers they are comes
-# first, as in TensorBoard's folders of curves.
+# Names in the loop, and in the file: train or test comes first, as in TensorBoard's
+# folders of curves.
 _NAMES = {
     "loss": "train_loss",
     "accuracy_train": "train_accuracy",
@@ -171,8 +171,8 @@ class FlatMetricsFile(MetricsFile):
 
     Args:
       path: made at the first write, together with its directory.
-      held_out: has measured what the line of an epoch is about.
-      sinks: hear of every line, too.
+      held_out: has the losses for the line of an epoch.
+      sinks: called with every line, too.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class FlatMetricsFile(MetricsFile):
         self._sinks = tuple(sinks)
 
     def write(self, *, step: int, **values: Any) -> None:
-        """Append one line and hand it to the system at once."""
+        """Append one line and flush it."""
         if "accuracy" in values and self._held_out.last is not None:
             values["test_loss"] = {
                 rate_key(rate): float(f"{loss:.6g}")
@@ -200,7 +200,7 @@ class FlatMetricsFile(MetricsFile):
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of keys.
+    """Flatten nested values to one level of keys.
 
     Example:
       >>> flatten({"epoch": 1, "accuracy": {"0.5": 0.9, "1.0": float("nan")}})
@@ -218,7 +218,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def over_epochs(path: Path, name: str) -> dict[int, dict[float, float]]:
-    """Epoch -> rate -> what was measured after it, from the file of metrics."""
+    """Epoch -> rate -> evaluation after it, from the file of metrics."""
     name = f"test_{name}/"
     found: dict[int, dict[float, float]] = {}
     for line in path.read_text().splitlines():

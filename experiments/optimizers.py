@@ -1,4 +1,4 @@
-"""The optimizers that a recipe can be trained with, and what is usual for each."""
+"""The optimizers of the recipes, and the defaults of each."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from mslice_jax.train import sgd
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Usual:
-    """An optimizer and the numbers that stand for flags that are not given.
+    """An optimizer and its defaults for flags that are not given.
 
     Attributes:
       build: Optax's function; None for `mslice_jax.train.sgd`.
-      lr: learning rate; None leaves it to the recipe, which knows it for sgd.
+      lr: learning rate; None for the recipe's own, which is for sgd.
       weight_decay: None where the optimizer has none.
     """
 
@@ -46,8 +46,7 @@ def build(
       name: one of `USUAL`.
       learning_rate: a number, or a schedule from steps to numbers.
       weight_decay: None for an optimizer that has none.
-      clip: the largest norm of a step's gradient; a larger one is scaled down before
-        anything else happens to it.
+      clip: the largest norm of a step's gradient; a larger one is scaled down first.
 
     Raises:
       ValueError: for a number out of its range.
@@ -56,7 +55,7 @@ def build(
       >>> optimizer = build("adamw", 1e-3, weight_decay=0.0, clip=None)
     """
     usual = USUAL[name]
-    # Checks both numbers, whichever optimizer they are for.
+    # Checks both numbers, for every optimizer.
     own = sgd(learning_rate, weight_decay=weight_decay or 0.0, clip=clip)
     if usual.build is None:
         return own

@@ -1,4 +1,4 @@
-"""Before any work: what a recipe and a run are, and every check there is."""
+"""Recipes and runs, and every check before any work."""
 
 import dataclasses
 import importlib.util
@@ -51,12 +51,12 @@ class Recipe:
 
     Attributes:
       name: of the module, and of the folder below runs/.
-      description: what ``--help`` says first.
+      description: the first lines of ``--help``.
       model: builds the network: for images from depth, num_classes and widen, for text
         from the settings and vocab.
       digits: defaults for digits, of a recipe for images.
-      cifar: defaults for all other images: what is usual for the network.
-      kind: what the recipe's data is.
+      cifar: defaults for all other images, as usual for the network.
+      kind: the kind of its data.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """All that training needs, checked."""
+    """Everything that training needs, checked."""
 
     recipe: Recipe
     settings: Any  # of the recipe's kind, resolved
@@ -85,10 +85,10 @@ class Run:
 
 
 def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
-    """Check everything there is to check, cheapest first, and build what is needed.
+    """Check all settings, cheapest first, and build the run.
 
     Raises:
-      ValueError, OSError, CheckpointError: for whatever does not fit.
+      ValueError, OSError, CheckpointError: for a setting that does not fit.
     """
     if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
@@ -143,12 +143,12 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
         carry=kind.carry(settings),
     )
     if placement is not None:
-        # Here already: a `Run` that held the whole of it would hold it to the end.
+        # Placed here, for a `Run` would hold the unsharded state to the end.
         state = placement.state(state)
 
     if not settings.resume:
         _move_aside(workdir, console, kind.pictures)
-    workdir.mkdir(parents=True, exist_ok=True)  # not before all else is accepted
+    workdir.mkdir(parents=True, exist_ok=True)  # only after every check
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         about={
@@ -182,7 +182,7 @@ def _train_step(
     optimizer: optax.GradientTransformation,
     placement: Placement | None,
 ) -> TrainStep:
-    """The step as flags and data want it; ValueError for a flag out of its range."""
+    """The training step of flags and data; ValueError for a flag out of its range."""
     distillation = None
     if settings.distill:
         distillation = Distillation(
@@ -201,7 +201,7 @@ def _train_step(
 
 
 def _placement(settings: Training) -> Placement | None:
-    """A mesh of all devices, among which the batch is divided; None for one."""
+    """A mesh of all devices, over which the batch is sharded; None for one device."""
     devices = jax.devices()
     batch_size = cast(int, settings.batch_size)
     if len(devices) == 1 and settings.fsdp == 1:
@@ -215,7 +215,7 @@ def _placement(settings: Training) -> Placement | None:
 
 
 def _move_aside(workdir: Path, console: Console, pictures: Sequence[str] = ()) -> None:
-    """Move what an earlier run left into a folder of its own; nothing is deleted.
+    """Move the files of an earlier run into a folder of their own; none is deleted.
 
     Of several hosts the first one does, while the others wait.
     """

@@ -13,12 +13,12 @@ from mslice_jax.core.rules import fixed as fixed_lib
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "primitives.md"
 
-_KERNEL = "stands in a Pallas kernel, which is fixed as a whole"
-_REF = "comes of taking apart what a mutable array does; see get and swap"
-_OBJECT = "handles values that are no arrays"
+_KERNEL = "occurs in a Pallas kernel, which is fixed as a whole"
+_REF = "comes of lowering mutable arrays; see get and swap"
+_OBJECT = "handles values that are not arrays"
 _LINEAR = "is made and used up while a derivative is taken"
 
-# Of the primitives of JAX, those that no trace of a network holds.
+# Primitives of JAX that occur in no trace of a network.
 ELSEWHERE: dict[str, str] = {
     "box_get": _OBJECT,
     "box_set": _OBJECT,
@@ -62,7 +62,7 @@ def page() -> str:
         lines.append(f"`{module.replace('.', '/')}.py`: {idea}\n")
         lines += _table("How the axes map", pictures)
     lines.append(f"## Fixed, for a reason of its own ({len(FIXED)})\n")
-    lines.append("All axes of these stay whole; the network around them narrows.\n")
+    lines.append("All axes of these are fixed; the network around them narrows.\n")
     lines += _table("Why", fixed)
     elsewhere: dict[str, list[str]] = {}
     for name, why in ELSEWHERE.items():
@@ -72,7 +72,7 @@ def page() -> str:
 
 
 def _table(head: str, rows: Mapping[str, list[str]]) -> list[str]:
-    """A row for each text, with all primitives that it is about."""
+    """A row for each text, with all primitives that share it."""
     lines = [f"| Primitives | {head} |", "| --- | --- |"]
     for text, names in sorted(rows.items(), key=lambda row: sorted(row[1])):
         lines.append(f"| {', '.join(f'`{n}`' for n in sorted(names))} | {text} |")

@@ -1,4 +1,4 @@
-"""What experiments ask of the process that they run in."""
+"""Settings of the process that an experiment runs in."""
 
 import ctypes
 import io
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import jax
 
-# Of `mallopt`, see its manual page.
+# Options of `mallopt`, see its manual page.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_compiled_programs() -> None:
-    """Let a later run load what this one compiles, unless JAX was told another place.
+    """Let later runs load the programs of this one, unless JAX has a cache already.
 
-    They are kept where programs keep such things (XDG_CACHE_HOME, or ~/.cache); not at
-    all where there is no such place, as for a user without a home.
+    The cache is below XDG_CACHE_HOME or ~/.cache. Without such a folder, as for a user
+    without a home, nothing is kept.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
@@ -24,7 +24,7 @@ def keep_compiled_programs() -> None:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(caches) / "mslice_jax" / "compiled"
         folder.mkdir(parents=True, exist_ok=True)
-    except (RuntimeError, OSError):  # Path.home does not know, or nobody may write
+    except (RuntimeError, OSError):  # no home, or not writable
         return
     if not os.access(folder, os.W_OK):
         return
@@ -33,9 +33,9 @@ def keep_compiled_programs() -> None:
 
 
 def print_anything() -> None:
-    """Let the screen show what it cannot encode in another way, not end the program.
+    """Let the screen escape a character that it cannot encode, not raise.
 
-    A name of a file may have any character; under LANG=C the screen takes ASCII alone.
+    A file's name may have any character; under LANG=C the screen takes ASCII alone.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -43,12 +43,12 @@ def print_anything() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let a step on CPU use the memory of the one before.
+    """Let a step on CPU reuse the memory of the last one.
 
     XLA frees its buffers after every step, and the C library of Linux (glibc) gives
-    blocks of their size back to the system, which hands them out page by page when the
+    blocks of their size back to the system, which returns them page by page when the
     next step writes to them: up to a quarter of a step (`experiments/LOG.md`). After
-    this call the process keeps what it had at its peak. Other C libraries are left
+    this call the process keeps the memory of its peak. Other C libraries are left
     alone, and so are processes whose JAX computes elsewhere.
     """
     if jax.default_backend() != "cpu":

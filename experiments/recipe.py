@@ -1,10 +1,10 @@
-"""What the recipes share: check everything, train, measure, write down.
+"""The command of every recipe: check, train, evaluate, write the results.
 
 A recipe is a network and its defaults (`Recipe`); `main` is the command. All checks
 come before any work (`prepare`), and a setting that does not fit ends the command with
-one line and exit code 2, and leaves no folder. Ctrl-C or SIGTERM saves after the step
-under way and says how to go on (exit code 130 or 143); a second Ctrl-C stops at once.
-A run leaves in its workdir::
+one line and exit code 2, and leaves no folder. Ctrl-C or SIGTERM saves after the
+current step and says how to continue (exit code 130 or 143); a second Ctrl-C stops at
+once. A run leaves in its workdir::
 
     settings.json            the settings, defaults filled in; --config takes it
     metrics.jsonl            losses every ten steps; accuracies and losses on held-out
@@ -16,7 +16,7 @@ A run leaves in its workdir::
     network.mslice           the network, for `mslice_jax.load`
     tensorboard/             with --tensorboard: the numbers of metrics.jsonl
 
-``python -m experiments.evaluate WORKDIR`` measures again what it trained.
+``python -m experiments.evaluate WORKDIR`` evaluates the trained network again.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
     """Run the recipe as a command; returns the exit code.
 
     0: the table was shown. 1: writing failed on the way. 2: a setting does not fit,
-    nothing was done. 130 (Ctrl-C), 143 (SIGTERM): interrupted, what was done is saved.
+    nothing was done. 130 (Ctrl-C), 143 (SIGTERM): interrupted, the run is saved.
     """
     print_anything()
     try:
@@ -105,10 +105,10 @@ def _find_hosts() -> None:
 
 
 def fit(run: Run, console: Console) -> tuple[Outcome, Numbers | None]:
-    """Train; everything that is written goes into the workdir.
+    """Train; everything is written into the workdir.
 
     Returns:
-      How the run ended, and what was measured last.
+      The outcome of the run, and the last evaluation.
     """
     settings, dataset, kind = run.settings, run.dataset, run.recipe.kind
     epochs, workdir = cast(int, settings.epochs), cast(Path, settings.workdir)
@@ -164,7 +164,7 @@ def fit(run: Run, console: Console) -> tuple[Outcome, Numbers | None]:
 
 
 def _compile(run: Run, batch: Batch) -> float:
-    """All programs of training, at the same time; returns the seconds."""
+    """Compile all programs of training at the same time; returns the seconds."""
     if run.placement is not None:
         batch = run.placement.batch(batch)
     return run.train_step.compile(run.state, batch, run.state.net.rates)
@@ -210,7 +210,7 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
 def costs(
     net: ms.Sliceable, example: Any, console: Console
 ) -> dict[float, RateProfile]:
-    """What each rate costs for one example."""
+    """The cost of each rate for one example."""
     with busy(console, "Measuring what each rate costs"):
         return profile(net, example)
 
@@ -220,7 +220,7 @@ def as_summary(
     profiles: dict[float, RateProfile],
     quantity: Quantity = ACCURACY,
 ) -> dict[str, Any]:
-    """Results as JSON has them; NaN, of a device that does not count, is null."""
+    """Results for JSON; NaN, for FLOPs that a device does not count, is null."""
     values = quantity.of(numbers)
     return {
         # latency_ms is of one example at a time, on this device.
@@ -244,12 +244,12 @@ def _or_null(value: float) -> float | None:
 
 
 def device() -> str:
-    """What computes, such as "cpu" or "NVIDIA H200"."""
+    """Name of the device, such as "cpu" or "NVIDIA H200"."""
     return jax.local_devices()[0].device_kind
 
 
 def speaks() -> bool:
-    """Of several hosts the first one shows and writes what there is to show."""
+    """Whether this host shows and writes results: the first one does."""
     return jax.process_index() == 0
 
 
@@ -269,6 +269,6 @@ def _say_saved(run: Run, again: str) -> None:
 
 
 def fail(error: Exception, code: int) -> int:
-    """Say in one line what is wrong."""
+    """Print the error in one line; returns the exit code."""
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return code

@@ -1,7 +1,7 @@
-"""What a recipe shows: settings, how far the run is, the table at the end.
+"""Output of a recipe: settings, progress, the table at the end.
 
-On a screen that takes ASCII alone, rich draws its bars and boxes in ASCII; the words
-here are ASCII anyway.
+On a screen that takes ASCII alone, rich draws bars and boxes in ASCII; the words here
+are ASCII anyway.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from .measure import ACCURACY, Numbers, Quantity
 
 
 def show_settings(console: Console, values: Mapping[str, Any]) -> None:
-    """All settings that are given, as one paragraph."""
+    """All settings that are given, in one paragraph."""
     parts = [
         f"{name} {_plain(value)}" for name, value in values.items() if value is not None
     ]
@@ -36,11 +36,11 @@ def show_settings(console: Console, values: Mapping[str, Any]) -> None:
 
 
 def busy(console: Console, what: str) -> contextlib.AbstractContextManager[Any]:
-    """Say what takes a while, within: it moves on a terminal, and is a line elsewhere.
+    """Show that work is under way, within: a spinner on a terminal, a line elsewhere.
 
     Args:
       console: where it is shown.
-      what: such as "Compiling".
+      what: the work, such as "Compiling".
     """
     if console.is_terminal:
         spinner = "line" if console.options.ascii_only else "dots"
@@ -52,18 +52,18 @@ def busy(console: Console, what: str) -> contextlib.AbstractContextManager[Any]:
 class Bar(Watcher):
     """Loss, rates, images per second and time left; a line for each epoch.
 
-    On a terminal that is a progress bar, elsewhere (a file, a pipe, the log of a
-    cluster) a line a minute.
+    On a terminal that is a progress bar; elsewhere (a file, a pipe, a cluster's log) a
+    line a minute.
 
     Args:
       console: where it is shown.
       epochs: length of the run.
       steps_per_epoch: batches an epoch.
-      every: seconds between two lines where there is no terminal.
-      quantity: what is measured after each epoch.
-      pace: what is counted, and how many of them an example is.
+      every: seconds between two lines without a terminal.
+      quantity: the measurement after each epoch.
+      pace: the unit of the speed, and its number per example.
 
-    Use it as a context: the bar is drawn within.
+    Use it as a context manager; the bar is drawn within.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class Bar(Watcher):
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._every = every
         self._bar = console.is_terminal
-        self._first: tuple[int, float] | None = None  # a step, and when it was done
+        self._first: tuple[int, float] | None = None  # a step, and its time
         self._said = time.monotonic()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=8),  # all of the line has to fit into 80 columns
+            BarColumn(bar_width=8),  # the line has to fit into 80 columns
             TextColumn("{task.fields[losses]}"),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
@@ -111,7 +111,7 @@ class Bar(Watcher):
             self._progress.stop()
 
     def restored(self, step: int, progress: RunProgress) -> None:
-        """Say where the run goes on."""
+        """Print the step at which the run continues."""
         self._progress.update(self._task, completed=step)
         epochs = "1 epoch" if progress.epoch == 1 else f"{progress.epoch} epochs"
         self._print(
@@ -122,7 +122,7 @@ class Bar(Watcher):
     def stepped(
         self, step: int, losses: dict[float, float], images_per_second: float
     ) -> None:
-        """Move the bar, or say where the run is if that was a minute ago."""
+        """Move the bar, or print a line if the last one is a minute old."""
         text = " ".join(
             f"r{rate:g} {losses[rate]:.2f}" for rate in sorted(losses, reverse=True)
         )
@@ -150,7 +150,7 @@ class Bar(Watcher):
         )
 
     def _left(self, step: int, total: int, now: float) -> str:
-        """How long the rest takes if it goes on like this, in words."""
+        """Estimated time left, in words."""
         assert self._first is not None
         since, began = self._first
         if step == since:
@@ -178,15 +178,15 @@ class Bar(Watcher):
 
 
 class TensorBoard:
-    """The lines of metrics.jsonl as TensorBoard reads them: a curve for every key.
+    """The lines of metrics.jsonl for TensorBoard: a curve for every key.
 
     Args:
-      folder: made if absent; a resumed run goes on in it.
+      folder: made if absent; a resumed run continues in it.
 
     Raises:
       ImportError: without tensorboardX, of the extra "tensorboard".
 
-    Use it as a context: after it everything is written.
+    Use it as a context manager; leaving it writes everything.
     """
 
     def __init__(self, folder: Path):
@@ -222,9 +222,9 @@ def show_table(
       console: where it is shown.
       title: the line above.
       numbers: accuracy and loss of each rate on the held-out examples.
-      profiles: what each rate costs for one example.
-      device: what the latency was measured on.
-      quantity: which of the numbers is shown beside the loss.
+      profiles: the cost of each rate for one example.
+      device: where the latency was measured.
+      quantity: the number beside the loss.
     """
     name = quantity.name
     table = Table(

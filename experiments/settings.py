@@ -1,4 +1,4 @@
-"""The flags that the recipes share, and what they stand for when nobody gives them."""
+"""The flags that the recipes share, and their defaults."""
 
 import argparse
 import contextlib
@@ -20,10 +20,10 @@ from . import optimizers
 
 
 def _maybe(read: Callable[[str], Any], metavar: str) -> Any:
-    """How tyro reads a flag that need not be given; None says that it was not.
+    """Form of an optional flag for tyro; None means not given.
 
-    Left to itself tyro shows ``{None}|INT``, and of a mistyped number says that it is
-    not None either.
+    Left to itself tyro shows ``{None}|INT``, and reports of a mistyped number that it
+    is not None either.
     """
     spec = tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
@@ -59,42 +59,42 @@ Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lion"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """Flags of every recipe. Where no default is named, it depends on the data."""
+    """Flags of every recipe. A default that is not named depends on the data."""
 
     config: Place = None
     """A file of settings, JSON or TOML, such as the settings.json of another run; flags
-    win over it."""
+    override it."""
     groups: int = 8
-    """Units of an axis, kept or dropped whole, where the network sets none; of channels
-    the groups of each group norm."""
+    """Units of an axis that are kept or dropped together, where the network sets none;
+    for channels the groups of each group norm."""
     rates: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Slice rates in (0, 1], the widths that are trained."""
     schedule: Literal[
         "random", "random_min", "random_max", "random_min_max", "static", "cyclic"
     ] = "random_min_max"
-    """Which rates a training step uses."""
+    """The rates of a training step."""
     num_random: Int = None
-    """Rates that a step draws, besides those that it always has: 1 if not given, and 0
-    where the schedule leaves none to draw."""
+    """Rates that a step draws, besides the fixed ones: 1 if not given, and 0 where the
+    schedule leaves none to draw."""
     rate_weights: Floats = None
-    """How likely each of --rates is drawn, in their order; all alike if not given."""
+    """Probability of each of --rates, in their order; equal if not given."""
     progressive_epochs: Int = None
-    """Let the rates enter one after the other, the widest first, each so many epochs
-    after the one before; all from the start if not given."""
+    """Epochs between the entries of two rates, the widest first; all train from the
+    start if not given."""
     distill: float = 0.0
-    """Share of the loss in which the widest rate of a step teaches the others; the rest
-    comes from the labels."""
+    """Share of the loss that distills the widest rate of a step into the others; the
+    rest comes from the labels."""
     temperature: Float = None
-    """Temperature by which predictions are softened for --distill; 1 if not given."""
+    """Temperature of the softmax for --distill; 1 if not given."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
     epochs: Int = None
-    """Length of the run, in passes over what is trained on."""
+    """Length of the run, in passes over the training data."""
     batch_size: Int = None
-    """Images, or rows of text, a step."""
+    """Images, or rows of text, per step."""
     optimizer: Optimizer = "sgd"
     """sgd has Nesterov momentum of 0.9, as in the paper; the others are Optax's with
-    their usual settings."""
+    their default settings."""
     lr: Float = None
     """Learning rate after warm-up, by default that of the optimizer; a tenth from half
     of the epochs on, a hundredth from three quarters on, unless --cosine."""
@@ -102,9 +102,9 @@ class Training:
     """Weight decay: with sgd added to the gradient, times the weight (1e-4 if not
     given); with adamw, lamb and lion decoupled (0.01 if not given)."""
     cosine: bool = False
-    """Let the learning rate fall to zero along a cosine."""
+    """Let the learning rate decay to zero along a cosine."""
     warmup_epochs: Int = None
-    """Epochs in which the learning rate climbs from a tenth."""
+    """Epochs in which the learning rate rises from a tenth."""
     clip: Float = None
     """Largest norm of a step's gradient; a larger one is scaled down."""
     average: Float = None
@@ -113,15 +113,14 @@ class Training:
     bfloat16: bool = False
     """Let the network compute in bfloat16; weights stay float32."""
     accumulate: int = 1
-    """Parts that a batch is divided into, computed one after the other to save
-    memory."""
+    """Chunks of a batch, computed one after the other to save memory."""
     remat: bool = False
-    """Save memory by computing activations again in the backward pass."""
+    """Recompute activations in the backward pass to save memory."""
     fsdp: int = 1
     """Devices that the weights are sharded over; the batch always is over all."""
     shards: Int = None
     """Equal parts of an axis, each of which narrows by itself; as many as --fsdp if not
-    given. It belongs to the network, --fsdp may change when a run goes on."""
+    given. They belong to the network; --fsdp may change when a run continues."""
     distributed: bool = False
     """Train on all hosts of a TPU slice or a cluster: start the same command on each,
     as with srun or mpirun."""
@@ -130,11 +129,11 @@ class Training:
     tensorboard: bool = False
     """Write for TensorBoard too (extra "tensorboard")."""
     workdir: Place = None
-    """Folder that everything is written to; runs/ and the name of the recipe if not
+    """Folder for all files of the run; runs/ and the name of the recipe if not
     given."""
     resume: bool = True
-    """Go on with the run in the workdir, if there is one. With --no-resume its files
-    are moved into a folder of their own in there, and a new run starts."""
+    """Continue the run in the workdir, if there is one. With --no-resume its files are
+    moved into a folder of their own in there, and a new run starts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,18 +153,18 @@ class Settings(Training):
     train_examples: Int = None
     """Train on this many examples only, chosen by the seed; all if not given."""
     max_test_examples: Int = None
-    """Measure accuracies on at most this many of the held-out examples, the same ones
-    for every seed; on all if not given."""
+    """Evaluate at most this many of the held-out examples, the same ones for every
+    seed; all if not given."""
     depth: Int = None
     """Layers of the network: 9n+2 or 6n+2 for ResNet; 11, 13, 16 or 19 for VGG."""
     widen: Float = None
     """Factor on the channels of every layer."""
     weights: Place = None
-    """Begin with the weights of a network that was saved: what mslice_jax.models.
-    import_torch made of PyTorch's, or the workdir of another run; random if not given.
-    Batch norms that are trained ask for --norm shared."""
+    """Saved weights to begin with: a network that mslice_jax.models.import_torch made
+    from PyTorch's, or the workdir of another run; random if not given. Trained batch
+    norms need --norm shared."""
     norm: Literal["group", "switchable", "shared"] = "group"
-    """What becomes of batch norms: group norms, one set for each rate, or one batch
+    """Batch norms become group norms, or one batch norm for each rate, or one batch
     norm whose statistics are measured again for each rate."""
 
 
@@ -174,13 +173,13 @@ S = TypeVar("S", bound=Training)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What the flags that depend on the data set stand for.
+    """Defaults of the flags that depend on the data set.
 
     Attributes:
       depth: layers.
       widen: factor on the channels.
       epochs: passes over the training examples.
-      batch_size: images a step.
+      batch_size: images per step.
       lr: learning rate after warm-up.
       warmup_epochs: epochs of warm-up; at most a fifth of the run.
     """
@@ -193,7 +192,7 @@ class Defaults:
     warmup_epochs: int = 0
 
     def learning_rate(self, optimizer: str) -> float:
-        """What stands for --lr: `lr` is meant for sgd."""
+        """Default of --lr: `lr` is meant for sgd."""
         usual = optimizers.USUAL[optimizer].lr
         return self.lr if usual is None else usual
 
@@ -206,10 +205,10 @@ def parse(
 ) -> S:
     """Settings of a kind from the command line, and from --config's file below it.
 
-    Exits with code 2 where a flag is not understood.
+    Exits with code 2 for a flag that is not understood.
 
     Raises:
-      ValueError: where the file is not: it is named, and so is the setting in it.
+      ValueError: for a file that is not; it names the file and the setting.
     """
     program = f"python -m experiments.{name}"
     first = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
@@ -225,7 +224,7 @@ def parse(
 
 
 def read_settings(file: Path, name: str, kind: type[S] = Settings) -> S:
-    """Settings as a file has them: JSON or TOML, with ``_`` or ``-`` in the names.
+    """Settings from a file: JSON or TOML, with ``_`` or ``-`` in the names.
 
     Raises:
       ValueError: if it cannot be read, or does not hold settings of this recipe.
@@ -250,7 +249,7 @@ def read_settings(file: Path, name: str, kind: type[S] = Settings) -> S:
         return _quietly(kind, parts.values())
     except SystemExit:
         pass
-    for setting, part in parts.items():  # which one it was
+    for setting, part in parts.items():  # which one does not parse
         try:
             _quietly(kind, [part])
         except SystemExit:
@@ -287,7 +286,7 @@ def _read_table(file: Path) -> dict[str, Any]:
 
 
 def _as_flags(setting: str, value: Any) -> list[str]:
-    """A value as the command line would say it."""
+    """A value in the form of the command line."""
     if value is None:
         return []
     if isinstance(value, bool):
@@ -298,14 +297,14 @@ def _as_flags(setting: str, value: Any) -> list[str]:
 
 
 def _quietly(kind: type[S], parts: Iterable[list[str]]) -> S:
-    """Settings from flags; SystemExit, and nothing on the screen, for wrong ones."""
+    """Settings from flags; SystemExit without output for wrong ones."""
     args = [arg for part in parts for arg in part]
     with contextlib.redirect_stderr(io.StringIO()):
         return tyro.cli(kind, args=args)
 
 
 def resolve(settings: S, name: str, defaults: Any) -> S:
-    """The same settings, nothing of them left to the data.
+    """The same settings, with every default of the data filled in.
 
     `defaults` is a dataclass such as `Defaults`: a value for each setting of that name.
 
@@ -313,7 +312,7 @@ def resolve(settings: S, name: str, defaults: Any) -> S:
     --config.
 
     Raises:
-      ValueError: for rates, or a place, that cannot be.
+      ValueError: for impossible rates or places.
     """
     missing = {
         field: value
@@ -336,14 +335,14 @@ def resolve(settings: S, name: str, defaults: Any) -> S:
             missing[place] = local(given, flag(place))
     resolved = dataclasses.replace(settings, **missing)
     if settings.warmup_epochs is None:
-        # A short run that was asked for should not fail for want of a longer one.
+        # A short run should not fail because its warm-up is longer.
         warmup = min(defaults.warmup_epochs, cast(int, resolved.epochs) // 5)
         resolved = dataclasses.replace(resolved, warmup_epochs=max(warmup, 0))
     return resolved
 
 
 def _to_draw(settings: Training) -> int | None:
-    """How many rates a step draws unless somebody says so; None if it never does."""
+    """Default number of rates that a step draws; None if it never draws."""
     if settings.schedule in ("static", "cyclic"):
         return None
     if settings.schedule == "random" or settings.rate_weights is not None:
@@ -381,8 +380,8 @@ def as_json(settings: Training) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-# Settings that may change when a run goes on: they are no part of what is trained,
-# and more epochs is what somebody asks for who wants to train longer.
+# Settings that may change when a run continues: they do not change the training, and
+# more epochs train longer.
 _FREE = (
     "workdir",
     "data_dir",
@@ -395,14 +394,14 @@ _FREE = (
 )
 
 
-# None of these says that the setting has no effect, whatever it was before.
+# None means without effect for these, whatever they were before.
 _IDLE = ("num_random", "temperature", "weight_decay")
 
 
 def changed(saved: dict[str, Any], settings: Training) -> list[str]:
-    """What was other in the run that `saved` belongs to, a phrase for each setting."""
+    """Differences from the run that `saved` belongs to, a phrase for each setting."""
     now = as_json(settings)
-    # A flag newer than the run is not in its file, and stood at what it does today.
+    # A flag newer than the run is not in its file, and had its present default.
     names = [name for name in now if name in saved and name not in _FREE]
     return [
         f"{flag(name)} was {_said(saved[name])} and is {_said(now[name])}"

@@ -38,24 +38,24 @@ class TextSettings(Training):
     """A file in UTF-8, whose last tenth is held out, or a folder with files for train,
     valid and test, such as WikiText-2; a play of Shakespeare's if not given."""
     tokens: Literal["characters", "words", "spaced"] | None = None
-    """What a token is: a character, a word or mark, or what stands between spaces;
-    characters of a file and spaced of a folder if not given."""
+    """Tokens are characters, words and marks, or the strings between spaces; characters
+    of a file and spaced of a folder if not given."""
     vocabulary: Int = None
-    """Only so many of the most frequent tokens have a number, <unk> among them; all if
+    """Number of the most frequent tokens, with <unk>, in the vocabulary; all tokens if
     not given."""
     held_out: Literal["valid", "test"] = "valid"
-    """Which part of a folder is measured."""
+    """The evaluated part of a folder."""
     length: Int = None
-    """Tokens of a row of a batch, which gradients run through; the longest text of a
+    """Tokens in a row of a batch, which gradients run through; the longest text of a
     decoder."""
     units: Int = None
     """Size of the embedding and of every layer."""
     layers: Int = None
-    """How many layers the network has."""
+    """Number of layers."""
     heads: Int = None
     """Heads of a decoder's queries."""
     kv_heads: Int = None
-    """Heads of a decoder's keys and values: what its attention narrows by."""
+    """Heads of a decoder's keys and values, the units of its attention."""
     dropout: Float = None
     """Share of the outputs of layers that is dropped in training."""
     tied: bool = True
@@ -63,15 +63,15 @@ class TextSettings(Training):
     scan: bool = False
     """Let a decoder's layers run in one loop, which compiles sooner."""
     optimizer: Optimizer = "adamw"
-    """adamw, adam, lamb and lion are Optax's with their usual settings; sgd has
+    """adamw, adam, lamb and lion are Optax's with their default settings; sgd has
     Nesterov momentum of 0.9."""
     cosine: bool = True
-    """Let the learning rate fall to zero along a cosine."""
+    """Let the learning rate decay to zero along a cosine."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextDefaults:
-    """What the flags stand for that depend on model and text.
+    """Defaults of the flags that depend on model and text.
 
     Attributes:
       units, layers, heads, kv_heads, dropout: of the network.
@@ -92,7 +92,7 @@ class TextDefaults:
     warmup_epochs: int = 0
 
     def learning_rate(self, optimizer: str) -> float:
-        """What stands for --lr."""
+        """Default of --lr."""
         if optimizer == "adamw":
             return self.lr
         usual = USUAL[optimizer].lr
@@ -116,12 +116,12 @@ class Texts:
     pictures = ("perplexity_vs_flops.png", "perplexity_over_epochs.png")
 
     def defaults(self, recipe: Any, settings: TextSettings) -> TextDefaults:
-        """By model and text."""
+        """The defaults by model and text."""
         del recipe
         return (self.small if settings.text is None else self.usual)[settings.model]
 
     def check(self, recipe: Any, settings: TextSettings) -> None:
-        """Sizes of the network, and flags of another one."""
+        """Sizes of the network, and flags of another model."""
         if settings.model != "decoder":
             for name in ("heads", "kv_heads", "scan"):
                 if getattr(settings, name):
@@ -138,7 +138,7 @@ class Texts:
         recipe.model(settings, vocab=2)
 
     def load(self, settings: TextSettings, *, run: Path | None = None) -> data.Text:
-        """The text; with the vocabulary of a run, if it goes on."""
+        """The text; with the vocabulary of a run that continues."""
         vocabulary: Any = settings.vocabulary
         if run is not None:
             vocabulary = _vocabulary(run / VOCABULARY)
@@ -150,14 +150,14 @@ class Texts:
         )
 
     def steps_per_epoch(self, settings: TextSettings, dataset: data.Text) -> int:
-        """Batches that the text fills."""
+        """Batches in the text."""
         rows, columns = _shape(settings)
         return data.text_steps(len(dataset.train), rows, columns)
 
     def network(
         self, recipe: Any, settings: TextSettings, dataset: data.Text
     ) -> tuple[ms.Sliceable, str]:
-        """The network at its start, with hidden states of zeros, and its name."""
+        """The initial network, with hidden states of zeros, and its name."""
         model = recipe.model(settings, vocab=len(dataset.vocabulary))
         key, _ = jax.random.split(jax.random.key(settings.seed))
         tokens = jnp.zeros(_shape(settings), jnp.int32)
@@ -181,7 +181,7 @@ class Texts:
         )
 
     def step(self, settings: TextSettings, dataset: data.Text) -> dict[str, Any]:
-        """What a batch means."""
+        """The task: loss and metrics of tokens."""
         del dataset
         return {"task": _task(settings.label_smoothing)}
 
@@ -197,18 +197,18 @@ class Texts:
         start: int,
         host: tuple[int, int],
     ) -> Iterator[Batch]:
-        """Tokens, and those that follow."""
+        """Tokens, and the next ones."""
         rows, columns = _shape(settings)
         return data.text_batches(dataset.train, rows, columns, start=start, host=host)
 
     def blank(self, settings: TextSettings, dataset: data.Text, size: int) -> Batch:
-        """The unknown word, again and again."""
+        """The unknown token everywhere."""
         del dataset
         tokens = np.zeros((size, cast(int, settings.length)), np.int32)
         return tokens, tokens
 
     def pace(self, settings: TextSettings) -> Pace:
-        """Tokens a second."""
+        """Tokens per second."""
         return Pace(what="tokens", each=cast(int, settings.length))
 
     def measurement(
@@ -270,8 +270,8 @@ class Texts:
 def _task(smoothing: float = 0.0) -> Task:
     """Tokens, without their accuracy.
 
-    On CPU it takes as long to find the likeliest of 8,000 words as to compute the loss
-    and its gradient.
+    On CPU finding the likeliest of 8,000 words takes as long as the loss and its
+    gradient.
     """
     return dataclasses.replace(language_model(smoothing=smoothing), metrics={})
 

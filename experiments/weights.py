@@ -1,4 +1,4 @@
-"""Weights that a recipe begins with: a network that was imported, or trained before."""
+"""Initial weights of a recipe, from a network that was imported or trained before."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +22,8 @@ def begin(
 
     Args:
       path: of a file that `ms.save` wrote, or of a folder with one.
-      variables: of the model, freshly made.
-      upgrade: makes the network of variables.
+      variables: of the model, freshly initialized.
+      upgrade: makes a network from variables.
 
     Raises:
       As `read` and `put`.
@@ -57,9 +57,9 @@ def fits(leaves: Leaves, tree: Any) -> bool:
 
 
 def put(leaves: Leaves, tree: Any, path: Path) -> Any:
-    """The tree with the arrays in it.
+    """The tree with these arrays.
 
-    The last layer, which has an entry for each class, begins anew for other classes.
+    The last layer, which has an entry for each class, is initialized for other classes.
 
     Raises:
       ValueError: if an array is missing, left over, or has another shape; lists all.

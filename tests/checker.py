@@ -1,4 +1,4 @@
-"""What checks shapes and types in `test_types`."""
+"""The type checker of `test_types`."""
 
 from beartype import BeartypeConf, beartype
 

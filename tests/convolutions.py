@@ -1,4 +1,4 @@
-"""A convolution as the rules see it, for the tests of its other forms."""
+"""Convolutions for the tests of their CPU forms."""
 
 import functools
 
@@ -33,7 +33,7 @@ def prepared(lhs, rhs, strides, padding, dilation, layout):
 
 
 def params_of(lhs, rhs, **changed):
-    """Of a convolution with strides of 1 and borders of one pixel, but for changes."""
+    """Parameters of a convolution with strides 1 and padding 1, with `changed`."""
     options = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), **changed}
     convolve = functools.partial(
         lax.conv_general_dilated, dimension_numbers=NHWC, **options
@@ -43,7 +43,7 @@ def params_of(lhs, rhs, **changed):
 
 
 def windows(jit, fun, *args):
-    """Of each convolution in a program the filters' shape."""
+    """The filter shape of each convolution in a program."""
     lines = jit(fun).lower(*args).as_text().splitlines()
     return [
         x.split("tensor<")[2].split("xf32")[0] for x in lines if "convolution(" in x

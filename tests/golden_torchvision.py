@@ -3,10 +3,10 @@
     python -m tests.golden_torchvision
 
 writes them anew, where torchvision is installed. Weights and images are drawn by name
-(`tests/torch_weights.py`), so none are stored: of each network there are the logits of
-two images, and for each batch norm the mean square of what a forward pass in training
-mode brought to it, around which its statistics are drawn. In these networks every batch
-norm is at work, and signals keep their size.
+(`tests/torch_weights.py`), so none are stored: for each network there are the logits of
+two images, and for each batch norm the mean square of its input in a forward pass in
+training mode, around which its statistics are drawn. So every batch norm has an effect,
+and signals keep their size.
 
 If a number here changes, the networks of mslice_jax are wrong; a new version of
 torchvision gives the same ones.
@@ -39,7 +39,7 @@ SIZES = {"vit": 32, "googlenet": 80}  # height and width of the images; else 64
 
 
 def statistics(squares: dict[str, float], shapes: Any) -> dict[str, np.ndarray]:
-    """Means and variances, drawn around the mean square that each norm has seen."""
+    """Means and variances, drawn around the mean square of each norm's input."""
     state = {}
     for norm, square in squares.items():
         mean, var = f"{norm}.running_mean", f"{norm}.running_var"
@@ -113,7 +113,7 @@ def _run(name: str) -> tuple[np.ndarray, np.ndarray]:
     x = torch.tensor(images(SIZES.get(name, 64))).permute(0, 3, 1, 2)
     with torch.no_grad():
         network.train()(x)
-        found = dict(squares)  # the forward pass below sees others
+        found = dict(squares)  # the forward pass below changes them
         load(statistics(found, shapes))
         logits = network.eval()(x).numpy()
     return logits, np.array([found[norm] for norm in norms(shapes)], np.float32)

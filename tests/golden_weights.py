@@ -1,4 +1,4 @@
-"""The numbers of the PyTorch original (tests/golden), in the names and layouts of Flax.
+"""The numbers of the PyTorch original (tests/golden) in Flax's names and layouts.
 
 Every file is one run of the authors' code (nusdbsystem/model-slicing v2.2, PyTorch,
 float32). It holds a network's weights, its input, the logits at every rate, one
@@ -25,8 +25,8 @@ _MODELS = {
     "cifar_resnet11_multibn": CifarResNet(depth=11),
 }
 
-# PyTorch's name of a norm's tensor -> (collection, Flax's name, what fills the entries
-# that a narrow vector lacks).
+# PyTorch's name of a norm's tensor -> (collection, Flax's name, padding of a narrow
+# vector).
 _NORM_LEAVES = {
     "weight": ("params", "scale", 1.0),
     "bias": ("params", "bias", 0.0),
@@ -34,13 +34,13 @@ _NORM_LEAVES = {
     "running_var": ("batch_stats", "var", 1.0),
 }
 
-# Where the layers of VGG-11 stand in the original's nn.Sequential.
+# Positions of VGG-11's layers in the original's nn.Sequential.
 _VGG_INDICES = (0, 3, 7, 10, 14, 17, 20, 23)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Golden:
-    """One run of the original, ready to compare with."""
+    """One run of the original."""
 
     model: Any
     """The plain Flax network."""
@@ -51,14 +51,14 @@ class Golden:
     rates: tuple[float, ...]
     """Ascending."""
     groups: int
-    """Of the group norms; 0 for one batch norm per rate."""
+    """Groups of the group norms; 0 for one batch norm per rate."""
     variables: dict
-    """What the plain network takes. With group norm the original has no statistics;
+    """Variables of the plain network. With group norm the original has no statistics;
     they are zeros and ones here."""
     sliceable: dict
-    """What the upgraded network takes: no statistics with group norm, and with one
-    batch norm per rate {rate: {"scale", "bias"}} in the place of {"scale", "bias"},
-    each as long as the full norm (ones and zeros at the end)."""
+    """Variables of the upgraded network: no statistics with group norm, and with one
+    batch norm per rate {rate: {"scale", "bias"}} in place of {"scale", "bias"}, each as
+    long as the full norm (ones and zeros at the end)."""
     logits: dict[float, np.ndarray]
     """Rate -> (b, classes), in evaluation mode."""
     train_rates: tuple[float, ...]
@@ -120,7 +120,7 @@ def _by_rate(arrays: dict, prefix: str) -> dict[float, np.ndarray]:
 
 
 def _flax_path(module: str) -> tuple[str, ...]:
-    """PyTorch's name of a module, in Flax: features.7 -> conv2, layer1.0.bn1 -> ..."""
+    """The Flax name of a PyTorch module: features.7 -> conv2, layer1.0.bn1 -> ..."""
     if match := re.fullmatch(r"features\.(\d+)", module):
         index = int(match[1])
         if index in _VGG_INDICES:
@@ -171,7 +171,7 @@ def _flax_tree(
 
 
 def _one_rate(tree: dict, rate: str) -> dict:
-    """Put the norms of one rate where the plain network has its own."""
+    """Put the norms of one rate in place of the plain network's own."""
     if rate in tree:
         return tree[rate]
     return {
@@ -193,7 +193,7 @@ def _fresh_statistics(params: dict) -> dict:
 
 
 def _merge(tree: dict, update: dict) -> dict:
-    """`tree` with the leaves of `update` in their places."""
+    """`tree` with the leaves of `update` in place of its own."""
     return tree | {
         name: _merge(tree[name], node) if isinstance(node, dict) else node
         for name, node in update.items()

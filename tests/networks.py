@@ -1,4 +1,4 @@
-"""The table of networks: whoever is in it goes through all the proofs.
+"""The table of networks: each goes through all the proofs.
 
 A new network needs one line here and its citizen in `tests/citizens`; every proof of
 `tests/test_proofs.py` then runs on it.
@@ -90,7 +90,7 @@ everyone = pytest.mark.parametrize(
 
 
 def numbered(tree: Tree) -> Tree:
-    """The tree with a different whole number in each entry of each leaf."""
+    """The tree with a different integer in each entry of each leaf."""
     leaves, structure = jax.tree.flatten(tree)
     starts = np.cumsum([0] + [np.size(leaf) for leaf in leaves])
     numbers = [
@@ -109,8 +109,8 @@ def flat(tree: Tree) -> np.ndarray:
 def kept_by_hand(citizen: Citizen, rate: float) -> np.ndarray:
     """The numbers of the entries that the hand-written slices keep.
 
-    In the order of the narrow leaves, so `flat(full)[kept] == flat(narrow)`. This is
-    the mask that owes nothing to the plan.
+    In the order of the narrow leaves, so `flat(full)[kept] == flat(narrow)`. This mask
+    does not use the plan.
     """
     full = numbered(citizen.upgraded_by_hand())
     return flat(citizen.narrow_by_hand(full, rate))

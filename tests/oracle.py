@@ -1,7 +1,7 @@
-"""The CIFAR networks written narrow by hand: what slicing at a rate has to equal.
+"""The CIFAR networks written narrow by hand: the expected values of slicing.
 
-Nothing here knows of plans or of Flax: weights are cut by channel counts that the
-caller states, and the networks are written in `jax.lax` from the original's code.
+This file uses neither plans nor Flax: weights are cut by channel counts from the
+caller, and the networks are written in `jax.lax` from the original's code.
 """
 
 from collections.abc import Callable

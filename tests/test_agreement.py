@@ -1,7 +1,7 @@
 """The ninth proof: the function's own program at narrow shapes is the narrow program.
 
-Where it is comparable it decides which numbers follow; where it is not, the reason is
-told; where it is another program, upgrade says which equation.
+Where it is comparable it decides which numbers follow; otherwise the reason is stated.
+Where it is another program, upgrade names the equation.
 """
 
 import warnings
@@ -22,7 +22,7 @@ H, K = 24, 6
 
 
 def weights(units=H):
-    """Of a network 5 -> 24 -> 3, cut by NumPy to the leading units."""
+    """Weights of a network 5 -> 24 -> 3, cut by NumPy to the leading units."""
     rng = np.random.default_rng(0)
     w1, w2, s = (rng.normal(size=size) for size in ((5, H), (H, 3), (H,)))
     cut = {"w1": w1[:, :units], "w2": w2[:units], "s": s[:units]}
@@ -47,7 +47,7 @@ def assert_like_by_hand(net, hidden):
     )
 
 
-# Numbers that no sum would tell: made of the size, each in its own way.
+# Numbers without a sum: made of the size, each in its own way.
 SIZES = {
     "times a root": lambda h, s: h * jnp.sqrt(h.shape[-1]),
     "a temperature": lambda h, s: jnp.tanh(h / h.shape[-1] ** 0.25),
@@ -91,7 +91,7 @@ def test_gradients_are_those_of_the_own_program():
         return h * jnp.cos(h.shape[-1] * 0.1)
 
     def backward(size, g):
-        return (g * jnp.sqrt(size),)  # of its own
+        return (g * jnp.sqrt(size),)  # custom
 
     scaled.defvjp(lambda h: (scaled(h), h.shape[-1]), backward)
     hidden = lambda h, s: scaled(jnp.tanh(h))  # noqa: E731
@@ -104,7 +104,7 @@ def test_gradients_are_those_of_the_own_program():
     np.testing.assert_allclose(slopes["w2"], by_hand["w2"], rtol=1e-3, atol=1e-3)
 
 
-def test_widths_that_were_not_declared_together():
+def test_mixed_widths():
     def two(p, x):
         h = x @ p["a"]
         h = jnp.tanh(h / h.shape[-1] ** 0.3) @ p["b"]
@@ -121,8 +121,8 @@ def test_widths_that_were_not_declared_together():
     )
 
 
-def test_batch_as_large_as_the_width_is_told_apart():
-    """The same number twice: one is the batch's, one the units'."""
+def test_a_batch_as_large_as_the_width_is_distinguished():
+    """The same number twice: the batch size, and the number of units."""
     x = np.random.default_rng(1).normal(size=(H, 5)).astype(np.float32)
 
     def apply(p, x):
@@ -130,7 +130,7 @@ def test_batch_as_large_as_the_width_is_told_apart():
         return (h - h.sum() / h.shape[0] / h.shape[1]) @ p["w2"]
 
     net = ms.upgrade(apply, weights(), x, rates=(K / H, 1.0))
-    for rows in (H, 7):  # a network does not change its meaning with the batch
+    for rows in (H, 7):  # the batch size does not matter
         np.testing.assert_allclose(
             ms.slice_apply(net, x[:rows], K / H),
             apply(weights(K), x[:rows]),
@@ -157,7 +157,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_what_cannot_be_compared_says_why(name):
+def test_incomparable_functions_give_the_reason(name):
     hidden, words = REASONS[name]
     agreement = upgraded(hidden).definition.agreement
     assert not agreement.comparable
@@ -200,8 +200,8 @@ def test_without_the_check_nothing_is_traced_again():
     assert traces == [(4, H), (4, K)]  # one more for a rate
 
 
-def test_a_wrong_tie_is_found(monkeypatch):
-    """Were tokens tied to units that are as many, the own program would show it."""
+def test_a_wrong_equation_is_found(monkeypatch):
+    """Tokens are tied to as many units; the own program shows the error."""
 
     def hidden(h, s):
         tokens = jnp.broadcast_to(h.max(-1, keepdims=True), (4, H))

@@ -1,7 +1,7 @@
-"""Bad input: one clear error, before any work, saying what to do.
+"""Bad input: one clear error, before any work, that says what to do.
 
-Every message tells what was expected, what came, and what to do about it; the tests
-look for the words that carry those three.
+Every message says what was expected, what came, and what to do; the tests match the
+words of these three.
 """
 
 import re
@@ -59,7 +59,7 @@ def test_repeated_rates(rates: Any) -> None:
 
 
 @pytest.mark.parametrize("rates", ("0.5", 0.5, ("half", 1.0), (None, 1.0), (True,)))
-def test_rates_that_are_no_numbers(rates: Any) -> None:
+def test_rates_that_are_not_numbers(rates: Any) -> None:
     with pytest.raises(ValueError, match=says("(0, 1]")):
         upgraded(rates=rates)
 
@@ -93,13 +93,13 @@ def test_a_traced_rate() -> None:
 
 
 @pytest.mark.parametrize("norm", ("batch", "", 0))
-def test_a_norm_that_is_none(norm: Any) -> None:
+def test_an_unknown_norm(norm: Any) -> None:
     with pytest.raises(ValueError, match=says("group", "switchable", "shared")):
         upgraded(norm=norm)
 
 
 @pytest.mark.parametrize("groups", (0, -1, 2.5))
-def test_groups_that_are_no_count(groups: Any) -> None:
+def test_groups_that_are_no_positive_integer(groups: Any) -> None:
     with pytest.raises(ValueError, match=says("groups", repr(groups))):
         upgraded(groups=groups)
 
@@ -205,7 +205,7 @@ mlir.register_lowering(mystery_p, mlir.lower_fun(lambda x: x, multiple_results=F
 
 
 def mysterious(weights: Any, x: jax.Array) -> jax.Array:
-    """Three layers; the mystery touches the first hidden axis only."""
+    """Three layers; the unknown primitive touches the first hidden axis only."""
     x = jnp.tanh(x @ weights["first"])
     x = mystery_p.bind(x)  # the user's line
     x = jnp.tanh(x @ weights["second"])
@@ -213,7 +213,7 @@ def mysterious(weights: Any, x: jax.Array) -> jax.Array:
 
 
 def only_mystery(weights: Any, x: jax.Array) -> jax.Array:
-    """Two layers, and the mystery on the only hidden axis."""
+    """Two layers, and the unknown primitive on the only hidden axis."""
     return mystery_p.bind(x @ weights["first"]) @ weights["last"]
 
 
@@ -249,10 +249,10 @@ def test_nothing_can_narrow_because_of_a_primitive_without_a_rule() -> None:
         ms.upgrade(only_mystery, weights, X, rates=(0.5, 1.0))
 
 
-# Rates that an axis cannot honour.
+# Rates that an axis cannot keep exactly.
 
 
-def test_a_rate_that_no_axis_can_honour_is_reported() -> None:
+def test_a_rate_that_no_axis_keeps_exactly_is_reported() -> None:
     model = Mlp(widths=(32, 5))  # 2.5 units at rate 0.5
     tree = model.init(jax.random.key(0), X)
     net = ms.upgrade(model, tree, X, rates=(0.5, 1.0))
@@ -264,12 +264,12 @@ def test_a_rate_that_no_axis_can_honour_is_reported() -> None:
         ms.upgrade(model, tree, X, rates=(0.5, 1.0), strict=True)
 
 
-def test_strict_takes_what_is_exact() -> None:
+def test_strict_accepts_exact_widths() -> None:
     assert upgraded(strict=True).rates == (0.5, 1.0)
 
 
 def test_one_key_for_all_random_streams():
-    """Flax takes it, so a parameter that is not read is no reason to stop."""
+    """Flax accepts it, so an unread parameter is no error."""
 
     class Net(nn.Module):
         @nn.compact

@@ -1,4 +1,4 @@
-"""Benchmarks run, and count the same work on both sides; times are not judged here."""
+"""Benchmarks run, and count the same work on both sides; times are not tested."""
 
 import json
 import pathlib
@@ -58,14 +58,14 @@ def test_train_step(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) 
     result = train_step.main(config)
     assert config.out is not None
     assert json.loads(config.out.read_text()) == result
-    # A half is about a quarter of the work of the whole.
+    # A half is about a quarter of the full work.
     assert 1.2 < result["step"]["predicted"] < 1.4
     assert result["compile"]["all"] > 0
     assert "ResNet-8" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ("vgg11", "resnet29"))
-def test_hand_written_networks_take_the_zoo_s_weights(name: str) -> None:
+def test_hand_written_networks_accept_the_models_weights(name: str) -> None:
     model, by_hand = narrow_vs_hand.networks(name)
     x = jnp.zeros((1, 8, 8, 3))
     key = jax.random.key(0)

@@ -1,4 +1,4 @@
-"""How a network is called: keywords of any name, inputs by keyword, statics."""
+"""Calls of a network: keywords of any name, inputs by keyword, statics."""
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ W1 = RNG.normal(size=(5, 12)).astype(np.float32)
 W2 = RNG.normal(size=(12, 3)).astype(np.float32)
 PARAMS = {"w1": W1, "w2": W2}
 HALF = np.tanh(X @ W1[:, :6]) @ W2[:6]
-# Names that upgrade, slice_apply or what they call have for arguments of their own.
+# Names of arguments of upgrade, slice_apply and the functions that they call.
 NAMES = (
     "rate",
     "rates",
@@ -36,7 +36,7 @@ def takes(name):
     """A function, a Linen module and an NNX model with a keyword of this name."""
     scope: dict = {"jnp": jnp, "nn": nn, "nnx": nnx}
     first = "self_" if name == "self" else "self"
-    exec(  # a keyword can only be named so
+    exec(  # the only way to name a keyword
         f"""
 def function(p_, x_, *, {name}=1.0):
     return (jnp.tanh(x_ @ p_["w1"]) @ p_["w2"]) * {name}
@@ -87,7 +87,7 @@ def test_a_keyword_of_any_name_reaches_a_flax_model(name):
 
 
 @pytest.mark.parametrize("kind", (1, 2), ids=("linen", "nnx"))
-def test_a_module_whose_model_has_a_rate_of_its_own(kind):
+def test_a_module_of_a_model_with_its_own_rate(kind):
     model = takes("rate")[kind]
     if kind == 1:
         tree = model().init(jax.random.key(0), X)
@@ -163,7 +163,7 @@ def models():
 
 
 @pytest.mark.parametrize("kind", ("function", "linen", "nnx"))
-def test_an_option_that_nobody_takes_is_an_error_with_close_matches(kind):
+def test_an_unknown_option_is_an_error_with_close_matches(kind):
     model = models()[kind]
     with pytest.raises(
         TypeError, match=r"'multiple_off'.*Close matches: 'multiple_of'"
@@ -174,15 +174,15 @@ def test_an_option_that_nobody_takes_is_an_error_with_close_matches(kind):
         ms.slice_apply(net, X, 0.5, trian=True)
 
 
-def test_a_layer_within_that_refuses_a_keyword_says_which_option_is_close():
-    """nn.Sequential takes any keyword, for its first layer."""
+def test_an_inner_layer_that_refuses_a_keyword_names_the_close_option():
+    """nn.Sequential accepts any keyword, for its first layer."""
     model = nn.Sequential([nn.Dense(12), nn.Dense(3)])
     tree = model.init(jax.random.key(0), X)
     with pytest.raises(TypeError, match="Close matches: 'exclude'"):
         ms.upgrade(model, tree, X, rates=(0.5, 1.0), exclud="layers_0")
 
 
-def test_a_function_that_takes_anything_gets_it():
+def test_a_function_with_any_keywords_gets_them():
     def function(p, x, **options):
         return (x @ p["w1"] @ p["w2"]) * options["anything"]
 
@@ -192,7 +192,7 @@ def test_a_function_that_takes_anything_gets_it():
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
-def test_call_is_a_mapping_and_gives_nothing_twice():
+def test_call_is_a_mapping_without_duplicates():
     function, _, _ = takes("rate")
     with pytest.raises(TypeError, match="call is a mapping"):
         ms.upgrade(function, PARAMS, X, rates=(0.5, 1.0), call=[("rate", 1)])  # type: ignore

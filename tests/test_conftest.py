@@ -1,4 +1,4 @@
-"""The rules under which all tests run are in force."""
+"""The rules of all tests are in force."""
 
 import os
 import warnings
@@ -40,7 +40,7 @@ def test_compilations_are_counted_once_for_each_shape(compilations):
     assert names == []
 
 
-def test_compilations_that_the_cache_answers_are_counted(compilations):
+def test_compilations_from_the_cache_are_counted(compilations):
     # The cache is keyed by the program, so a second function finds the first one's.
     x = np.zeros(11, np.float32)
     for _ in range(2):
@@ -54,7 +54,7 @@ def test_shared_skips_with_the_reason(shared):
         shared("no/such")
 
 
-def test_xla_optimizes_where_it_is_asked_to(request):
+def test_xla_optimizes_on_request(request):
     before = jax.config.read(QUICK)
     assert before == (os.environ[QUICK.upper()] == "true")
     request.getfixturevalue("optimized")
@@ -63,6 +63,6 @@ def test_xla_optimizes_where_it_is_asked_to(request):
     assert jax.config.read(QUICK)
 
 
-def test_what_is_nightly_is_left_out(request):
+def test_nightly_tests_are_left_out(request):
     nightly = [i for i in request.session.items if i.get_closest_marker("nightly")]
     assert not nightly or request.config.getoption("--nightly")

@@ -1,4 +1,4 @@
-"""What the user may choose: which axes narrow, by how much, and in which order."""
+"""The user's choices: which axes narrow, by how much, and in which order."""
 
 import functools
 from typing import Any
@@ -57,7 +57,7 @@ def shapes(net: ms.Sliceable) -> list[tuple[int, ...]]:
         ({"include": ["first", "second/w:0"]}, [(5, 8), (8, 32), (32, 3)]),
     ],
 )
-def test_patterns_choose_what_narrows(chosen, narrow):
+def test_patterns_choose_the_narrowing_axes(chosen, narrow):
     if narrow is None:
         with pytest.raises(ms.PlanError, match="excluded by"):
             upgrade_mlp(**chosen)
@@ -65,7 +65,7 @@ def test_patterns_choose_what_narrows(chosen, narrow):
         assert shapes(ms.extract(upgrade_mlp(**chosen), 0.5)) == narrow
 
 
-def test_report_tells_who_excluded_an_axis():
+def test_report_names_the_option_that_excluded_an_axis():
     fixed = ms.report(upgrade_mlp(exclude="first")).to_dict()["fixed"]
     assert {"first/w:1": "excluded by 'first'"}.items() <= {
         f["axis"]: f["reason"] for f in fixed
@@ -143,7 +143,7 @@ def test_bad_counts(argument, value):
         upgrade_mlp(**{argument: value})
 
 
-def test_strict_refuses_a_width_that_was_raised():
+def test_strict_refuses_a_raised_width():
     with pytest.raises(ms.PlanError, match="rate 0.25 keeps 8 of 16"):
         upgrade_mlp(min_width=8, strict=True)
 
@@ -183,7 +183,7 @@ def attention(**chosen: Any) -> ms.Sliceable:
         (None, 2, 8, 8),
         ("*/kernel", 4, 4, 4),
         # Query and key share their head size. The heads of all three are one axis, so
-        # in value it is the head size too that is left to narrow.
+        # in value too only the head size is left to narrow.
         ("query/kernel:2", 4, 4, 4),
         ("value/kernel:2", 4, 4, 4),
     ],
@@ -222,7 +222,7 @@ def test_whole_heads_make_up_the_multiple():
 
 
 def with_heads_of_six(p: Tree, x: jax.Array) -> jax.Array:
-    """(4, 5) -> (4, 3); the heads are as many as `out` says."""
+    """(4, 5) -> (4, 3); `out` has the number of heads."""
     h = jnp.tanh(x @ p["in"]).reshape(-1, p["out"].shape[0], 6)
     return jnp.einsum("bhd,hdo->bo", h * jax.nn.softmax(h, -1), p["out"])
 
@@ -232,7 +232,7 @@ def with_heads_of_six(p: Tree, x: jax.Array) -> jax.Array:
     [
         (4, 2),  # of 6, 12, 18, 24 entries 12 and 24 are multiples of 4
         (9, 3),  # 18 is a multiple of 9
-        (5, 4),  # none of them, so all heads
+        (5, 4),  # none of them, so all heads stay
         (3, 1),  # each of them
     ],
 )
@@ -245,8 +245,8 @@ def test_heads_that_share_a_factor_with_the_multiple(multiple_of, unit):
     assert (group.size, group.span, group.unit) == (4, 6, unit)
 
 
-def test_of_two_heads_one_goes():
-    """The fewest that can narrow: the head size stays whole beside them."""
+def test_one_of_two_heads_is_kept():
+    """Two heads are the fewest that can narrow; the head size is fixed."""
     p = {"in": np.zeros((5, 12), np.float32), "out": np.zeros((2, 6, 3), np.float32)}
     (group,) = ms.upgrade(with_heads_of_six, p, X, rates=RATES).plan.groups.values()
     assert (group.size, group.span, group.width(0.5)) == (2, 6, 1)
@@ -259,12 +259,12 @@ def group_of(function: Any, **sizes: tuple[int, ...]) -> str:
     return group
 
 
-def test_a_group_is_called_after_the_kernel_that_ends_in_it():
+def test_a_group_has_the_name_of_the_kernel_that_ends_in_it():
     def bias(p: Tree, x: jax.Array) -> jax.Array:
         return jnp.tanh(x @ p["m"] + p["a"][None] + x @ p["n"]) @ p["z"]
 
-    # Not the bias, which ends in it too, nor the kernel that begins with it; of two
-    # alike the first.
+    # Neither the bias, which ends in it too, nor the kernel that begins with it; of two
+    # equal candidates the first.
     sizes = {"a": (16,), "m": (5, 16), "n": (5, 16), "z": (16, 3)}
     assert group_of(bias, **sizes) == "m:1"
 
@@ -273,7 +273,7 @@ def test_a_group_is_called_after_the_kernel_that_ends_in_it():
         y = jnp.einsum("bi,xyio->bo", h, p["z"])
         return y + jnp.einsum("bi,xyzi->b", h, p["n"])[:, None] if "n" in p else y
 
-    # Not the array of more axes that does not end in it; but the one that does.
+    # Of arrays with more axes only one that ends in it counts.
     assert group_of(more_axes, m=(5, 16), z=(1, 1, 16, 3)) == "m:1"
     sizes = {"m": (5, 16), "n": (1, 1, 1, 16), "z": (1, 1, 16, 3)}
     assert group_of(more_axes, **sizes) == "n:3"
@@ -281,7 +281,7 @@ def test_a_group_is_called_after_the_kernel_that_ends_in_it():
     def within(p: Tree, x: jax.Array) -> jax.Array:
         return x @ jnp.einsum("iao,jip->op", p["a"], p["b"])
 
-    # None ends in it: the one in which it comes later.
+    # None ends in it: the array with the axis at the later position.
     assert group_of(within, a=(16, 1, 5), b=(1, 16, 3)) == "b:1"
 
 
@@ -303,7 +303,7 @@ def test_rates_of_single_groups():
     y = ms.slice_apply(net, X, rates)
     np.testing.assert_allclose(y, mlp(cut, X), 1e-5)
     np.testing.assert_array_equal(ms.slice_apply(small, X, rates), y)
-    # Nesting: the part that the rate 0.25 keeps lies in it, 0.5 does not.
+    # Nesting: the part of rate 0.25 lies in it, that of 0.5 does not.
     assert small.rates == (0.25,)
     np.testing.assert_array_equal(
         ms.slice_apply(small, X, 0.25), ms.slice_apply(net, X, 0.25)
@@ -319,7 +319,7 @@ def test_patterns_of_groups_and_the_rest():
     widths = {"*": 0.25, "second": 1.0}
     assert shapes(ms.extract(net, widths)) == [(5, 4), (4, 32), (32, 3)]
     assert shapes(ms.extract(net, {"second": 0.5})) == [(5, 16), (16, 16), (16, 3)]
-    # From a narrow network: what is not named keeps what there is.
+    # From a narrow network: an unnamed group keeps its width.
     half = ms.extract(net, 0.5)
     assert shapes(ms.extract(half, {"first": 0.25})) == [(5, 4), (4, 16), (16, 3)]
 
@@ -363,7 +363,7 @@ def test_bad_single_rates(rates, error, words):
         ms.slice_apply(upgrade_mlp(), X, rates)
 
 
-def test_norms_of_single_rates_have_no_mix():
+def test_switchable_norms_refuse_mixed_rates():
     citizen = next(c for c in CITIZENS if c.norm == "switchable")
     net = upgraded(citizen)
     first = next(iter(net.plan.groups))
@@ -378,7 +378,7 @@ def test_reorder_by_hand():
     net = upgrade_mlp()
     p = net.variables
     new = ms.reorder(net, by="l1")
-    # Each array that the axis runs through counts the same: divided by its mean.
+    # All arrays with the axis count the same: each is divided by its mean.
     scores = np.abs(p["first"]["w"]).sum(0), np.abs(p["second"]["w"]).sum(1)
     order = np.argsort(-sum(score / score.mean() for score in scores))
     scores = np.abs(p["second"]["w"]).sum(0), np.abs(p["third"]["w"]).sum(1)
@@ -394,7 +394,7 @@ def test_reorder_by_hand():
 
 
 def test_reorder_finds_dead_units():
-    # Half of the units do nothing; in front of the others they would be all that is
+    # Half of the units are dead; in front of the others they would be the only ones
     # kept.
     p = weights(5, 16, 32, 3)
     dead = np.arange(16)[::2], np.arange(32)[:16]
@@ -412,7 +412,7 @@ def test_reorder_finds_dead_units():
         {"by": "l2"},
         {"by": "taylor", "loss": loss, "batches": [X]},
     ):
-        # Dead units have no outgoing signal, but weights: only what comes in is zero.
+        # Dead units send no signal, but only their incoming weights are zero.
         new = ms.reorder(net, **by)
         assert_close(ms.slice_apply(new, X, 1.0), full)
         if by["by"] == "taylor":
@@ -489,20 +489,20 @@ def test_reorder_twice_keeps_the_function(citizen):
     assert new.definition.orders.keys() == net.plan.groups.keys()
 
 
-def test_captured_constants_follow_the_order():
+def test_captured_constants_are_reordered():
     (citizen,) = (c for c in CITIZENS if c.name == "position_table")
     net, rng = upgraded(citizen), np.random.default_rng(0)
     orders = {n: rng.permutation(g.size) for n, g in net.plan.groups.items()}
     new = net.permute(orders).permute(orders)
     assert_close(run(new, citizen, 1.0), output(citizen, 1.0))
-    # The narrow network keeps the rows of the table that went to the front.
+    # The narrow network keeps the rows of the table that moved to the front.
     back = {n: np.argsort(order[order]) for n, order in orders.items()}
     again = new.permute(back)
     np.testing.assert_array_equal(run(again, citizen, 0.5), output(citizen, 0.5))
 
 
-def test_numbers_counted_along_an_axis_follow_the_order():
-    """Unit i is multiplied with i + 1; wherever it goes, its number goes with it."""
+def test_an_iota_along_an_axis_is_reordered():
+    """Unit i is multiplied with i + 1, wherever it moves."""
 
     def fun(p, x):
         h = x @ p["first"]
@@ -522,8 +522,8 @@ def test_numbers_counted_along_an_axis_follow_the_order():
     assert_close(ms.slice_apply(new, x, 1.0), fun(p, x))
 
 
-def test_rates_that_keep_as_much_are_still_two():
-    """Norms with a set for each rate take that of the rate that was asked for."""
+def test_rates_of_the_same_widths_are_still_two():
+    """Norms with a set for each rate use that of the requested rate."""
     net = upgrade_mlp(rates=(0.5, 0.55, 1.0))
     assert net.plan.widths(0.5) == net.plan.widths(0.55)
     assert net.plan.resolve({"*": 0.55}).rate == 0.55
@@ -534,7 +534,7 @@ def test_a_pattern_is_a_string():
         ms.slice_apply(upgrade_mlp(), X, {0: 0.5})
 
 
-def test_of_rates_that_keep_as_much_a_mapping_gives_the_lowest():
+def test_a_mapping_resolves_to_the_lowest_rate_of_the_same_widths():
     """Of 16 and 32 units 0.5 and 0.52 keep 8 and 16."""
     plan = upgrade_mlp(rates=(0.5, 0.52, 1.0)).plan
     assert plan.widths(0.52) == {"first/w:1": 8, "second/w:1": 16}
@@ -542,7 +542,7 @@ def test_of_rates_that_keep_as_much_a_mapping_gives_the_lowest():
     assert mixed.rate == 0.5
     assert mixed == plan.resolve(0.5)
     assert plan.resolve({"first": 0.5, "second": 0.52}) == mixed
-    # What one rate gives all groups is that rate; 1 is none of these.
+    # One rate for all groups is that rate; 1 is none of these.
     assert plan.resolve({"*": 0.52, "first": 0.52}).rate == 0.52
     assert plan.resolve({"first": 0.5}).rate is None
 
@@ -555,18 +555,18 @@ def test_rate_one_in_a_mapping_needs_no_declaration():
         (5, 16), (16, 16), (16, 3),
     ]  # fmt: skip
     assert shapes(ms.extract(net, {"*": 1})) == [(5, 16), (16, 32), (32, 3)]
-    # Mixed, and as wide as all of it.
+    # Mixed, and as wide as the full network.
     part = net.plan.resolve({"first": 1, "second": 1})
     assert (part.rate, dict(part.widths)) == (1.0, {"first/w:1": 16, "second/w:1": 32})
-    # 16 units are fewer than 24, so that all of them are kept at any rate.
+    # 16 units are fewer than 24, so all of them are kept at any rate.
     plan = upgrade_mlp(rates=(0.25, 0.5), min_width=24).plan
     assert plan.resolve({"first": 0.25, "second": 1}) == plan.full
     # Of the 32 both 0.25 and 0.5 keep 24, and the lowest counts.
     assert plan.resolve({"first": 1, "second": 0.5}) == plan.resolve(0.25)
 
 
-def test_an_order_reaches_a_constant_that_is_traced():
-    """The function closes over what the jitted caller was given."""
+def test_a_traced_constant_is_reordered():
+    """The function closes over an argument of the jitted caller."""
     rng = np.random.default_rng(0)
     p = {"in": rng.normal(size=(5, 8)), "out": rng.normal(size=(8, 3))}
     p = {name: w.astype(np.float32) for name, w in p.items()}

@@ -55,7 +55,7 @@ def assert_close(found, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("columns", [convolution.COLUMNS, 2000])
 def test_derivatives_are_xla_s(case, columns, monkeypatch):
-    # 2000 bytes are fewer than two images': each is worked off by itself.
+    # 2000 bytes are fewer than two images': each is a chunk of its own.
     monkeypatch.setattr(convolution, "COLUMNS", columns)
     xla, ours, x, w, ct = case
 
@@ -104,7 +104,7 @@ def network(p, x):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
-def test_a_jit_of_the_users_gets_the_operations_that_he_wrote(platform):
+def test_a_users_jit_gets_the_operations_as_written(platform):
     p = {
         "first": jnp.ones((3, 3, 3, 64)),
         "second": jnp.ones((3, 3, 64, 64)),
@@ -123,7 +123,7 @@ def test_a_jit_of_the_users_gets_the_operations_that_he_wrote(platform):
         counts = collections.Counter(
             re.findall(r"stablehlo\.\w+", exported.mlir_module())
         )
-        del counts["stablehlo.constant"]  # one in each function that is called
+        del counts["stablehlo.constant"]  # one in each called function
         return counts
 
     by_hand = operations(lambda p: network(p, x), small.variables)
@@ -136,7 +136,7 @@ def test_a_jit_of_the_users_gets_the_operations_that_he_wrote(platform):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_products_keep_the_precision_that_is_asked_for(size):
-    """bfloat16 in, float32 out: sums are not rounded on the way."""
+    """bfloat16 in, float32 out: sums are not rounded in between."""
     rng = np.random.default_rng(0)
     x, w = (
         jnp.asarray(rng.normal(size=shape), jnp.bfloat16)

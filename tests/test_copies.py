@@ -91,9 +91,9 @@ def nets():
 
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("kind", NETS)
-def test_a_copy_computes_and_tells_the_same(nets, kind, how):
+def test_a_copy_computes_and_reports_the_same(nets, kind, how):
     net = nets[kind]
-    want = ms.slice_apply(net, X, 0.5)  # it has programs and kept weights now
+    want = ms.slice_apply(net, X, 0.5)  # fills programs and kept weights
     other = COPIES[how](net)
     np.testing.assert_array_equal(ms.slice_apply(other, X, 0.5), want)
     np.testing.assert_array_equal(
@@ -102,7 +102,7 @@ def test_a_copy_computes_and_tells_the_same(nets, kind, how):
     assert str(ms.report(other)) == str(ms.report(net))
     for a, b in zip(other.plan.fixed, net.plan.fixed, strict=True):
         assert (a.reason.text, a.reason.where) == (b.reason.text, b.reason.where)
-    # JAX takes it for the network that it is.
+    # JAX treats it as the same network.
     assert jax.tree.structure(other) == jax.tree.structure(net)
 
 

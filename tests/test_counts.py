@@ -1,8 +1,8 @@
 """Numbers that count follow the width, however a function spells them.
 
-Each spelling runs both ways: with its sizes taken from its arrays, and with sizes that
-it holds fixed, as a module does in its attributes. The narrow network by hand is the
-same code on weights that NumPy cut, told the narrow number of units.
+Each spelling runs both ways: with sizes from its arrays, and with fixed sizes, as a
+module holds them in its attributes. The narrow network by hand is the same code, with
+the narrow number of units, on weights that NumPy cut.
 """
 
 import itertools
@@ -29,7 +29,7 @@ TOLERANCE = {"16": 3e-2, "precision": 3e-2}  # by a part of the name: half preci
 
 
 def weights(full, size=None):
-    """Of a network with `full` hidden units, cut to the leading `size`."""
+    """Weights of a network with `full` hidden units, cut to the leading `size`."""
     rng = np.random.default_rng(0)
     w1 = rng.normal(size=(5, full)) / 2
     w2 = rng.normal(size=(full, 3)) / np.sqrt(full)
@@ -43,7 +43,7 @@ def inputs(rows=ROWS):
 
 
 def network(spelling, n=None):
-    """p, x -> y; the spelling is told `n`, or how many units there are."""
+    """p, x -> y; the spelling is given `n`, or the number of units."""
 
     def apply(p, x):
         h = x @ p["w1"] + p["s"][None]
@@ -117,8 +117,8 @@ def follows(name, full, kept):
     """A spelling at `kept` (by rate) of `full` units: both ways, by analysis and proof.
 
     Most often all of them give one program, which is run once. A function that runs on
-    narrow arrays and still has the full number there contradicts itself: that is told
-    where nobody knows whether the number follows.
+    narrow arrays and still has the full number there contradicts itself: it is reported
+    where the analysis does not know whether the number follows.
     """
     spelling, seen = FOLLOWS[name], set()
     tolerance = next((t for part, t in TOLERANCE.items() if part in name), 2e-4)
@@ -146,7 +146,7 @@ def follows(name, full, kept):
 
 
 def program(net, rate):
-    """As text, with its gradient where that is not made from the value's program."""
+    """A program as text; with the gradient where a derivative is custom."""
 
     def text(run):
         return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(run)(net, inputs())))
@@ -184,14 +184,14 @@ def test_the_width_changes_no_verdict_of_every_eighth(at):
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", STAYS)
 def test_a_number_that_counts_nothing_stays(name, check):
-    """Without a word: warnings are errors here."""
+    """No warning is raised: warnings are errors here."""
     apply = network(STAYS[name], H)
     net = upgraded(apply, weights(H), inputs(), (0.25,), check)
     compare(net, inputs(), {0.25: apply}, {0.25: 6, 1.0: H})
 
 
 @pytest.mark.parametrize("name", REPORTED)
-def test_a_number_that_may_be_a_count_is_told(name):
+def test_a_number_that_may_be_a_count_is_a_warning(name):
     apply = network(REPORTED[name], H)
     with pytest.warns(NumberWarning, match=r"stays at stays.py:\d+"):
         net = upgraded(apply, weights(H), inputs(), (0.25,), False)
@@ -203,7 +203,7 @@ def test_a_number_that_may_be_a_count_is_told(name):
         )
 
 
-def test_a_scaled_embedding_is_told():
+def test_a_scaled_embedding_is_a_warning():
     def apply(p, ids):
         return jnp.tanh(p["table"][ids] * math.sqrt(H)) @ p["w2"]
 
@@ -219,13 +219,13 @@ def test_a_scaled_embedding_is_told():
 
 @pytest.mark.parametrize("name", REPORTED)
 def test_the_function_itself_decides(name):
-    """Where it runs on narrow arrays, its own numbers are the narrow ones."""
+    """A function that runs on narrow arrays computes its narrow numbers itself."""
     apply = network(REPORTED[name])
     net = upgraded(apply, weights(H), inputs(), (0.25,), True)
     compare(net, inputs(), {0.25: apply}, {0.25: 6, 1.0: H})
 
 
-# What only the function itself can tell.
+# Cases that only the function itself decides.
 OWN = {
     "times_root": lambda h, s, n: h * math.sqrt(n),
     "variance_times": lambda h, s, n: h * jnp.var(h, -1, keepdims=True) * n,
@@ -254,7 +254,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_what_only_the_function_knows(name):
+def test_numbers_that_only_the_function_decides(name):
     apply = network(OWN[name])
     net = upgraded(apply, weights(H), inputs(), (0.25, 0.5), True)
     compare(net, inputs(), {0.25: apply, 0.5: apply}, {0.25: 6, 0.5: 12, 1.0: H})
@@ -272,7 +272,7 @@ TOLD_APART = (
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", TOLD_APART)
 def test_a_batch_as_large_as_the_width(name, way, check):
-    """The number of rows is one of the same size; what was summed tells them apart."""
+    """The number of rows is the same; the summed axis distinguishes them."""
     spelling, fixed = FOLLOWS[name], way == "held fixed"
     apply = network(spelling, H if fixed else None)
     by_hand = {0.25: network(spelling, 6 if fixed else None)}
@@ -285,8 +285,8 @@ def test_a_batch_as_large_as_the_width(name, way, check):
         compare(net, inputs(rows), by_hand, {0.25: 6, 1.0: H})
 
 
-def test_a_number_of_two_meanings_is_told():
-    """Rows or units: which of them it counts is for the user to say."""
+def test_a_number_of_two_meanings_is_a_warning():
+    """The user has to say whether it counts rows or units."""
     apply = network(FOLLOWS["means-sum_of_sums"], H)
     with pytest.warns(NumberWarning, match="24"):
         upgraded(apply, weights(H), inputs(H), (0.25,), False)
@@ -294,7 +294,7 @@ def test_a_number_of_two_meanings_is_told():
 
 @pytest.mark.parametrize("name", ("means-batch_then_units", "means-units_then_batch"))
 def test_a_number_of_two_meanings(name):
-    """Rows and units: both are divided by, so it is no matter which is which."""
+    """Rows and units: both divide, so their order does not matter."""
     apply = network(FOLLOWS[name], H)
     by_hand = {0.25: network(FOLLOWS[name], 6)}
     net = upgraded(apply, weights(H), inputs(H), (0.25,), False)
@@ -330,7 +330,7 @@ def test_seven_times_a_softmax_of_eight(check):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_last_of_the_sums_so_far(way):
-    """Units in an order stay whole, and so does their number; others narrow."""
+    """Units in an order are fixed, and so is their number; others narrow."""
 
     def apply(p, x, n=None):
         h = x @ p["w1"] + p["s"][None]
@@ -369,7 +369,7 @@ def of_unit_columns(k, n):
 
 
 def quantised(k, n):
-    """One bit, and a scale: the mean of what is dropped."""
+    """One bit, and a scale: the mean of the magnitudes."""
     scale = jnp.abs(k).sum(0, keepdims=True) / n
     return lax.stop_gradient(jnp.sign(k)) * scale
 

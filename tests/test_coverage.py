@@ -1,7 +1,7 @@
 """Other people's networks hold the proofs, and the proofs can fail.
 
-The quick families run wherever their package is installed, the others every night; the
-whole table is made by `python -m experiments.benchmarks.coverage`.
+The quick families run wherever their package is installed, the others every night;
+`python -m experiments.benchmarks.coverage` makes the whole table.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ TOLERANCE = coverage.Config().tolerance
 def test_family_holds_every_proof(family: Family) -> None:
     if not coverage.installed(family):
         pytest.skip(f"{family.package} is not installed")
-    with jax.numpy_rank_promotion("allow"):  # theirs to decide
+    with jax.numpy_rank_promotion("allow"):  # a choice of the package
         seen = coverage.examine(family)
     if not family.quick:
         jax.clear_caches()  # a hundred networks do not fit into memory
@@ -61,7 +61,7 @@ def test_family_holds_every_proof(family: Family) -> None:
     assert seen.elastic > 0.9 or family.at_most > 0.3
 
 
-def test_families_are_many_and_have_names_of_their_own() -> None:
+def test_families_are_many_and_have_unique_names() -> None:
     names = [str(family) for family in FAMILIES]
     assert len(set(names)) == len(names)
     assert len({family.name for family in FAMILIES}) >= 60
@@ -73,7 +73,7 @@ def test_families_are_many_and_have_names_of_their_own() -> None:
 
 
 def perceptron(variables: Any, x: jax.Array) -> jax.Array:
-    """Two hidden layers of 16 and 32 units: nothing runs over their axes."""
+    """Two hidden layers of 16 and 32 units, without an operation over their axes."""
     h = jax.nn.relu(x @ variables["a"])
     return jax.nn.relu(h @ variables["b"]) @ variables["c"]
 
@@ -92,7 +92,7 @@ def small(function: Any = perceptron) -> Network:
 
 
 def row(**seen: Any) -> Row:
-    """A row of a network of which nothing was seen but this."""
+    """A row of a network with these results."""
     nothing = {"equations": 0, "parameters": 0, "elastic": 0.0, "half": 0.25}
     untold = {"fixed": "", "own_trace": None, "numbers": None, "wall": 0.0}
     named = {"package": "numpy", "name": "MLP", "seconds": 0.0, "errors": {}}
@@ -117,7 +117,7 @@ def test_proofs_hold_for_a_perceptron() -> None:
     assert seconds >= 0
 
 
-def test_identity_tells_another_function() -> None:
+def test_identity_finds_another_function() -> None:
     network = small()
     net, _, _ = coverage.upgraded(network)
     other = dataclasses.replace(
@@ -126,7 +126,7 @@ def test_identity_tells_another_function() -> None:
     assert failed(coverage_proofs.prove(other, net)) == ["identity"]
 
 
-def test_rates_tell_a_network_that_does_not_narrow(
+def test_rates_find_a_network_that_does_not_narrow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = small()
@@ -138,7 +138,7 @@ def test_rates_tell_a_network_that_does_not_narrow(
     assert "rates" in failed(coverage_proofs.prove(network, net))
 
 
-def test_permutation_tells_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permutation_finds_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def permute(net: ms.Sliceable, orders: dict[str, np.ndarray]) -> ms.Sliceable:
         variables = dict(net.plan.permute(net.variables, orders))
         return net.replace({**variables, "b": net.variables["b"]})
@@ -149,7 +149,7 @@ def test_permutation_tells_a_leaf_left_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert failed(coverage_proofs.prove(network, net)) == ["permutation"]
 
 
-def test_influence_tells_a_unit_that_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_influence_finds_a_unit_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = WidthPlan.mask
     monkeypatch.setattr(WidthPlan, "mask", lambda plan, tree, _: mask(plan, tree, 0.25))
     network = small()
@@ -157,14 +157,14 @@ def test_influence_tells_a_unit_that_is_heard(monkeypatch: pytest.MonkeyPatch) -
     assert failed(coverage_proofs.prove(network, net)) == ["influence"]
 
 
-def test_masking_tells_a_mean_over_the_units() -> None:
+def test_masking_finds_a_mean_over_the_units() -> None:
     network = small(normalized)
     net, _, _ = coverage.upgraded(network)
     errors = coverage_proofs.prove(network, net, masking=True)
     assert failed(errors) == ["masking"]
 
 
-def test_extraction_tells_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extraction_finds_other_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     extract = ms.extract
 
     def scaled(net: ms.Sliceable, rate: float) -> ms.Sliceable:
@@ -174,12 +174,12 @@ def test_extraction_tells_other_weights(monkeypatch: pytest.MonkeyPatch) -> None
     network = small()
     net, _, _ = coverage.upgraded(network)
     monkeypatch.setattr(ms, "extract", scaled)
-    # Two extracts are scaled twice: they do not nest, either.
+    # Both extracts are scaled twice, so they do not nest either.
     told = failed(coverage_proofs.prove(network, net))
     assert told == ["extraction", "nesting"]
 
 
-def test_compilation_tells_a_program_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilation_finds_a_program_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     at_rate = ms.slice_apply
 
     def anew(net: ms.Sliceable, x: jax.Array, rate: float) -> jax.Array:
@@ -193,7 +193,7 @@ def test_compilation_tells_a_program_made_anew(monkeypatch: pytest.MonkeyPatch) 
     assert "compilation" in failed(errors)
 
 
-def test_gradient_holds_for_a_perceptron_and_tells_what_is_off(
+def test_gradient_holds_for_a_perceptron_and_finds_errors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = small(normalized)
@@ -201,7 +201,7 @@ def test_gradient_holds_for_a_perceptron_and_tells_what_is_off(
     assert coverage_proofs.has_gradient(network)
     assert coverage_proofs.gradient_error(network, net) < TOLERANCE
     outputs = coverage_proofs.outputs_of
-    with monkeypatch.context() as patch:  # the extracted network computes 1.5 times it
+    with monkeypatch.context() as patch:  # 1.5 times it in the extracted network
         patch.setattr(
             coverage_proofs,
             "outputs_of",
@@ -214,7 +214,7 @@ def test_gradient_holds_for_a_perceptron_and_tells_what_is_off(
     assert coverage_proofs.gradient_error(network, net) == np.inf
 
 
-def test_gradient_that_raises_is_told(
+def test_a_gradient_that_raises_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: Any) -> Any:
@@ -345,7 +345,7 @@ def test_module_of_a_framework_holds_every_proof(name: str) -> None:
     assert isinstance(outputs, dict) == (name in ("linen", "nnx"))
 
 
-def test_nnx_model_of_a_network_computes_what_its_function_does() -> None:
+def test_nnx_model_of_a_network_equals_its_function() -> None:
     network = PAIRS["nnx"]()
     np.testing.assert_array_equal(
         network.function(network.variables, *network.inputs)["y"],
@@ -353,7 +353,7 @@ def test_nnx_model_of_a_network_computes_what_its_function_does() -> None:
     )
 
 
-def test_outputs_are_compared_as_what_they_are() -> None:
+def test_outputs_are_compared_by_type() -> None:
     mixed = {
         "b": jnp.asarray([True]),
         "c": jnp.asarray([1 + 2j]),
@@ -369,7 +369,7 @@ def test_outputs_are_compared_as_what_they_are() -> None:
     )
 
 
-def test_complex_weights_are_poisoned_too() -> None:
+def test_complex_weights_are_filled_with_nan_too() -> None:
     kept = {"w": np.asarray([True, False]), "n": np.asarray([True, False])}
     weights = {"w": jnp.asarray([1j, 2j]), "n": jnp.asarray([1, 2])}
     got = coverage_proofs.filled(weights, kept, np.nan)
@@ -417,7 +417,7 @@ def test_run_is_written_and_made_into_a_page(
     coverage_page.main(coverage_page.Config(runs=(out,), out=page))
     text = page.read_text()
     assert "3 networks of other people's packages, of 1 packages and 2 names" in text
-    # Of three one did not hold, one crashed; none keeps so little.
+    # Of three one failed, one crashed; none keeps so little.
     assert f"jax {jax.__version__}, " in text
     assert "| `python -m experiments.benchmarks.coverage --only '[na]*:*'` |" in text
     assert " minutes | 3 | 1 | 0 |" in text
@@ -443,7 +443,7 @@ def a_run(*rows: Row, **what: Any) -> Run:
     return Run(rows=rows, **whole)
 
 
-def test_page_of_two_runs_tells_what_differs() -> None:
+def test_page_of_two_runs_has_the_differences() -> None:
     fine = {"errors": {"identity": 0.0}, "own_trace": "same", "numbers": 0}
     first = a_run(
         row(name="A", **fine),

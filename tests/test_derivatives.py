@@ -1,4 +1,4 @@
-"""Derivatives that the author of a function wrote survive narrowing."""
+"""Custom derivatives of a function survive narrowing."""
 
 import collections
 import functools
@@ -89,7 +89,7 @@ applied.defvjp(
 
 
 def shaped(x):
-    """The identity; its derivative is a table as wide as x, that it closes over."""
+    """The identity; its derivative is a captured table as wide as x."""
     table = TABLE[None, : x.shape[-1]]
 
     @jax.custom_jvp
@@ -105,7 +105,7 @@ def shaped(x):
 
 @jax.custom_vjp
 def remembered(x):
-    """sin(x), with a derivative of 3 cos(x), and a forward pass of its own."""
+    """sin(x), with a derivative of 3 cos(x), and its own forward pass."""
     return jnp.sin(x)
 
 
@@ -116,7 +116,7 @@ remembered.defvjp(
 
 @jax.custom_vjp
 def eager(x):
-    """As `remembered`, without leave to run the function in place of the pass."""
+    """As `remembered`, but the function may not replace the forward pass."""
     return jnp.sin(x)
 
 
@@ -125,7 +125,7 @@ eager.defvjp(lambda x: (-jnp.sin(-x), jnp.cos(x)), lambda c, g: (3 * g * c,))
 
 @jax.custom_vjp
 def with_place(x):
-    """The largest of each row and where it is: its result is in part of integers."""
+    """The largest of each row and its index: one of the results is an integer."""
     return jnp.max(x.T, -1), jnp.argmax(x.T, -1)
 
 
@@ -168,7 +168,7 @@ def layers(body):
 
 @jax.custom_vjp
 def outer(x):
-    """A function with its own derivative around another one."""
+    """A function with a custom derivative around another one."""
     return straight_through(jnp.tanh(x), jnp.float32(4.0))
 
 
@@ -271,7 +271,7 @@ def test_relu_is_flat_at_zero():
 
 
 def program(body, transform=lambda f: f):
-    """The narrow program as a jaxpr: (names of all primitives in it, how often)."""
+    """The narrow program as a jaxpr: (names of all primitives in it, counts)."""
 
     def apply(p, x):
         return body(x @ p["w1"]) @ p["w2"]
@@ -283,7 +283,7 @@ def program(body, transform=lambda f: f):
 
 
 def primitives(jaxpr):
-    """The names of the primitives in a jaxpr and in those that its equations hold."""
+    """The names of the primitives in a jaxpr and in those of its equations."""
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield eqn.primitive.name
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
@@ -310,7 +310,7 @@ def is_jaxpr(x):
         ("custom_vjp in cond", {"cond": 1, "custom_vjp_call": 2}),
     ],
 )
-def test_what_stays_in_the_narrow_program(name, expected):
+def test_primitives_kept_in_the_narrow_program(name, expected):
     found = program(BODIES[name])
     # `outer` calls `straight_through`: both are there, at least in each other.
     assert {key: min(found[key], n) for key, n in expected.items()} == expected
@@ -328,8 +328,8 @@ def test_what_stays_in_the_narrow_program(name, expected):
         "custom_vjp in scan in remat",
     ],
 )
-def test_the_backward_pass_does_what_the_hand_written_does(name):
-    """What is saved and what is computed again: the same operations, as often."""
+def test_the_backward_pass_has_the_operations_of_the_hand_written(name):
+    """The same operations are saved and computed again, equally often."""
 
     def by_hand(p, x):
         return jnp.sum(BODIES[name](x @ p["w1"]) @ p["w2"])
@@ -343,8 +343,8 @@ def test_the_backward_pass_does_what_the_hand_written_does(name):
         assert found[operation] == expected[operation], operation
 
 
-def test_leave_to_skip_a_forward_pass_makes_a_difference():
-    """Else the test above would show nothing: only one of the two runs -sin(-x)."""
+def test_optimize_remat_skips_a_forward_pass():
+    """Otherwise the test above shows nothing: only one of the two runs -sin(-x)."""
     counts = [
         program(BODIES[f"{which}, under remat"], jax.grad)["neg"]
         for which in ("optimize_remat", "eager")
@@ -374,7 +374,7 @@ def test_gradient_of_gradient(name):
 
 @jax.custom_batching.custom_vmap
 def doubled(x):
-    """The identity; under vmap it doubles, to tell the two apart."""
+    """The identity; under vmap it doubles, to distinguish the two."""
     return x + 0
 
 
@@ -383,7 +383,7 @@ def _doubled_vmap(size, batched, x):
     return 2 * x, batched[0]
 
 
-def test_a_rule_for_vmap_stays():
+def test_a_custom_vmap_rule_is_kept():
     def apply(p, x):
         return doubled(x @ p["w1"]) @ p["w2"]
 
@@ -397,8 +397,8 @@ def test_a_rule_for_vmap_stays():
     np.testing.assert_allclose(together, 2 * (x @ w1 @ w2), rtol=1e-5, atol=1e-5)
 
 
-def test_a_transpose_stays():
-    """linear_call: seven times the gradient that the function would have."""
+def test_a_custom_transpose_is_kept():
+    """linear_call: seven times the function's own gradient."""
 
     def apply(p, x):
         h = x @ p["w1"]

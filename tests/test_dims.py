@@ -1,4 +1,4 @@
-"""Axes: what a rate keeps, against index arithmetic in NumPy."""
+"""Axes: the indices that a rate keeps, against NumPy."""
 
 import math
 
@@ -25,7 +25,7 @@ KEEP = {"a": 2, "b": 3}
         (Product((Whole(2), A)), [0, 1, 4, 5]),
         # 4 heads of 3, the first two whole
         (Product((A, Whole(3))), [0, 1, 2, 3, 4, 5]),
-        # q, k, v side by side
+        # q, k, v concatenated
         (Concat((A, A, B)), [0, 1, 4, 5, 8, 9, 10]),
         # two branches in a group norm of groups of 2
         (Product((Concat((A, B)), Whole(2))), [0, 1, 2, 3, 8, 9, 10, 11, 12, 13]),
@@ -108,7 +108,7 @@ def test_take_permutes():
 
 
 def test_take_permutes_one_of_two_groups():
-    """Of 2 x 3 units the outer ones change places, the inner ones do not."""
+    """Of 2 x 3 units the outer ones are permuted, the inner ones are not."""
     axes = [Product((Unit(2, "a"), Unit(3, "b")))]
     x = np.arange(6)
     assert dims.take(x, axes, {"a": np.array([1, 0])}).tolist() == [3, 4, 5, 0, 1, 2]
@@ -122,16 +122,16 @@ def test_take_permutes_one_of_two_groups():
 
 
 def test_take_inside_jit():
-    """A constant that a function captures may be traced, and has no numbers then."""
+    """A captured constant may be traced, without values."""
     order = {"a": np.array([2, 0, 3, 1])}
     taken = jax.jit(lambda x: dims.take(x, [A], order))(jnp.arange(4))
     assert taken.tolist() == [2, 0, 3, 1]
 
 
-def test_wrong_shape_is_told():
+def test_wrong_shape_is_an_error():
     with pytest.raises(ValueError, match=r"expected an array of shape \(4,\)"):
         dims.slice_array(jnp.ones(5), [A], KEEP)
 
 
-def test_axes_print_what_narrows():
+def test_axes_print_the_narrowing_parts():
     assert str(Product((Whole(2), Concat((A, B))))) == "(2 x (4* + 6*))"

@@ -1,6 +1,6 @@
-"""The pages of `docs/`: their code runs, what they say of names and numbers holds.
+"""The pages of `docs/`: their code runs, their names and numbers are right.
 
-`sphinx-build -W docs site` (extra "docs") builds the site; here is what needs no site.
+`sphinx-build -W docs site` (extra "docs") builds the site; these tests need no site.
 """
 
 import ast
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")}
 
-# These have tests of their own: tests/frameworks, test_readme.py, test_pods.py.
+# These have their own tests: tests/frameworks, test_readme.py, test_pods.py.
 RUN_ELSEWHERE = {"frameworks", "training", "pods"}
 
 
@@ -38,7 +38,7 @@ WITH_CODE = {name for name, text in PAGES.items() if shown.blocks(text)}
 
 
 @pytest.mark.parametrize("name", sorted(WITH_CODE - RUN_ELSEWHERE))
-def test_code_of_a_page_runs_and_prints_what_is_shown(name):
+def test_code_of_a_page_runs_and_prints_the_shown_output(name):
     for block, printed in shown.run(name, PAGES[name]):
         assert without_lines(printed) == without_lines(block["shown"] or ""), (
             f"{block['code']}\nprints something else: python docs/shown.py "
@@ -47,7 +47,7 @@ def test_code_of_a_page_runs_and_prints_what_is_shown(name):
 
 
 def without_lines(text: str) -> str:
-    """The text without numbers of lines, which move with every change of a file."""
+    """The text without line numbers, which change with every edit of a file."""
     return re.sub(r"\.py:\d+", ".py", text.strip("\n"))
 
 
@@ -94,7 +94,7 @@ def public_names(module: str) -> list[str]:
 
 
 def documented_names() -> list[str]:
-    """What the pages in docs/api ask autodoc for."""
+    """Names that the pages in docs/api give to autodoc."""
     found = []
     for page in sorted((DOCS / "api").glob("*.md")):
         module = ""
@@ -118,7 +118,7 @@ def test_every_public_name_has_a_page(module):
     assert not missing, f"no page in docs/api has {sorted(missing)}"
 
 
-def test_pages_name_what_there_is_once():
+def test_pages_name_existing_objects_once():
     names = documented_names()
     assert len(names) == len(set(names))
     for name in names:
@@ -148,7 +148,7 @@ def log_entry(heading: str) -> str:
 
 
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_result_says_where_it_comes_from(name):
+def test_a_result_names_its_source(name):
     result = json.loads(RESULTS[name].read_text(encoding="utf-8"))
     assert {"date", "device", "command", "rows"} <= result.keys()
     shown = "\n".join(tables.result_lines(name))
@@ -175,9 +175,9 @@ MEASURED = re.compile(
     r"\d\s?(%|per cent|ms\b|µs|us\b|s\b|seconds|minutes|hours|[GT]?FLOP|images per|"
     r"MiB|GiB|MB|GB|points|times as|times faster|x faster)"
 )
-# Made of results or rules by a program, or of files outside of docs/.
+# Made from results or rules by a program, or from files outside of docs/.
 MADE = {"coverage", "primitives", "log", "changelog", "contributing"}
-# Tells how long schedulers and JAX wait: settings of theirs, not measurements.
+# Names waiting times of schedulers and JAX: settings, not measurements.
 OF_OTHERS = {"pods"}
 
 
@@ -212,7 +212,7 @@ def recipe_flags(text: bool = False) -> set[str]:
     return {f"--{name}" for name in names} | {"--no-resume"}
 
 
-def test_every_flag_of_the_original_has_a_row_with_flags_that_there_are():
+def test_every_flag_of_the_original_has_a_row_with_existing_flags():
     _, _, table = PAGES["pytorch"].partition("## The flags")
     table = table.partition("The example of its README")[0]
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
@@ -222,7 +222,7 @@ def test_every_flag_of_the_original_has_a_row_with_flags_that_there_are():
     assert ours and not ours - recipe_flags()
 
 
-def test_commands_name_flags_that_there_are():
+def test_commands_name_existing_flags():
     fenced = "\n".join(
         re.findall(r"^```bash\n(.*?)^```", "\n".join(PAGES.values()), re.DOTALL | re.M)
     )

@@ -1,7 +1,7 @@
-"""Which factors of a merged axis narrow, against weights that NumPy cut.
+"""The factors of a merged axis that narrow, against weights cut by NumPy.
 
-Channels of a picture, not its rows, whatever constant made the rows; heads, not what a
-head is made of; both factors where each is an axis of units by itself.
+Channels of an image narrow, not its rows; heads narrow, not the head size; both factors
+narrow where each is an axis of units by itself.
 """
 
 import jax
@@ -97,7 +97,7 @@ def test_channels_narrow_and_rows_stay(name):
     check(f, full, narrow, image)
 
 
-def test_rows_that_a_constant_makes_of_the_input_stay():
+def test_rows_made_of_the_input_by_a_constant_stay():
     full = {"w": normal(27, 16), "c": normal(16, 2)}
 
     def f(p, x):
@@ -125,7 +125,7 @@ def test_tokens_that_a_constant_mixes_stay():
     check(f, full, narrow, normal(2, 6, 4))
 
 
-def test_elements_that_a_constant_mixes_come_after_features():
+def test_features_narrow_and_elements_mixed_by_a_constant_stay():
     # As in networks over the elements of a group: a kernel for every element.
     full = {"a": normal(4, 16), "b": normal(10, 16, 8), "c": normal(8, 2)}
     irreps = normal(7, 10)
@@ -304,7 +304,7 @@ def test_groups_of_a_norm_narrow_whole():
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_channels_of_shuffled_groups(residual):
-    """A shuffle deals units out; what is in a group narrows where groups cannot."""
+    """A shuffle reorders units; the inner axis narrows where groups cannot."""
     groups, size = 4, 8
     full = {
         "a": normal(5, groups * size),
@@ -359,13 +359,13 @@ def squared(h):
 
 
 def squared_by_contraction(h):
-    """Bilinear pooling of a picture's pixels: a channel by itself and all others."""
+    """Bilinear pooling over an image's pixels: channels times their cosines."""
     pixels = h[:, None, :] * ROW[None, :, None]
     return jnp.einsum("bpi,bpj->bij", pixels, jnp.cos(pixels)).reshape(len(h), -1)
 
 
 @pytest.mark.parametrize("pooling", [squared, squared_by_contraction])
-def test_both_factors_of_units_times_themselves(pooling):
+def test_both_factors_of_an_outer_product_of_units_with_themselves(pooling):
     full = {"a": normal(4, 8), "o": normal(64, 16), "c": normal(16, 2)}
     narrow = {
         "a": full["a"][:, :4],

@@ -1,4 +1,4 @@
-"""Convolutions to few channels, four pixels at a time: the numbers of the plain one."""
+"""Convolutions to few channels, four pixels at a time, against the plain one."""
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def test_numbers_for_images(name):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("optimized")
 def test_gradients(name):
-    """Those of the rule, which takes another form for each of the two operands."""
+    """The gradients of the rule, which has another form for each operand."""
     plain, params, x, w, cotangent = of_case(name)
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
 

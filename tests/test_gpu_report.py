@@ -1,4 +1,4 @@
-"""The GPU report on a small network: it stops in time, goes on, and tells all."""
+"""The GPU report on a small network: it stops in time, continues, and is complete."""
 
 import json
 import signal
@@ -11,7 +11,7 @@ from mslice_jax.train import CheckpointError
 
 
 class Tiny(nn.Module):
-    """A convolution, a norm and a classifier: it compiles in no time."""
+    """A convolution, a norm and a classifier, quick to compile."""
 
     classes: int
 
@@ -28,7 +28,7 @@ def small(monkeypatch):
     monkeypatch.setattr(gpu_report, "RATES", (0.5, 0.75, 1.0))
 
 
-def test_it_stops_in_time_and_goes_on(small, tmp_path, capsys):
+def test_it_stops_in_time_and_continues(small, tmp_path, capsys):
     flags = ["--models", "tiny", "--epochs", "1", "--float32", "--out", str(tmp_path)]
     assert gpu_report.main([*flags, "--minutes", "0.001"]) == 3
     screen = capsys.readouterr().out

@@ -25,7 +25,7 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-# As torchvision's documentation gives them.
+# From torchvision's documentation.
 @pytest.mark.parametrize(
     ("depth", "parameters"),
     [(50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
@@ -59,7 +59,7 @@ def test_the_defaults_of_the_recipe_are_the_usual_ones():
 
 
 @pytest.mark.parametrize("depth", [18, 0, 51])
-def test_a_depth_that_there_is_not(depth):
+def test_an_unknown_depth(depth):
     with pytest.raises(ValueError, match="50, 101, 152, got"):
         ImageNetResNet(depth=depth)
 
@@ -79,7 +79,7 @@ def narrow_count(width, classes):
     return total + channels * classes + classes
 
 
-def test_upgraded_it_is_as_narrow_as_the_rate_says():
+def test_upgraded_it_has_the_parameters_of_the_rate():
     variables = shapes(depth=50)
     assert count(variables["params"]) == narrow_count(64, 1000)
     rates = (0.25, 0.5, 0.75, 1.0)
@@ -91,10 +91,10 @@ def test_upgraded_it_is_as_narrow_as_the_rate_says():
 
 
 @pytest.mark.slow
-def test_upgraded_it_gives_what_the_narrow_network_gives():
+def test_upgraded_it_equals_the_narrow_network():
     model = ImageNetResNet(depth=50, num_classes=5, widen=0.25)
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-    # Programs that run once: LLVM takes longer to optimize them than they take.
+    # Programs that run once: optimizing them takes LLVM longer than they run.
     jit = functools.partial(jax.jit, compiler_options=QUICK)
     variables = jit(model.init)(jax.random.key(0), x)
     net = ms.upgrade(model, variables, x, rates=(0.5, 1.0), norm="shared")

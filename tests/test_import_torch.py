@@ -1,6 +1,6 @@
-"""Weights of PyTorch: torchvision's numbers, the original's, files, what is refused.
+"""Weights of PyTorch: torchvision's numbers, the original's, files, errors.
 
-`tests/test_torchvision.py` has what needs torchvision itself.
+`tests/test_torchvision.py` has the tests that need torchvision.
 """
 
 import json
@@ -89,7 +89,7 @@ def test_logits_are_torchvisions(name):
     np.testing.assert_allclose(found, logits, rtol=0, atol=tolerance)
 
 
-def test_a_vit_of_nnx_gives_what_that_of_linen_gives():
+def test_a_vit_of_nnx_equals_that_of_linen():
     settings = {**TINY, "num_classes": 3}
     linen = models.vit_b_16(**settings, patch_size=8)
     state = random_state(linen)
@@ -107,7 +107,7 @@ def test_a_vit_of_nnx_gives_what_that_of_linen_gives():
     np.testing.assert_array_equal(empty.conv_proj.kernel[...], before)
 
 
-def test_files_of_before_have_other_names_for_a_vits_mlp():
+def test_older_files_have_other_names_for_a_vits_mlp():
     model = models.vit_b_16(**TINY)
     state = random_state(model)
     old = {
@@ -119,7 +119,7 @@ def test_files_of_before_have_other_names_for_a_vits_mlp():
     assert_trees_equal(found, expected)
 
 
-# Checkpoints of the original: trees that `golden_weights` makes by other code.
+# Checkpoints of the original: `golden_weights` makes these trees by other code.
 
 
 def original(name: str) -> dict[str, np.ndarray]:
@@ -146,7 +146,7 @@ def test_the_originals_checkpoints_become_networks(name, tmp_path):
     )
 
 
-def test_multibn_takes_the_rates_that_it_was_trained_with():
+def test_multibn_uses_its_training_rates():
     state, model = original("cifar_resnet11_multibn"), models.CifarResNet(depth=11)
     with pytest.raises(WeightsError, match="more batch norms .* than the 2 rates"):
         import_network(state, model, rates=(0.5, 1.0))
@@ -175,7 +175,7 @@ def test_group_norms_have_no_statistics_and_have_to_be_named():
 # Another network.
 
 
-def test_all_that_does_not_fit_is_in_one_error():
+def test_all_mismatches_are_in_one_error():
     model = models.CifarResNet(depth=8, num_classes=3)
     state = random_state(model)
     del state["layer2.0.conv1.weight"], state["bn1.running_mean"]
@@ -205,13 +205,13 @@ def test_only_networks_of_the_zoo_have_names():
 
 
 def safetensors(header: Any, data: bytes) -> bytes:
-    """As the format is described: a length, JSON, numbers."""
+    """The documented format: a length, JSON, numbers."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
 def test_safetensors_are_read(tmp_path):
-    path = tmp_path / "weights"  # the content says what it is
+    path = tmp_path / "weights"  # the content shows the format
     path.write_bytes(
         safetensors(
             {
@@ -304,7 +304,7 @@ def command(*args: Any) -> int:
     return import_torch.main([*map(str, args)])
 
 
-def test_the_command_writes_what_load_and_restore_narrow_take(file, tmp_path, capsys):
+def test_the_command_writes_files_for_load_and_restore_narrow(file, tmp_path, capsys):
     out = tmp_path / "new" / "resnet8"
     flags = ("--model", "cifar_resnet8", "--widen", 0.5, "--rates", 1, 0.5)
     assert command(file, out, *flags) == 0
@@ -335,14 +335,14 @@ def test_the_command_writes_what_load_and_restore_narrow_take(file, tmp_path, ca
         (("--model", "resnet18"), "it lacks layer1.1.bn1.bias, lay"),
     ],
 )
-def test_what_does_not_fit_leaves_nothing(flags, text, file, tmp_path, capsys):
+def test_a_mismatch_leaves_no_file(flags, text, file, tmp_path, capsys):
     assert command(file, tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and text in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_fails_on_the_way_leaves_nothing(file, tmp_path, monkeypatch, capsys):
+def test_a_failed_write_leaves_no_file(file, tmp_path, monkeypatch, capsys):
     from mslice_jax.train.checkpoints import CheckpointError, Checkpoints
 
     def full(*_: Any, **__: Any) -> None:
@@ -379,7 +379,7 @@ def test_nothing_is_overwritten(file, tmp_path, capsys):
     ],
     ids=lambda model: type(model).__name__,
 )
-def test_what_was_imported_is_exported_again(model):
+def test_imported_weights_are_exported_again(model):
     state = random_state(model)
     net = import_network(state, model, rates=(0.5, 1.0), image_size=size_of(model))
     exported = export_torch(net, 1.0).state

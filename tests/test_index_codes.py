@@ -1,8 +1,8 @@
-"""Entries that are told apart by their place stay whole, however that is spelt.
+"""Entries that are distinguished by position are fixed, in every spelling.
 
-A vocabulary of 16 tokens is looked up by a code for each token. What narrows is the
-width of the embedding alone: the expected values are rows of tables cut by NumPy. And
-what only scales units by their place goes on narrowing, as a constant does.
+A vocabulary of 16 tokens is looked up by a code for each token. Only the width of the
+embedding narrows: the expected values are rows of tables cut by NumPy. Axes that are
+only scaled by position narrow, as with a constant.
 """
 
 import jax
@@ -51,7 +51,7 @@ def by_branch(ids, n):
 
 
 def parts(n):
-    """The places, laid together of two ranges."""
+    """The positions, concatenated from two ranges."""
     return jnp.concatenate([jnp.arange(0.0, 5.0), jnp.arange(5.0, n)])
 
 
@@ -219,7 +219,7 @@ FEATURES = {
 
 @pytest.mark.filterwarnings("ignore::mslice_jax.NumberWarning")  # 12 positions
 @pytest.mark.parametrize("name", FEATURES)
-def test_features_by_place_narrow_as_one_axis(name):
+def test_features_by_position_narrow_as_one_axis(name):
     full = {"w": normal(UNITS, 16), "v": normal(16, 3)}
 
     def f(p, x):
@@ -299,7 +299,7 @@ IDENTITIES = {
 
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_an_identity_makes_two_axes_one(name):
-    """Each of its entries is told from the others, but which one it is is not."""
+    """An entry is distinguished from the others, but its position is not known."""
     full = {"a": normal(4, UNITS), "b": normal(UNITS, UNITS), "c": normal(UNITS, 3)}
     narrow = {"a": full["a"][:, :KEPT], "b": full["b"][:KEPT, :KEPT]}
     narrow["c"] = full["c"][:KEPT]
@@ -335,7 +335,7 @@ PLACED = {
 
 
 @pytest.mark.parametrize("name", PLACED)
-def test_other_matrices_of_places_keep_what_they_mix(name):
+def test_other_matrices_of_positions_fix_the_axes_that_they_mix(name):
     full = {"a": normal(4, UNITS), "b": normal(UNITS, 8), "c": normal(8, 3)}
     x = normal(5, 4)
 

@@ -1,4 +1,4 @@
-"""The recipe for language models as a user meets it: files, resuming, refusals."""
+"""The recipe for language models as a command: files, resuming, errors."""
 
 import json
 import math
@@ -20,7 +20,7 @@ TINY = "--rates 1 0.5 --num-random 0 --units 8 --layers 1 --epochs 1"
 
 
 def run(capsys, workdir, *args):
-    """(exit code, what stood on the screen, what stood in the error stream)."""
+    """(exit code, standard output, standard error)."""
     given = [*TINY.split(), *map(str, args), "--workdir", str(workdir)]
     code = main(language_model.RECIPE, given)
     return code, *capsys.readouterr()
@@ -65,11 +65,11 @@ def test_a_shortened_default_run(capsys, tmp_path, song):
     assert lines[-1]["step"] == 9
     for rate, values in found["rates"].items():
         assert values["perplexity"] == pytest.approx(math.exp(values["loss"]), rel=1e-5)
-        assert 2 < values["perplexity"] < 80  # 62 for who knows nothing
+        assert 2 < values["perplexity"] < 80  # 62 for uniform predictions
         for name in ("perplexity", "loss"):
             kept = lines[-1][f"test_{name}/{rate}"]
             assert kept == pytest.approx(values[name], rel=1e-5)
-    # 61 characters, a line's end and what is unknown; two kernels and biases of gates.
+    # 61 characters, the end of a line and the unknown; two kernels and biases of gates.
     size = len(json.loads((workdir / "vocabulary.json").read_text())["entries"])
     assert size == 62
     expected = 62 * 8 + 2 * 8 * 32 + 32
@@ -77,11 +77,11 @@ def test_a_shortened_default_run(capsys, tmp_path, song):
     for picture in ("perplexity_vs_flops.png", "perplexity_over_epochs.png"):
         assert (workdir / picture).read_bytes().startswith(b"\x89PNG")
 
-    # The network that is left takes any number of texts.
+    # The saved network takes any number of texts.
     net = ms.load(workdir, language_model.build(_settings(workdir), 62, carry=False))
     assert ms.slice_apply(net, jnp.zeros((3, 7), int), 0.5).shape == (3, 7, 62)
 
-    # Measured again: the same; of another text, with the run's vocabulary.
+    # Evaluated again: the same; of another text, with the run's vocabulary.
     before = sorted(workdir.rglob("*"))
     output = tmp_path / "again.json"
     assert evaluate.main([str(workdir), "--output", str(output)]) == 0
@@ -202,7 +202,7 @@ def _resolved(*args):
 
 
 def test_a_held_out_text_counts_every_token_once():
-    # A decoder's rows overlap; what they were shown before does not count again.
+    # A decoder's rows overlap; the context of a row does not count again.
     tokens = np.arange(30)
     batches = data.held_out_batches(tokens, 2, 6, overlap=3)
     assert sum(mask.sum() for _, _, mask in batches) == 29

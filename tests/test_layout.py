@@ -1,4 +1,4 @@
-"""The layout holds: imports point one way, the import is light, the face documented."""
+"""The layout: one-way imports, a light import, documented public names."""
 
 import ast
 import graphlib
@@ -16,10 +16,10 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mslice_jax"
 
-# A room may import from its own row and from the rows above.
+# A package may import from its own row and from the rows above.
 ROOMS = (
-    {"core"},  # the method: knows no framework and no platform
-    {"adapters", "cpu"},  # what a network is; what is fast on CPU
+    {"core"},  # the method, without frameworks and platforms
+    {"adapters", "cpu"},  # networks of each framework; fast forms on CPU
     {"sliceable"},
     {"upgrade"},
     {"importance"},
@@ -28,7 +28,7 @@ ROOMS = (
     {"train", "profile", "plots"},
     {"serve"},
 )
-# So do the modules of a room that has an order.
+# So do the modules of a package that has an order.
 ORDER = {
     "core": (
         {"errors", "paths", "patterns", "source", "streams"},
@@ -72,7 +72,7 @@ ORDER = {
         {"compilation"},
     ),
 }
-# These know less than their place would allow: they are of use without the rest.
+# These may import less than their row: they are of use without the rest.
 ONLY = {
     "schedules": {"core.rates", "core.errors", "core.streams"},
     "data": {"core.streams"},
@@ -80,12 +80,12 @@ ONLY = {
     "nn": {"core.rates", "core.errors"},
     "plots": {"core.rates"},
 }
-# These stand beside the networks of their room, and bring weights in and out.
+# These are beside the networks of their package, and convert weights.
 BESIDE = {
     "models.torch_export": {"core", "adapters", "sliceable"},
     "models.import_torch": {"core", "sliceable", "upgrade", "storage", "train"},
 }
-# Nothing in these rooms may name these packages.
+# Nothing in these packages may name these frameworks.
 FOREIGN = {"core": {"flax", "optax", "orbax"}, "cpu": {"flax", "optax", "orbax"}}
 MAY_USE_JAX_EXTEND = {"core", "cpu"}
 
@@ -99,7 +99,7 @@ MODULES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def statements(tree: ast.AST, into_functions: bool) -> Iterator[ast.AST]:
-    """All nodes, but for what only type checkers read."""
+    """All nodes, except those for type checkers alone."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -128,7 +128,7 @@ def imports(name: str, *, into_functions: bool) -> Iterator[str]:
 
 
 def room_of(name: str) -> str:
-    """The room a module is in: mslice_jax.core.rules.shape -> core."""
+    """The package of a module: mslice_jax.core.rules.shape -> core."""
     return (name.split(".") + [""])[1]
 
 
@@ -173,7 +173,7 @@ def test_few_files_are_at_the_top():
     assert len(list(PACKAGE.glob("*.py"))) <= 16
 
 
-def test_no_import_goes_round():
+def test_no_circular_imports():
     graph = {
         name: {t for t in imports(name, into_functions=False) if t in MODULES}
         for name in MODULES
@@ -182,7 +182,7 @@ def test_no_import_goes_round():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_few_modules_know_jax_from_within(name):
+def test_few_modules_import_jax_internals(name):
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     used = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     used |= set(imports(name, into_functions=True))
@@ -192,7 +192,7 @@ def test_few_modules_know_jax_from_within(name):
 
 
 @pytest.mark.parametrize(("private", "files"), [("grain._src", {"data.shared_memory"})])
-def test_a_private_name_of_another_package_has_a_file_of_its_own(private, files):
+def test_a_private_name_of_another_package_has_its_own_file(private, files):
     found = {
         name.removeprefix("mslice_jax.")
         for name, file in MODULES.items()
@@ -211,12 +211,12 @@ def test_the_wheel_holds_the_package_alone():
     ("modules", "may_bring"),
     [
         ("mslice_jax", set()),
-        # What reads and trains imports a library where it is asked for.
+        # Reading and training import a library when they need it.
         ("mslice_jax.train, mslice_jax.data, mslice_jax.profile", {"orbax"}),
     ],
 )
 def test_import_is_light(modules, may_bring):
-    # Flax itself imports some; what counts is what mslice_jax adds to it.
+    # Flax itself imports some; only the additions of mslice_jax count.
     script = f"""
 import sys
 import flax.linen, flax.nnx, jax, optax
@@ -239,7 +239,7 @@ print(*sorted({{name.split(".")[0] for name in set(sys.modules) - before}}))
 
 
 def public_names() -> list[str]:
-    """What __init__.py imports from within, by the name it gives."""
+    """Names that __init__.py imports from within."""
     tree = ast.parse(MODULES["mslice_jax"].read_text(encoding="utf-8"))
     froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     names = [alias.asname or alias.name for node in froms for alias in node.names]
@@ -254,7 +254,7 @@ def test_public_names_are_those_of_all():
         face.upgraed  # noqa: B018
 
 
-def test_rooms_that_few_need_are_imported_when_asked_for():
+def test_optional_packages_are_imported_lazily():
     script = """
 import sys
 import mslice_jax as ms
@@ -289,7 +289,7 @@ def test_public_name_has_a_docstring(name):
     value = getattr(importlib.import_module("mslice_jax"), name)
     if inspect.ismodule(value) or callable(value):
         doc = value.__doc__ or ""
-        # A dataclass without one gets its signature.
+        # A dataclass without a docstring gets its signature.
         assert doc.strip(), f"{name} has no docstring"
         assert not doc.startswith(f"{name}("), f"{name} has no docstring"
 

@@ -1,4 +1,4 @@
-"""What no result needs ties no axes: parts taken for their shape, or without entries.
+"""Values that no result needs tie no axes: arrays used for their shape, or empty.
 
 The narrow network by hand is the function itself on weights that NumPy cut.
 """
@@ -62,7 +62,7 @@ def inside_of_a_branch(h, p):
 
 
 def derivative_of_one(h, p):
-    """The transpose of what was not read is dead, too."""
+    """The transpose of an unread value is dead, too."""
     return jax.grad(lambda h: (jnp.sin(h) + 0 * jnp.ones_like(h[:, :1])).sum())(h)
 
 
@@ -101,7 +101,7 @@ DEAD = {
 
 
 @pytest.mark.parametrize("name", DEAD)
-def test_what_is_not_needed_ties_nothing(name):
+def test_unneeded_values_tie_nothing(name):
     def f(p, x):
         h = DEAD[name](jnp.tanh(x @ p["a"]), p)
         return jnp.tanh(h @ p["b"]) @ p["c"]
@@ -120,7 +120,7 @@ def test_what_is_not_needed_ties_nothing(name):
     assert net.definition.agreement.comparable
 
 
-def test_a_channel_for_the_time_is_laid_beside_the_units():
+def test_a_channel_for_the_time_is_concatenated():
     """As in neural ODEs: ones in the shape of a column."""
     full = {"a": normal(4, 16), "b": normal(17, 16), "c": normal(16, 3)}
 
@@ -139,7 +139,7 @@ def test_a_channel_for_the_time_is_laid_beside_the_units():
     np.testing.assert_allclose(got, f(narrow, X, t), rtol=1e-4, atol=1e-4)
 
 
-def test_effects_stay():
+def test_effects_are_kept():
     seen = []
 
     def f(p, x):

@@ -1,7 +1,7 @@
-"""Windows at places known only at run time: what they span narrows.
+"""Windows at positions known only at run time: the axes that they span narrow.
 
-vmap makes gathers and scatters of them, with windows of full size along the units. The
-narrow network by hand is the function itself on weights that NumPy cut.
+vmap turns them into gathers and scatters, with windows of full size along the units.
+The narrow network by hand is the function itself on weights that NumPy cut.
 """
 
 import jax
@@ -101,7 +101,7 @@ def test_a_window_for_each_row(name):
     np.testing.assert_allclose(permuted, f(FULL, X, STARTS), rtol=1e-5, atol=1e-5)
 
 
-def test_a_window_within_the_units_keeps_them():
+def test_a_window_along_the_units_fixes_them():
     def f(p, x, starts):
         h = jnp.tanh(x @ p["a"])
         move = lambda h, n: lax.dynamic_slice_in_dim(h, n, 6, axis=1)  # noqa: E731

@@ -1,4 +1,4 @@
-"""What stays in memory: of a network that is gone nothing, of weights one copy."""
+"""Memory: a deleted network leaves nothing, and weights have one copy."""
 
 import gc
 import weakref
@@ -49,8 +49,8 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_network_that_is_gone_leaves_nothing_behind(use):
-    """Neither its programs nor what its function captured."""
+def test_a_deleted_network_leaves_nothing_in_memory(use):
+    """Neither its programs nor its captured arrays."""
 
     def once():
         captured = jnp.full((1000,), 2.0)
@@ -67,7 +67,7 @@ def test_a_network_that_is_gone_leaves_nothing_behind(use):
     assert [ref() for ref in gone] == [None, None, None]
 
 
-def test_a_network_goes_without_the_garbage_collector():
+def test_a_network_is_freed_without_the_garbage_collector():
     gc.collect()
     gc.disable()
     try:
@@ -103,12 +103,12 @@ def test_many_upgrades_hold_no_memory():
 # -- kept weights
 
 
-def test_a_leaf_that_was_exchanged_in_place_is_noticed():
+def test_a_leaf_replaced_in_place_is_noticed():
     net = upgraded()
     close(ms.slice_apply(net, X, 0.5), by_hand(W1, W2))
     net.variables["w1"] = jnp.asarray(2 * W1)
     close(ms.slice_apply(net, X, 0.5), by_hand(2 * W1, W2))
-    net.variables["w1"] = 3 * W1  # NumPy's, which may change at any time
+    net.variables["w1"] = 3 * W1  # a NumPy array, which may change at any time
     close(ms.slice_apply(net, X, 0.5), by_hand(3 * W1, W2))
     net.variables["w1"] *= 2
     close(ms.slice_apply(net, X, 0.5), by_hand(6 * W1, W2))
@@ -116,7 +116,7 @@ def test_a_leaf_that_was_exchanged_in_place_is_noticed():
     close(ms.slice_apply(net, X, 0.5), by_hand(W1, 4 * W2))
 
 
-def test_nested_leaves_that_were_exchanged_in_place():
+def test_nested_leaves_replaced_in_place():
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -132,7 +132,7 @@ def test_nested_leaves_that_were_exchanged_in_place():
 
 
 @pytest.mark.parametrize("rate", (0.25, 0.5, 1.0))
-def test_weights_that_were_given_away_are_an_error(rate):
+def test_donated_weights_are_an_error(rate):
     net = upgraded()
     ms.slice_apply(net, X, 0.5)  # kept; 0.25 is not
     grown = jax.jit(lambda n: jax.tree.map(lambda a: a + 1, n), donate_argnums=0)(net)
@@ -153,7 +153,7 @@ def test_a_deleted_leaf_is_an_error():
 
 
 def test_narrow_weights_are_held_once():
-    """Those that `extract` gives are not kept by the network that it took them from."""
+    """The network does not keep the weights that `extract` returns."""
 
     def count():
         gc.collect()
@@ -163,12 +163,12 @@ def test_narrow_weights_are_held_once():
     ms.slice_apply(net, X, 0.5)
     small = ms.extract(net, 0.5)
     assert count() == before + 1
-    # So it can give them away, and the network cuts them anew.
+    # So the extracted ones can be donated, and the network cuts them anew.
     jax.jit(lambda n: jax.tree.map(lambda a: a + 1, n), donate_argnums=0)(small)
     close(ms.slice_apply(net, X, 0.5), by_hand(W1, W2))
 
 
-def test_weights_that_were_exchanged_are_not_held():
+def test_replaced_weights_are_not_held():
     net = upgraded()
     ms.slice_apply(net, X, 0.5)
     old = weakref.ref(net.variables["w1"])

@@ -1,4 +1,4 @@
-"""The CIFAR networks are those of the original, and say so when asked for another."""
+"""The CIFAR networks are those of the original, and refuse other arguments."""
 
 from typing import Any
 
@@ -75,7 +75,7 @@ def test_the_original_weights_fit_the_networks(name):
     assert shapes(golden.grads) == shapes(golden.sliceable["params"])
 
 
-# Structures of which the original left no numbers, against networks written by hand.
+# Structures without numbers of the original, against networks written by hand.
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_vgg_has_the_parameters_counted_by_hand(depth, channels):
     assert count(variables["params"]) == expected
 
 
-def test_widen_is_what_cutting_by_hand_keeps():
+def test_widen_equals_cutting_by_hand():
     resnet = init_shapes(CifarResNet(depth=11))["params"]
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape), resnet)
     cut = oracle.cut_resnet(zeros, (8, 16, 32), bottleneck=True)
@@ -196,7 +196,7 @@ def test_parameters_start_as_in_pytorch():
     np.testing.assert_array_equal(params["bn0"]["bias"], 0)
 
 
-def test_training_mode_moves_statistics_by_a_tenth():
+def test_training_mode_updates_statistics_by_a_tenth():
     model = CifarResNet(depth=8)
     x = jax.random.normal(KEY, (4, 8, 8, 3))
     variables = scrambled(init_shapes(model))
@@ -222,7 +222,7 @@ def test_training_mode_moves_statistics_by_a_tenth():
 
 
 @pytest.mark.parametrize("make", [CifarResNet, CifarVGG])
-def test_half_precision_computes_narrow_and_keeps_parameters_and_logits(make):
+def test_half_precision_keeps_parameters_and_logits_in_float32(make):
     model = make(depth=11, num_classes=7, widen=0.25, dtype=jnp.bfloat16)
     variables = init_shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -233,11 +233,11 @@ def test_half_precision_computes_narrow_and_keeps_parameters_and_logits(make):
     assert convs and all("bf16" in line for line in convs)
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize(("depth", "blocks"), [(11, 1), (20, 2), (29, 3), (164, 18)])
-def test_depth_makes_bottlenecks_where_it_can(depth, blocks):
+def test_depth_makes_bottlenecks_where_possible(depth, blocks):
     params = init_shapes(CifarResNet(depth=depth, widen=0.25))["params"]
     assert len(params) == 3 + 3 * blocks
     assert "conv3" in params["layer1_0"]
@@ -246,7 +246,7 @@ def test_depth_makes_bottlenecks_where_it_can(depth, blocks):
 @pytest.mark.parametrize(
     ("depth", "block", "blocks"), [(8, "auto", 1), (14, "auto", 2), (20, "basic", 3)]
 )
-def test_depth_makes_basic_blocks_else_or_when_asked(depth, block, blocks):
+def test_depth_makes_basic_blocks_otherwise_or_on_request(depth, block, blocks):
     params = init_shapes(CifarResNet(depth=depth, block=block))["params"]
     assert len(params) == 3 + 3 * blocks
     assert "conv3" not in params["layer1_0"]
@@ -261,14 +261,14 @@ def test_depth_makes_basic_blocks_else_or_when_asked(depth, block, blocks):
         (2, "auto", ["11 and 20 (bottleneck)", "8 and 14 (basic)"]),
     ],
 )
-def test_impossible_depth_is_refused_with_those_near_it(depth, block, near):
+def test_an_impossible_depth_names_the_near_ones(depth, block, near):
     with pytest.raises(ValueError, match=f"got {depth}") as error:
         CifarResNet(depth=depth, block=block)
     for words in near:
         assert words in str(error.value)
 
 
-def test_other_arguments_are_refused_with_what_was_expected():
+def test_other_arguments_are_refused_with_the_expected_ones():
     with pytest.raises(ValueError, match="11, 13, 16, 19, got 12"):
         CifarVGG(depth=12)
     with pytest.raises(ValueError, match="got 'wide'"):

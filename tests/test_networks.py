@@ -1,7 +1,7 @@
-"""The table itself: hand-built networks and hand-written slices belong together.
+"""The table itself: hand-built networks and hand-written slices fit each other.
 
 These tests use nothing of the library. They show that each citizen's oracle is right,
-so that a proof that fails speaks about the library.
+so a failing proof is a fault of the library.
 """
 
 import functools
@@ -41,7 +41,7 @@ def test_hand_written_slices_have_the_shapes_of_the_hand_built(
 @everyone
 def test_hand_written_slices_nest(citizen: Citizen) -> None:
     if citizen.norm == "switchable":
-        pytest.skip("each rate has norms of its own")
+        pytest.skip("each rate has its own norms")
     kept = [set(kept_by_hand(citizen, rate).tolist()) for rate in RATES]
     for small, large in itertools.pairwise(kept):
         assert small < large

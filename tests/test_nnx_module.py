@@ -28,7 +28,7 @@ def says(*words: str) -> str:
 
 
 def sizes(model: nnx.Module) -> dict[str, Any]:
-    """Every whole number, and tuple of them, that a module of the model has."""
+    """Every integer, and tuple of them, that a module of the model has."""
     return {
         f"{'/'.join(map(str, path))}.{name}": value
         for path, module in nnx.iter_modules(model)
@@ -64,7 +64,7 @@ def test_rate_one_is_the_model_that_was_given():
 
 
 class Chain(nnx.Module):
-    """Layers one after the other; of what a layer returns, the last."""
+    """Layers one after the other."""
 
     def __init__(self, *layers: Any):
         self.layers = nnx.List(layers)
@@ -168,11 +168,11 @@ LAYERS: dict[str, tuple[np.ndarray, Callable[[int], list[Any]]]] = {
 def test_layers_have_the_sizes_of_narrow_ones(name: str):
     x, layers = LAYERS[name]
     net = ms.upgrade(Chain(*layers(16)), x, rates=RATES, norm="shared")
-    small = net.to_nnx(0.5)  # which compares it with slice_apply
+    small = net.to_nnx(0.5)  # to_nnx compares it with slice_apply
     assert sizes(small) == sizes(Chain(*layers(8)))
 
 
-def test_a_size_that_is_written_in():
+def test_a_hard_coded_size():
     class Heads(nnx.Module):
         def __init__(self):
             self.first = nnx.Linear(6, 16, rngs=R)
@@ -190,7 +190,7 @@ def test_a_size_that_is_written_in():
     np.testing.assert_array_equal(net.module(X, rate=0.5), ms.slice_apply(net, X, 0.5))
 
 
-def test_zeros_do_not_hide_a_size_that_is_written_in():
+def test_zeros_do_not_hide_a_hard_coded_size():
     class Mean(nnx.Module):
         def __init__(self):
             self.first = nnx.Linear(6, 16, rngs=R)
@@ -205,7 +205,7 @@ def test_zeros_do_not_hide_a_size_that_is_written_in():
         net.to_nnx(0.5)
 
 
-def test_a_network_from_elsewhere():
+def test_a_network_that_is_not_nnx():
     weights = {"a": np.ones((6, 16), np.float32), "b": np.ones((16, 3), np.float32)}
     net = ms.upgrade(
         lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], weights, X, rates=RATES
@@ -273,18 +273,18 @@ def test_training_the_model_with_a_rate(compilations):
     assert names == []
     assert sum(last) < 0.9 * sum(first)
     trained = model.sliceable()
-    # The statistics moved; those that rate 0.5 drops moved with rate 1 alone.
+    # The statistics are updated; those that rate 0.5 drops are updated at rate 1 alone.
     before = net.variables["batch_stats"]["norms"]["0"]["mean"]
     after = trained.variables["batch_stats"]["norms"]["0"]["mean"]
     assert np.all(np.asarray(before) != np.asarray(after))
-    # Back again: no dropout, running statistics.
+    # Back in evaluation mode: no dropout, running statistics.
     model.eval()
     expected = ms.slice_apply(trained, x, 0.5)
     np.testing.assert_allclose(model(x, rate=0.5), expected, atol=1e-6)
     np.testing.assert_allclose(compiled(trained.to_nnx(0.5), x), expected, atol=1e-5)
 
 
-def test_statistics_at_a_rate_move_in_their_part():
+def test_statistics_at_a_rate_are_updated_in_their_part():
     citizen = NAMED["nnx_cnn_shared"]
     net = upgraded(citizen)
     model = net.module
@@ -314,7 +314,7 @@ def test_every_call_draws_anew():
     )
 
 
-def test_the_model_with_a_rate_is_part_of_others():
+def test_the_model_with_a_rate_is_a_submodule():
     class Two(nnx.Module):
         def __init__(self, net: ms.Sliceable):
             self.body = net.module

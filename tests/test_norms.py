@@ -40,7 +40,7 @@ def variables():
 
 
 def upgraded(norm, **kwargs):
-    """The network with trained statistics and the strategy that is asked for."""
+    """The network with trained statistics and a strategy."""
     asked = norm == "group"
     warned = pytest.warns(NormWarning) if asked else contextlib.nullcontext()
     with warned:
@@ -62,11 +62,11 @@ def head(tree, x, width):
     return np.maximum(x, 0) @ np.asarray(layer["kernel"])[:width] + layer["bias"]
 
 
-# Which strategy it is.
+# The choice of the strategy.
 
 
 class Two(nn.Module):
-    """Two layers with a norm behind each, and a head."""
+    """Two layers with a norm after each, and a head."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -91,7 +91,7 @@ def norms_of(net):
 
 
 def test_fresh_norms_become_group_norms():
-    """Whatever their scale and bias are."""
+    """For any scale and bias."""
     tree = stats(Two().init(jax.random.key(0), inputs()))
     tree["params"] = jax.tree.map(lambda x: x + 0.3, tree["params"])
     net = ms.upgrade(Two(), tree, inputs(), rates=RATES)
@@ -106,7 +106,7 @@ def test_fresh_norms_become_group_norms():
 
 @pytest.mark.parametrize("change", ({"bn0_mean": 0.1}, {"bn1_var": 0.9}), ids=str)
 def test_trained_norms_are_shared(change):
-    """Rate 1 is what Flax computes; others use the leading part of the statistics."""
+    """Rate 1 equals Flax; others use the leading part of the statistics."""
     tree = stats(Two().init(jax.random.key(0), inputs()), **change)
     net, x = ms.upgrade(Two(), tree, inputs(), rates=RATES), inputs()
     np.testing.assert_array_equal(
@@ -146,13 +146,13 @@ def test_values_that_are_not_at_hand_make_group_norms():
         return ms.slice_apply(net, inputs(), 0.5)
 
     assert traced(tree).shape == (8, 3)
-    # Values that a trace only closes over are at hand.
+    # A trace that closes over the values has them at hand.
     found = []
     jax.jit(lambda: found.append(ms.upgrade(Two(), tree, inputs(), rates=RATES)))()
     assert norms_of(found[0])["strategy"] == "shared"
 
 
-def test_what_is_asked_for_is_done_and_once_warned_of():
+def test_an_explicit_strategy_is_used_with_one_warning():
     tree = stats(Two().init(jax.random.key(0), inputs()), bn0_mean=0.1)
     with pytest.warns(UserWarning) as warned:
         net = ms.upgrade(Two(), tree, inputs(), rates=RATES, norm="group")
@@ -161,7 +161,7 @@ def test_what_is_asked_for_is_done_and_once_warned_of():
     assert "rate 1" in str(one.message) and "norm='shared'" in str(one.message)
     assert set(net.variables) == {"params"}
     assert "rate 1 changes" in norms_of(net)["why"]
-    # The others keep rate 1, and fresh statistics have nothing to lose.
+    # The others keep rate 1, and fresh statistics lose nothing.
     for norm in ("shared", "switchable"):
         net = ms.upgrade(Two(), tree, inputs(), rates=RATES, norm=norm)
         assert (norms_of(net)["strategy"], norms_of(net)["why"]) == (norm, "as asked")
@@ -170,7 +170,7 @@ def test_what_is_asked_for_is_done_and_once_warned_of():
     assert norms_of(net)["why"] == "as asked"
 
 
-def test_a_network_without_batch_norms_says_nothing():
+def test_a_network_without_batch_norms_gives_no_warning():
     model = nn.Sequential([nn.Dense(16), nn.LayerNorm(), nn.Dense(2)])
     tree = model.init(jax.random.key(0), inputs())
     for norm in (None, "group", "shared"):
@@ -181,7 +181,7 @@ def test_a_network_without_batch_norms_says_nothing():
 
 @pytest.mark.parametrize("rate", RATES)
 def test_group_norm(rate):
-    """8 groups of 2 of which the rate keeps the first, normalised in NumPy."""
+    """8 groups of 2, cut at the rate, normalised in NumPy."""
     net, width = upgraded("group"), round(16 * rate)
     assert set(net.variables) == {"params"}
     tree, x = variables(), inputs()
@@ -236,7 +236,7 @@ def test_group_norm_is_that_of_flax(shape, scale, bias, dtype, fast):
 
     found, expected = ours(params, x), theirs(params, x)
     assert found.dtype == expected.dtype
-    tolerance = 2e-5 if dtype is None else 2e-2  # of which bfloat16 has eight bits
+    tolerance = 2e-5 if dtype is None else 2e-2  # bfloat16 has eight bits
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
     weights = rng.normal(size=shape).astype(np.float32)
     slopes = [
@@ -281,7 +281,7 @@ def test_switchable_norms_are_independent():
         assert same == (rate != 0.5)
 
 
-def test_switchable_statistics_of_one_rate_move():
+def test_switchable_statistics_of_one_rate_are_updated():
     net, x = upgraded("switchable"), inputs()
     _, updates = ms.slice_apply(net, x, 0.5, train=True, mutable=["batch_stats"])
     before = net.variables["batch_stats"]["norm"]
@@ -297,7 +297,7 @@ def test_switchable_statistics_of_one_rate_move():
         np.testing.assert_array_equal(after[rate]["mean"], before[rate]["mean"])
 
 
-def test_shared_statistics_move_in_the_leading_part():
+def test_shared_statistics_are_updated_in_the_leading_part():
     net, x = upgraded("shared"), inputs()
     _, updates = jax.jit(
         lambda net: ms.slice_apply(net, x, 0.25, train=True, mutable=["batch_stats"])
@@ -311,13 +311,13 @@ def test_shared_statistics_move_in_the_leading_part():
 
 def test_units_in_another_order_need_another_calibration():
     net = upgraded("shared")
-    ms.reorder(net)  # before it there is nothing to say
+    ms.reorder(net)  # before calibration there is nothing to warn of
     with pytest.warns(ms.NormWarning, match="Calibrate again"):
         ms.reorder(ms.calibrate(net, [inputs(1)]))
 
 
 def test_calibrate():
-    """Statistics over all batches, as if they were one; at each rate its own."""
+    """Statistics over all batches as over one, for each rate separately."""
     net = upgraded("shared")
     batches = [inputs(1), inputs(2, batch=4), inputs(3)]
     calibrated = ms.calibrate(net, batches)
@@ -332,7 +332,7 @@ def test_calibrate():
         h = h * norm["scale"][:width] + norm["bias"][:width]
         got = ms.slice_apply(calibrated, everything, rate)
         np.testing.assert_allclose(got, head(variables(), h, width), atol=1e-4)
-    # The weights are those it was given, and a second time changes nothing.
+    # The weights are unchanged, and a second call changes nothing.
     assert calibrated.variables["params"] is net.variables["params"]
     again = ms.calibrate(calibrated, batches)
     for a, b in zip(
@@ -352,7 +352,7 @@ def test_calibrating_again_compiles_nothing(compilations):
     assert not [name for name in names if "run" in name]
 
 
-def test_calibrate_says_what_it_expects():
+def test_errors_of_calibrate():
     with pytest.raises(ValueError, match="norm='shared'"):
         ms.calibrate(upgraded("group"), [inputs()])
     with pytest.raises(ValueError, match="at least one batch"):
@@ -391,12 +391,12 @@ class Masked(nn.Module):
         return nn.Dense(3)(norm(x=x, mask=mask))
 
 
-def test_calibrate_measures_what_is_not_masked():
+def test_calibrate_measures_the_unmasked_part():
     x = jax.random.normal(jax.random.key(0), (6, 5))
     mask = jnp.arange(6)[:, None] < 2
     variables = Masked().init(jax.random.key(1), x)
     net = ms.upgrade(Masked(), variables, x, rates=(0.5, 1), mask=mask)
-    assert norms_of(net)["strategy"] == "shared"  # for a group norm takes no mask
+    assert norms_of(net)["strategy"] == "shared"  # a group norm takes no mask
     assert norms_of(net)["why"] == "BatchNorm_0 takes a mask"
     with pytest.raises(ValueError, match="one axis without a mask, but BatchNorm_0"):
         ms.upgrade(Masked(), variables, x, rates=(0.5, 1), norm="group", mask=mask)

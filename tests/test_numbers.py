@@ -1,4 +1,4 @@
-"""Numbers that look like the size of an axis: told, decided by the user, an error."""
+"""Numbers that look like an axis size: a warning, the user's decision, an error."""
 
 import math
 import warnings
@@ -68,7 +68,7 @@ def lines_of(net, follows=None):
 
 
 @pytest.mark.parametrize("d", [64, 66])
-def test_what_stays_and_matters_is_said_once(d):
+def test_numbers_that_stay_are_one_warning(d):
     with pytest.warns(ms.NumberWarning) as record:
         net = upgraded(d)
     assert len(record) == 1
@@ -82,7 +82,7 @@ def test_what_stays_and_matters_is_said_once(d):
     assert lines_of(net, follows=True)  # those of the layer norm
 
 
-def test_without_such_numbers_nothing_is_said():
+def test_without_such_numbers_there_is_no_warning():
     model = Model(embedding=False, logits=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -108,7 +108,7 @@ def test_the_user_decides_by_line():
         net = upgraded(follow=embedding, stay=[logits], strict=True)
 
     class Narrow(Model):
-        """At half width, its logits divided as before."""
+        """At half width, with the logits divided as before."""
 
         @nn.compact
         def __call__(self, t):
@@ -162,8 +162,8 @@ def test_a_size_that_a_function_holds_follows():
     )
 
 
-def test_a_size_that_may_be_held_is_told():
-    """Before the sum the number may be there by chance: 4 is the root of 16."""
+def test_a_size_that_may_be_held_is_a_warning():
+    """Before the sum the number may be a coincidence: 4 is the root of 16."""
 
     def f(p, x):
         h = x @ p["a"] / 4
@@ -206,7 +206,7 @@ def test_half_beside_a_width_of_two_or_four_is_no_finding(width):
         ms.upgrade(Small(), tree, x, rates=(0.5, 1.0), strict=True)
 
 
-# Numbers that nothing known of the values speaks for: in the report, and the user's.
+# Numbers without evidence from the values: in the report, for the user to decide.
 LOOSE = {
     "times": lambda h, n: h * h.var(-1, keepdims=True) * n,
     "bessel": lambda h, n: h * h.var(-1, keepdims=True) / (n - 1),
@@ -249,14 +249,14 @@ def _frequencies(n):
 
 
 def _sines(n):
-    """Sine and cosine side by side, as positions of tokens are told."""
+    """Sine and cosine concatenated, as position embeddings."""
     angles = jnp.arange(3)[:, None] * _frequencies(n // 2)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(3, n)
 
 
 @pytest.mark.parametrize("n", [24, 64, 68])
 @pytest.mark.parametrize("table", [_decay, _frequencies, _sines])
-def test_a_table_of_positions_that_is_made_of_a_size_is_told(table, n):
+def test_a_position_table_made_of_a_size_is_a_warning(table, n):
     def apply(p, x):
         return jnp.tanh(x @ p["a"] * table(n)) @ p["b"]
 
@@ -274,7 +274,7 @@ def test_a_table_of_positions_that_is_made_of_a_size_is_told(table, n):
     small = p["a"][:, :half], p["b"][:half]
     by_hand = [np.tanh(x @ small[0] * each) @ small[1] for each in kept]
     np.testing.assert_allclose(ms.slice_apply(stays, x, 0.5), by_hand[0], rtol=1e-4)
-    if table is _sines:  # laid together at full width, and cut: it cannot follow
+    if table is _sines:  # concatenated at full width, then cut: it cannot follow
         with pytest.warns(ms.NumberWarning, match="of a table"):
             ms.upgrade(apply, p, x, rates=(0.5, 1.0), follow="*")
         return
@@ -282,7 +282,7 @@ def test_a_table_of_positions_that_is_made_of_a_size_is_told(table, n):
     np.testing.assert_allclose(ms.slice_apply(follows, x, 0.5), by_hand[1], rtol=1e-4)
 
 
-def test_a_table_that_no_size_made_is_not_told():
+def test_a_table_made_without_a_size_is_no_warning():
     def apply(p, x):
         at = jnp.arange(24)[None]
         decay = jnp.exp(-0.1 * at) + jnp.sin(jnp.pi * at)
@@ -305,7 +305,7 @@ def _own_backward(p, x, n=24):
     return jnp.tanh(x @ p["a"] * kept(p["s"])[None]) @ p["b"]
 
 
-def test_a_number_of_a_backward_pass_is_told_with_the_gradient():
+def test_a_number_of_a_backward_pass_is_a_warning_of_the_gradient():
     rng = np.random.default_rng(0)
     shapes = {"a": (5, 24), "s": (24,), "b": (24, 2)}
     p = {key: rng.normal(size=shape).astype("f") for key, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Sliceable networks give the numbers of the PyTorch original, and of narrow networks.
+"""Sliceable networks equal the PyTorch original, and narrow networks.
 
 If a number here changes, the library is wrong: the golden files are the authors' code.
 """
@@ -65,8 +65,8 @@ def test_losses_and_gradients_equal_the_original(case):
         loss, _, grads = loss_and_grads(case.net, golden.x, golden.y, rate)
         np.testing.assert_allclose(loss, expected, rtol=0, atol=1e-5)
         total = jax.tree.map(np.add, total, grads)
-    # What is zero but for rounding (a batch norm's bias in front of another one) has
-    # no relative error to speak of: all of its entries are below 1e-7.
+    # A gradient that is zero but for rounding (a batch norm's bias before another one)
+    # has no meaningful relative error: all of its entries are below 1e-7.
     for (path, expected), got in zip(
         jax.tree.leaves_with_path(golden.grads), jax.tree.leaves(total), strict=True
     ):
@@ -138,12 +138,12 @@ def test_deeper_resnets_equal_the_hand_written_narrow(depth, bottleneck):
     variables = structure.unflatten(
         [random.uniform(-0.2, 0.3, leaf.shape).astype("float32") for leaf in leaves]
     )
-    with pytest.warns(NormWarning):  # for statistics that are not fresh
+    with pytest.warns(NormWarning):  # the statistics are not fresh
         net = ms.upgrade(model, variables, x, rates=(0.5, 1.0), norm="group")
     params = variables["params"]
     cut = oracle.cut_resnet(params, HALF_OF_RESNET, bottleneck=bottleneck)
     expected = jax.jit(oracle.resnet, static_argnums=2)(cut, x, oracle.group_norm(4))
-    # Logits are sums of terms of about 1, also where they come out near zero.
+    # Logits are sums of terms of about 1, even where they are near zero.
     np.testing.assert_allclose(
         ms.slice_apply(net, x, 0.5), expected, rtol=1e-5, atol=1e-6
     )
@@ -168,9 +168,9 @@ def loss_and_grads(net, x, y, rate):
 
 
 def trained(params, golden):
-    """True for what PyTorch decays: all but the norms of rates that were not trained.
+    """True for the parameters that PyTorch decays: not the norms of untrained rates.
 
-    They have no gradient there, and the optimizer passes over them.
+    These have no gradient there, and the optimizer skips them.
     """
     idle = {str(rate) for rate in golden.rates if rate not in golden.train_rates}
     return jax.tree_util.tree_map_with_path(
@@ -179,11 +179,10 @@ def trained(params, golden):
 
 
 def as_in_pytorch(variables, updates, batch):
-    """`updates` with running variances as PyTorch keeps them: of n - 1, not of n.
+    """`updates` with running variances as in PyTorch: of n - 1, not of n.
 
-    The norms' n is the number of pixels that a batch of 32 x 32 images has where the
-    norm stands. Two steps with Flax's biased variance are 3e-4 off in the logits of
-    rate 0.5.
+    The norms' n is the number of pixels of a batch of 32 x 32 images at the norm. Two
+    steps with Flax's biased variance are 3e-4 off in the logits of rate 0.5.
     """
 
     def pixels(path):
@@ -192,7 +191,7 @@ def as_in_pytorch(variables, updates, batch):
             return batch * 8 * 8
         size = {"layer1_0": 32, "layer2_0": 16, "layer3_0": 8}[stage]
         if norm in ("bn1", "bn2") and stage != "layer1_0":
-            size *= 2  # In front of the convolution with a stride.
+            size *= 2  # Before the convolution with a stride.
         return batch * size * size
 
     def correct(path, old, new):
@@ -200,7 +199,7 @@ def as_in_pytorch(variables, updates, batch):
             return new
         n = pixels(path)
         old, new = np.asarray(old), np.asarray(new)
-        # Only a norm that saw the batch has moved.
+        # Only a norm that saw the batch has updates.
         unbiased = 0.9 * old + (new - 0.9 * old) * n / (n - 1)
         return jnp.asarray(np.where(new == old, old, unbiased))
 

@@ -1,4 +1,4 @@
-"""What docs/pods.md says: its code runs, and compiled steps have those collectives."""
+"""The code of docs/pods.md runs, and compiled steps have the collectives it names."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ RESULT = ROOT / "docs" / "results" / "tpu_topology.json"
 
 
 def parameters(depth: int, rate: float) -> int:
-    """Of a ResNet built at that width."""
+    """Parameters of a ResNet built at that width."""
     model = CifarResNet(depth=depth, widen=rate)
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     leaves = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0), x)["params"])
@@ -57,7 +57,7 @@ def test_the_program_runs_on_two_hosts(tmp_path):
     try:
         printed = [host.communicate(timeout=300) for host in hosts]
     finally:
-        for host in hosts:  # where one failed the other may wait for it
+        for host in hosts:  # if one failed the other may wait for it
             host.kill()
     assert [host.returncode for host in hosts] == [0, 0], printed
     first, second = (out.splitlines()[-1] for out, _ in printed)
@@ -110,7 +110,7 @@ def test_collectives_are_read():
     }
 
 
-def test_what_is_added_is_said():
+def test_added_collectives_are_reported():
     def row(rate, **moved):
         return Row(
             network="net", fsdp=2, rate=rate, moved=moved, arguments=0, temporary=0,
@@ -148,7 +148,7 @@ def test_slicing_a_step_adds_no_collective(tmp_path, capsys):
         assert rows[fsdp, 0.25]["temporary"] < 0.3 * rows[fsdp, 1.0]["temporary"]
 
 
-def test_what_slicing_without_shards_adds_is_found(capsys):
+def test_collectives_of_slicing_without_shards_are_found(capsys):
     config = Config(
         topology="cpu", networks=("decoder1",), rates=(1.0, 0.5), fsdp=(2,),
         shards=False, batch_size=8,
@@ -158,7 +158,7 @@ def test_what_slicing_without_shards_adds_is_found(capsys):
     assert result["added"][0] in capsys.readouterr().out
 
 
-def test_a_slice_that_nobody_knows(monkeypatch):
+def test_an_unknown_tpu_slice(monkeypatch):
     def refuse(*args):
         raise ValueError("no such slice.")
 

@@ -1,4 +1,4 @@
-"""Every primitive of the installed JAX is accounted for, and the page lists them."""
+"""Every primitive of the installed JAX has a rule or a reason, and is on the page."""
 
 import importlib
 import importlib.util
@@ -11,7 +11,7 @@ from jax.extend.core import Primitive
 from experiments.primitive_table import ELSEWHERE, PAGE, page
 from mslice_jax.core.rules import FIXED, RULES
 
-# Where primitives stand that a function can be traced to; Pallas' own stand in kernels.
+# Modules with primitives that a function can trace to; Pallas' own are in kernels.
 HOMES = (
     "ad_checkpoint", "ad_util", "buffer_callback", "callback", "checkify",
     "compute_on", "core", "cudnn", "custom_batching", "custom_derivatives",
@@ -23,7 +23,7 @@ HOMES = (
 
 
 def modules():
-    """Those of `HOMES` that this version of JAX has, with all that is in them."""
+    """The modules of `HOMES` in this version of JAX, with all their names."""
     for home in HOMES:
         name = f"jax._src.{home}"
         if importlib.util.find_spec(name) is None:
@@ -44,8 +44,8 @@ def installed():
     return found
 
 
-def test_the_walk_finds_primitives(installed):
-    """From every corner that a network can reach; else the next test shows nothing."""
+def test_the_search_finds_primitives(installed):
+    """From all parts of JAX that a network can use; otherwise the next test is void."""
     corners = {"dot_general", "scan", "cholesky", "shard_map", "psum", "random_bits"}
     corners |= {"custom_vjp_call", "pure_callback", "debug_print", "pallas_call", "jit"}
     assert corners <= set(installed)
@@ -69,7 +69,7 @@ def test_nothing_is_listed_twice():
     assert set(FIXED) <= set(RULES)
 
 
-def test_the_page_is_what_the_code_gives():
+def test_the_page_equals_the_code():
     assert PAGE.read_text(encoding="utf-8") == page(), (
         "docs/primitives.md is not what the rules say: run "
         "`python -m experiments.primitive_table`"

@@ -1,12 +1,11 @@
-"""What experiments ask of their process: that memory is kept, that programs are."""
+"""Settings of the process of experiments: freed memory and programs are kept."""
 
 import subprocess
 import sys
 
 import pytest
 
-# Touches 64 MB twice, and prints how often the system had to hand out a page for the
-# second time.
+# Touches 64 MB twice, and prints the number of page faults of the second time.
 TOUCH = """
 import resource, sys
 from experiments.process import keep_freed_memory
@@ -34,7 +33,7 @@ def test_freed_memory_is_kept():
 
 
 @pytest.mark.parametrize("told", [None, "elsewhere"])
-def test_compiled_programs_are_kept_where_programs_keep_things(told, tmp_path):
+def test_compiled_programs_are_kept_in_the_users_cache(told, tmp_path):
     ask = (
         "import jax; from experiments.process import keep_compiled_programs as keep;"
         "keep(); print(jax.config.jax_compilation_cache_dir)"

@@ -1,4 +1,4 @@
-"""Costs of each rate, against counts made by hand."""
+"""Costs of each rate, against counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def build(*, norm=None):
         ("shared", {0.5: 39 + 8, 1.0: 75 + 16}),
     ],
 )
-def test_parameters_are_those_that_a_rate_reads(norm, expected):
+def test_parameters_of_each_rate(norm, expected):
     net, _ = build(norm=norm)
     found = {rate: count_parameters(ms.extract(net, rate), rate) for rate in net.rates}
     assert found == expected
@@ -66,7 +66,7 @@ def test_profile_measures_every_rate():
 
 
 def test_loops_count_by_their_length():
-    """A loop of 7, and in each turn one of 3; one turn of a product is 2 w²."""
+    """A loop of 7 steps, and in each step one of 3; a product takes 2 w²."""
 
     def net(p, x):
         def turn(h, _):

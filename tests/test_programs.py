@@ -1,4 +1,4 @@
-"""Which calls share a program: whatever a trace depends on tells two apart."""
+"""Calls share a program only if everything that a trace depends on is equal."""
 
 import flax.linen as nn
 import jax
@@ -56,7 +56,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_call_obeys_the_settings_of_its_own_time(name):
+def test_a_call_uses_the_settings_of_the_moment(name):
     """As the function itself does, whichever was traced first."""
     function, setting, values = SETTINGS[name]
 
@@ -77,10 +77,10 @@ def test_a_call_obeys_the_settings_of_its_own_time(name):
         assert got_kind == kind
         np.testing.assert_allclose(got, want, rtol=1e-5)
         found.append((kind, want.tolist()))
-    assert found[0] == found[2] != found[1]  # the setting does matter
+    assert found[0] == found[2] != found[1]  # the setting matters
 
 
-def test_precision_is_that_of_the_call():
+def test_the_precision_of_the_call_is_used():
     net = upgraded()
 
     def program():
@@ -92,7 +92,7 @@ def test_precision_is_that_of_the_call():
     assert "HIGHEST" not in program()
 
 
-def test_one_reading_serves_all_rates():
+def test_the_program_is_read_once_for_all_rates():
     traces = []
 
     def function(p, x):
@@ -182,7 +182,7 @@ def test_pmap_and_shard_map_of_weights_that_they_close_over():
 
 
 def test_explicit_meshes_one_after_another():
-    """What is traced, and what is kept, under one mesh is not used under another."""
+    """A trace, and kept weights, of one mesh are not used under another."""
     net = upgraded()
     for one in (mesh(4, "d", AxisType.Explicit), mesh(2, "e", AxisType.Explicit)) * 2:
         with jax.set_mesh(one):
@@ -194,7 +194,7 @@ def test_explicit_meshes_one_after_another():
             half = jax.jit(lambda n, x: ms.slice_apply(n, x, 0.5))
             assert half(there, x).sharding.is_equivalent_to(dealt, 2)
             close(half.lower(there, x).compile()(there, x))
-            # The weights may stay where they are, as JAX's own functions allow.
+            # The weights may stay where they are, as in JAX's own functions.
             close(ms.slice_apply(net, x, 0.5))
     close(ms.slice_apply(net, X, 0.5))
 
@@ -208,7 +208,7 @@ def test_weights_that_are_sharded_explicitly():
         net = net.replace(jax.device_put(net.variables, places))
         x = jax.device_put(X, NamedSharding(one, P()))
 
-        def gathered(p, x):  # what is summed over devices has to be asked for
+        def gathered(p, x):  # sums over devices must be explicit
             h = jnp.tanh(x @ p["w1"])
             return jnp.einsum("bh,ho->bo", h, p["w2"], out_sharding=P())
 
@@ -308,7 +308,7 @@ def test_networks_that_differ_are_not_the_same_to_jax(kind):
 
 
 def test_programs_of_a_second_upgrade_are_its_own():
-    """What the function reads is read anew, as whoever upgrades again expects."""
+    """The second upgrade reads the values of the function anew."""
     box = {"scale": 1.0}
 
     def function(p, x):

@@ -31,7 +31,7 @@ The network built by hand runs at 0.25 for its output, at 0.5 with its gradient,
 
 @functools.cache
 def upgraded(citizen: Citizen) -> ms.Sliceable:
-    """The citizen as sliceable network, with random weights in every leaf."""
+    """The citizen as a sliceable network, with random weights in every leaf."""
     net = ms.upgrade(
         *citizen.arguments(),
         rates=RATES,
@@ -50,7 +50,7 @@ def run(net: ms.Sliceable, citizen: Citizen, rate: float) -> np.ndarray:
 
 @functools.cache
 def output(citizen: Citizen, rate: float) -> np.ndarray:
-    """What the upgraded network gives at a rate."""
+    """The output of the upgraded network at a rate."""
     return run(upgraded(citizen), citizen, rate)
 
 
@@ -119,7 +119,7 @@ def slices_of_numbers(citizen: Citizen) -> tuple[dict[Any, Tree], dict[Any, Tree
     """The numbered tree at each rate, and sliced twice: by (source, rate)."""
     plan = upgraded(citizen).plan
 
-    @jax.jit  # one compilation instead of one for each slice
+    @jax.jit  # one compilation for all slices
     def slices(tree: Tree) -> tuple[dict[Any, Tree], dict[Any, Tree]]:
         once = {rate: plan.slice(tree, rate) for rate in RATES}
         twice = {
@@ -134,10 +134,10 @@ def slices_of_numbers(citizen: Citizen) -> tuple[dict[Any, Tree], dict[Any, Tree
 @everyone
 @pytest.mark.parametrize("rate", RATES)
 def test_narrow_weights_are_those_cut_by_hand(citizen: Citizen, rate: float) -> None:
-    # On numbers instead of weights: which entries, and in which order.
+    # On numbers instead of weights, which shows the entries and their order.
     full = numbered(upgraded(citizen).variables)
     narrow = jax.tree.map(np.asarray, slices_of_numbers(citizen)[0][rate])
-    if citizen.norm == "switchable":  # the plan keeps the norms of other rates too
+    if citizen.norm == "switchable":  # the plan has the norms of other rates too
         by_hand = flat(citizen.narrow_by_hand(full, rate))
         assert set(by_hand.tolist()) <= set(flat(narrow).tolist())
     else:
@@ -239,7 +239,7 @@ def test_dropped_units_have_no_influence(citizen: Citizen, rate: float) -> None:
 def outgoing(path: Any, mask: np.ndarray) -> np.ndarray:
     """True where a weight leaves a kept unit: the rows of a (..., in, out) kernel.
 
-    What enters a dropped unit stays as it is; so the unit is alive and merely unheard.
+    Weights that enter a dropped unit stay, so the unit is alive, but nothing reads it.
     """
     if mask.ndim < 2 or "embedding" in jax.tree_util.keystr(path):
         return np.ones_like(mask)
@@ -248,7 +248,9 @@ def outgoing(path: Any, mask: np.ndarray) -> np.ndarray:
 
 @everyone
 @pytest.mark.parametrize("rate", RUN[:2])
-def test_unheard_units_are_dropped_units(citizen: Citizen, rate: float) -> None:
+def test_units_that_nothing_reads_are_dropped_units(
+    citizen: Citizen, rate: float
+) -> None:
     if citizen.not_maskable:
         pytest.skip(citizen.not_maskable)
     net = upgraded(citizen)
@@ -297,7 +299,7 @@ def test_gradient_is_the_narrow_one_inside_and_zero_outside(citizen: Citizen) ->
 
 @pytest.mark.parametrize("rate", (0.5, 1.0))
 def test_relu_keeps_its_own_derivative_at_zero(rate: float) -> None:
-    # jax.nn.relu has a rule of its own: 0 at 0, where maximum(x, 0) would have 1/2.
+    # jax.nn.relu has its own rule: 0 at 0, where maximum(x, 0) would have 1/2.
     model, x = Mlp(), np.zeros((2, 12), np.float32)
     variables = model.init(jax.random.key(0), x)  # biases are zero
     net = ms.upgrade(model, variables, x, rates=(0.5, 1.0))
@@ -343,14 +345,14 @@ def test_permuted_units_give_the_same_output(citizen: Citizen) -> None:
     assert_close(run(new, citizen, 1.0), output(citizen, 1.0))
     for group in net.plan.groups.values():
         assert group.leaves
-    # It did permute: every leaf that narrows has moved.
+    # Every leaf that narrows was permuted.
     moved = jax.tree.map(
         lambda a, b: bool(np.any(a != b)), new.variables, net.variables
     )
     narrows = jax.tree.map(
         lambda keep: not keep.all(), net.plan.mask(net.variables, 0.25)
     )
-    if citizen.norm != "switchable":  # where a rate drops whole norms of other rates
+    if citizen.norm != "switchable":  # a rate drops whole norms of other rates
         assert moved == narrows
 
 
@@ -369,7 +371,7 @@ def test_permutation_by_hand() -> None:
     assert_trees_equal(
         net.plan.permute(net.variables, {group: order}), {"params": params}
     )
-    # The proof has teeth: a leaf left out changes the output.
+    # The proof can fail: a leaf left out changes the output.
     params["Dense_1"] = second
     wrong = run(net.replace(variables={"params": params}), citizen, 1.0)
     assert np.max(np.abs(wrong - output(citizen, 1.0))) > 1e-2

@@ -1,7 +1,7 @@
-"""Random numbers from a key that no argument reaches are constants.
+"""Random numbers from a key that is no argument are constants.
 
-The narrow network has the kept part of what the whole network draws, and permutations
-take it along. What is drawn is computed here outside of the network, and cut by NumPy.
+The narrow network has the kept part of the full network's draw, and permutations apply
+to it. The expected draws are computed outside of the network, and cut by NumPy.
 """
 
 import jax
@@ -27,7 +27,7 @@ NARROW = {"w": FULL["w"][:KEPT, :6], "c": FULL["c"][:6]}
 
 
 def in_a_loop():
-    """The key stands inside of the body, and changes with the turn."""
+    """The key is inside of the body, and changes in every iteration."""
 
     def turn(total, i):
         mine = jax.random.fold_in(jax.random.key(3), i)
@@ -188,8 +188,8 @@ def test_the_work_of_making_constants_is_not_counted():
     assert flops == by_hand
 
 
-def test_a_draw_for_each_unit_of_what_the_unit_says():
-    """The shape of a gamma distribution comes from units, the key from the program."""
+def test_a_draw_with_a_parameter_for_each_unit():
+    """The shape of a gamma distribution depends on units, the key is a constant."""
     full = {"a": normal(1, N), "b": normal(N, 3)}
 
     def f(p, t):

@@ -1,4 +1,4 @@
-"""Rates and widths: expected numbers are worked out by hand."""
+"""Rates and widths, with expected numbers by hand."""
 
 import dataclasses
 
@@ -72,7 +72,7 @@ def test_bad_rates(rates, word):
 
 
 def test_a_sub_network_is_a_value():
-    """Programs are kept for it: the same rate and widths are the same, and stay."""
+    """It is a key of kept programs: equal rate and widths are equal, and immutable."""
     half = SubNetwork(0.5, (("a", 8), ("b", 4)))
     assert half == SubNetwork(0.5, (("a", 8), ("b", 4)))
     assert hash(half) == hash(SubNetwork(0.5, (("a", 8), ("b", 4))))
@@ -93,11 +93,11 @@ def test_a_sub_network_is_a_value():
 def test_a_minimum_is_whole_units():
     assert width(64, 0.1, 8, minimum=12) == 16  # 6.4 is one unit of 8, and 12 two
     assert width(64, 0.1, minimum=12) == 12
-    assert width(10, 0.1, 4, minimum=100) == 10  # all there is
+    assert width(10, 0.1, 4, minimum=100) == 10  # the full size
     assert width(4, 0.1) == 1
     assert not is_exact(64, 0.1, 8, minimum=12)
     assert is_exact(64, 0.25, 8, minimum=16)
 
 
-def test_keys_name_rates():
+def test_keys_of_rates():
     assert [rate_key(rate) for rate in (1, 0.25)] == ["1.0", "0.25"]

@@ -1,4 +1,4 @@
-"""The README's code runs, and prints what the README shows."""
+"""The README's code runs, and prints the output shown there."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ import re
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 
 
-def test_python_blocks_run_and_the_report_is_the_one_shown():
+def test_python_blocks_run_and_print_the_report_shown():
     text = README.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 4

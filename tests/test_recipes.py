@@ -1,4 +1,4 @@
-"""The recipes as a user meets them: what they write, and how they refuse."""
+"""The recipes as commands: the files that they write, and their errors."""
 
 import dataclasses
 import errno
@@ -46,7 +46,7 @@ SMALL = [*SMALL.split(), "--train-examples", "200"]
 
 
 class Tiny(nn.Module):
-    """A convolution, a norm and a classifier: it compiles in no time."""
+    """A convolution, a norm and a classifier, quick to compile."""
 
     num_classes: int
 
@@ -67,14 +67,14 @@ TINY = Recipe(
 
 
 def run(capsys, workdir, *args, recipe=cifar_resnet.RECIPE):
-    """(exit code, what stood on the screen, what stood in the error stream)."""
+    """(exit code, standard output, standard error)."""
     code = main(recipe, [*map(str, args), "--workdir", str(workdir)])
     return code, *capsys.readouterr()
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The workdir of a run of one epoch, by a process of its own, and its screen."""
+    """The workdir of a run of one epoch, in its own process, and its output."""
     workdir = tmp_path_factory.mktemp("finished")
     command = [sys.executable, "-m", "experiments.cifar_resnet", *SMALL]
     command += ["--epochs", "1", "--workdir", str(workdir)]
@@ -123,12 +123,12 @@ def test_a_run_ends_with_a_table_a_summary_and_a_picture(finished):
         json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
     ]
     assert lines[-1]["step"] == 3  # 200 examples are three batches of 64
-    for rate, values in rates.items():  # a number a key, and the same as in the summary
+    for rate, values in rates.items():  # one number per key, the same as in the summary
         assert lines[-1][f"test_accuracy/{rate}"] == pytest.approx(values["accuracy"])
         assert lines[-1][f"test_loss/{rate}"] == pytest.approx(values["loss"], rel=1e-5)
     assert not any(isinstance(value, dict) for line in lines for value in line.values())
     assert (workdir / "checkpoints" / "3").is_dir()
-    # Nobody looks at this screen: lines, and no bar.
+    # The output is no terminal: lines, and no bar.
     assert "Compiling a program for each rate ..." in screen
     assert "━" * 4 not in screen.split("epoch   1")[0]
 
@@ -227,7 +227,7 @@ def test_settings_that_do_not_fit_end_with_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert screen == ""
-    assert list(tmp_path.iterdir()) == []  # not a folder is left
+    assert list(tmp_path.iterdir()) == []  # no folder is left
 
 
 def test_a_workdir_on_another_machine_is_refused_at_once(capsys, tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_a_workdir_on_another_machine_is_refused_at_once(capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_found_after_reading_the_data_leaves_no_folder(capsys, tmp_path):
+def test_an_error_after_reading_the_data_leaves_no_folder(capsys, tmp_path):
     code, _, error = run(capsys, tmp_path / "work", "--fsdp", "3", recipe=TINY)
     assert code == 2
     assert "fsdp to divide the 4 devices, got 3" in error
@@ -246,7 +246,7 @@ def test_what_is_found_after_reading_the_data_leaves_no_folder(capsys, tmp_path)
     assert not (tmp_path / "work").exists()
 
 
-def test_a_home_is_what_a_tilde_stands_for(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     settings = Settings(
         workdir=pathlib.Path("~/run"), data_dir=pathlib.Path("~/x.npz"), dataset="npz"
@@ -262,7 +262,7 @@ def test_a_home_is_what_a_tilde_stands_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("schedule", "rates", "drawn"),
     [
-        ("random_min_max", (1, 0.5), 0),  # both come every step
+        ("random_min_max", (1, 0.5), 0),  # both are in every step
         ("random_min_max", (1.0,), 0),
         ("random_min_max", (1, 0.75, 0.5), 1),
         ("random_min", (1, 0.5), 1),
@@ -271,14 +271,14 @@ def test_a_home_is_what_a_tilde_stands_for(tmp_path, monkeypatch):
         ("static", (1, 0.5), None),
     ],
 )
-def test_a_step_draws_what_there_is_to_draw(schedule, rates, drawn):
+def test_the_default_number_of_drawn_rates(schedule, rates, drawn):
     settings = Settings(schedule=schedule, rates=rates)
     found = resolve(settings, "name", Defaults(depth=1))
     assert found.num_random == drawn
     make_schedule(schedule, rates, num_random=1 if drawn is None else drawn)(0)
 
 
-def test_two_rates_need_no_more_than_their_names(tmp_path):
+def test_two_rates_need_no_other_flag(tmp_path):
     settings = parse("tiny", "", ["--rates", "1", ".5", "--workdir", str(tmp_path)])
     made = prepare.prepare(TINY, settings, Console(quiet=True))
     with made.checkpoints:
@@ -312,7 +312,7 @@ def test_flags_that_do_not_exist_exit_with_code_2(capsys, tmp_path):
     ("norm", "number", "exit_code"),
     [("switchable", signal.SIGINT, 130), ("shared", signal.SIGTERM, 143)],
 )
-def test_a_signal_says_what_was_saved_and_how_to_go_on(
+def test_a_signal_reports_the_saved_step_and_how_to_continue(
     capsys, tmp_path, monkeypatch, norm, number, exit_code
 ):
     stepped = Bar.stepped
@@ -383,7 +383,7 @@ def test_of_several_hosts_the_first_moves_and_the_others_wait(tmp_path, monkeypa
     assert moved == [False, True]
 
 
-def test_a_run_s_state_lies_on_its_devices_from_the_start(tmp_path):
+def test_the_state_of_a_run_is_on_its_devices_from_the_start(tmp_path):
     args = ["--fsdp", "2", "--rates", "1.0", "--schedule", "static"]
     settings = parse("tiny", "", [*args, "--workdir", str(tmp_path)])
     made = prepare.prepare(TINY, settings, Console(quiet=True))
@@ -393,7 +393,7 @@ def test_a_run_s_state_lies_on_its_devices_from_the_start(tmp_path):
 
 
 def test_shared_norms_are_measured_on_images_of_all_classes(tmp_path):
-    labels = np.repeat(np.arange(4), 300)  # sorted, as folders of images are
+    labels = np.repeat(np.arange(4), 300)  # sorted, as in folders of images
     images = np.broadcast_to(labels[:, None, None, None], (1200, 2, 2, 3))
     images = images.astype(np.uint8)
     examples = {"x_train": images, "y_train": labels}
@@ -434,7 +434,7 @@ EVERYTHING = """
 """
 
 
-def test_all_that_training_can_do(capsys, tmp_path):
+def test_all_options_of_training(capsys, tmp_path):
     pytest.importorskip("tensorboardX", reason="needs the extra tensorboard")
 
     def table():
@@ -494,7 +494,7 @@ def test_flags_win_over_defaults():
     assert found.workdir == pathlib.Path("runs/name")
 
 
-def test_warm_up_is_at_most_a_fifth_of_a_run_unless_somebody_says_so():
+def test_warm_up_is_at_most_a_fifth_of_a_run_by_default():
     defaults = Defaults(depth=11, epochs=20, warmup_epochs=4)
     for settings, expected in (
         (Settings(), 4),
@@ -505,7 +505,7 @@ def test_warm_up_is_at_most_a_fifth_of_a_run_unless_somebody_says_so():
         assert resolve(settings, "name", defaults).warmup_epochs == expected
 
 
-def test_what_may_change_between_two_parts_of_a_run():
+def test_settings_that_may_change_when_a_run_continues():
     settings = resolve(Settings(), "name", Defaults(depth=11))
     saved = as_json(settings)
     free = resolve(
@@ -515,12 +515,12 @@ def test_what_may_change_between_two_parts_of_a_run():
     )
     assert changed(saved, free) == []
     assert changed({**saved, "seed": 5}, settings) == ["--seed was 5 and is 0"]
-    # A run of before there was the flag, and one that kept a number without effect.
+    # A run older than the flag, and one that kept a number without effect.
     before = {name: value for name, value in saved.items() if name != "optimizer"}
     assert changed({**before, "temperature": 1.0}, settings) == []
 
 
-def test_weights_may_be_sharded_otherwise_when_a_run_goes_on(capsys, tmp_path):
+def test_the_sharding_of_weights_may_change_when_a_run_continues(capsys, tmp_path):
     args = ["--rates", "1", "0.5", "--shards", "2", "--train-examples", "64"]
     for epochs, fsdp in ((1, 2), (2, 4)):
         more = ["--epochs", epochs, "--fsdp", fsdp]
@@ -560,9 +560,7 @@ def test_settings_of_a_run_are_a_config(finished, capsys, tmp_path):
         ("a.toml", "accumulate = 0", "--accumulate of at least 1"),
     ],
 )
-def test_a_config_that_cannot_be_ends_with_one_line(
-    capsys, tmp_path, name, text, message
-):
+def test_a_bad_config_ends_with_one_line(capsys, tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text)
     args = ["--config", tmp_path / name]
@@ -574,7 +572,7 @@ def test_a_config_that_cannot_be_ends_with_one_line(
     assert not (tmp_path / "work").exists()
 
 
-def test_a_config_says_what_flags_say(tmp_path):
+def test_a_config_equals_flags(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(
         'rates = [1, 0.5]\nbatch-size = 20\ncosine = true\nnorm = "shared"\n'
@@ -613,7 +611,7 @@ def test_evaluate_without_a_run_ends_with_one_line(capsys, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "settings.json").write_text('{"dataset": "digits"}')
     for place, message in (
-        (tmp_path / "none", "none is none"),
+        (tmp_path / "none", "none is not a folder"),
         (tmp_path, "has no settings.json"),
         (tmp_path / "old", "names no recipe"),
     ):
@@ -625,7 +623,7 @@ def test_evaluate_without_a_run_ends_with_one_line(capsys, tmp_path):
     assert "got gs://bucket/run. Mount" in capsys.readouterr().err
 
 
-def test_at_most_so_many_test_examples_whatever_the_seed():
+def test_the_test_examples_do_not_depend_on_the_seed():
     def labels(count, seed):
         return inputs.load(Settings(max_test_examples=count, seed=seed)).y_test
 
@@ -637,7 +635,7 @@ def test_at_most_so_many_test_examples_whatever_the_seed():
 
 
 @pytest.mark.parametrize("name", [name for name in optimizers.USUAL if name != "sgd"])
-def test_an_optimizer_is_that_of_optax(name):
+def test_an_optimizer_equals_that_of_optax(name):
     usual = optimizers.USUAL[name]
     decay = {} if usual.weight_decay is None else {"weight_decay": 0.5}
     built = optimizers.build(

@@ -116,7 +116,7 @@ def test_reason_names_the_primitive_and_the_line():
     }
 
 
-def test_details_list_every_axis_and_what_it_is_made_of():
+def test_details_list_every_axis_and_its_parts():
     def net(p, x):
         gate, up = jnp.split(x @ p["in"], 2, axis=1)
         return (jax.nn.silu(gate) * up) @ p["out"]
@@ -131,14 +131,14 @@ def test_details_list_every_axis_and_what_it_is_made_of():
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (2, 0))])
 @pytest.mark.parametrize("strides", [(2, 3), (1, 2)])
-def test_flops_of_a_transposed_convolution_are_without_its_zeros(padding, strides):
+def test_flops_of_a_transposed_convolution_leave_out_its_zeros(padding, strides):
     def net(p, x):
         image = x[None, :, :, None] * p["c"][None]
         h = lax.conv_transpose(image, p["k"], strides, padding)
         return h.mean((0, 1, 2)) @ p["o"]
 
     found = data(net, weights(c=(4, 5, 6), k=(3, 2, 6, 8), o=(8, 3)))
-    # Entries of the input that an entry of the kernel meets: a convolution of ones.
+    # Entries of the input that each entry of the kernel meets: a convolution of ones.
     ones, kernel = jnp.ones((1, 4, 5, 1)), jnp.ones((3, 2, 1, 1))
     met = float(lax.conv_transpose(ones, kernel, strides, padding).sum())
     assert found["contraction_flops"] == {
@@ -157,12 +157,12 @@ class Switched(nn.Module):
         return {"logits": nn.Dense(3)(x), "more": (x.sum(), nn.Dense(2)(x))}
 
 
-def test_parameters_are_what_profile_counts_and_variables_all_numbers():
+def test_parameters_agree_with_profile_and_variables_count_all_numbers():
     model = Switched()
     variables = model.init(jax.random.key(0), X)
     net = ms.upgrade(model, variables, X, rates=(0.5, 1.0), norm="switchable")
     found = ms.report(net).to_dict()
-    # Two dense layers with bias behind the first, scale and bias of one norm.
+    # Two dense layers with bias; after the first, scale and bias of one norm.
     each = {w: 5 * w + w + w * 3 + 3 + w * 2 + 2 + 2 * w for w in (4, 8)}
     assert found["parameters"] == {"0.5": each[4], "1.0": each[8]}
     costs = ms.profile.profile(net, X, repeats=1)
@@ -202,10 +202,10 @@ def test_the_reason_names_the_leaf_of_the_output():
 
 
 def test_the_table_has_channels():
-    """Groups of a group norm, heads, and places of a flattened image are not."""
+    """Not groups of a group norm, heads, or positions of a flattened image."""
 
     def net(p, x):
-        h = (x @ p["a"]).reshape(4, 8, 8)  # groups narrow, of 8 channels
+        h = (x @ p["a"]).reshape(4, 8, 8)  # groups of 8 channels narrow
         h = (h - h.mean(2, keepdims=True)).reshape(4, 64)
         heads = jnp.einsum("bhd,hde->bhe", (h @ p["q"]).reshape(4, 4, 6), p["w"])
         image = lax.conv_general_dilated(
@@ -248,7 +248,7 @@ def test_a_unit_is_no_larger_than_its_axis():
 
 
 def test_an_extracted_network_with_norms_for_each_rate():
-    """Of those it holds its own and the narrower ones."""
+    """It holds its own norms and the narrower ones."""
 
     class Net(nn.Module):
         @nn.compact

@@ -29,7 +29,7 @@ class Case:
     """A function of weights w1 (5, H), w2 (H, 3) and more, and an input (4, 5)."""
 
     primitive: str
-    hidden: Callable[..., Any]  # what stands between the two layers
+    hidden: Callable[..., Any]  # the function between the two layers
     more: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -488,7 +488,7 @@ FIXES = {
 
 
 @pytest.mark.parametrize("name", FIXES)
-def test_what_depends_on_the_order_is_fixed_and_says_so(name):
+def test_axes_with_an_order_are_fixed_with_the_reason(name):
     def apply(p, x):
         return FIXES[name](x @ p["w1"]) @ p["w2"]
 
@@ -537,8 +537,8 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_the_library_cannot_see_into_is_fixed_with_its_own_reason(name):
-    """Axes on both sides of it are fixed; those before and behind narrow."""
+def test_opaque_primitives_are_fixed_with_their_own_reason(name):
+    """Axes on both sides of it are fixed; those before and after narrow."""
 
     def apply(p, x):
         h = FOREIGN[name](jnp.tanh(x @ p["w1"]) @ p["w"])
@@ -567,7 +567,7 @@ def test_what_the_library_cannot_see_into_is_fixed_with_its_own_reason(name):
     )
 
 
-def test_a_later_call_that_would_fix_a_unit_says_what_does():
+def test_a_later_call_that_would_fix_a_unit_names_the_reason():
     def apply(p, x, watched=False):
         h = jnp.tanh(x @ p["w1"])
         return (on_the_host(h) if watched else 2 * h) @ p["w2"]
@@ -640,7 +640,7 @@ def _tpu_only(h):
 
 
 def scaled_by_blocks(p, x):
-    """A dot of which each 32 entries have one scale."""
+    """A dot with one scale for each 32 entries."""
     h = jnp.tanh(x @ p["w1"])
     blocks = p["s"].shape[0]
     scales = jnp.max(jnp.abs(h.reshape(h.shape[0], blocks, -1)), -1)
@@ -658,7 +658,7 @@ def test_a_scaled_dot_narrows_by_whole_blocks():
     x = rng.normal(size=X).astype(np.float32)
     net = ms.upgrade(scaled_by_blocks, p, x, rates=(0.5, 1.0))
     half = {"w1": p["w1"][:, :64], "s": p["s"][:2], "w2": p["w2"][:64]}
-    # The product is made of numbers rounded to bfloat16.
+    # The factors of the product are rounded to bfloat16.
     np.testing.assert_allclose(
         ms.slice_apply(net, x, 0.5), scaled_by_blocks(half, x), rtol=1e-2, atol=5e-2
     )
@@ -680,7 +680,7 @@ def test_tiled_copies_all_narrow():
 
 
 @pytest.mark.parametrize("how", ["one_hot", "eye"])
-def test_what_an_index_picks_from_stays_whole(how):
+def test_an_indexed_axis_is_fixed(how):
     """Tokens above a narrow vocabulary would have no embedding."""
 
     def apply(p, tokens):
@@ -694,7 +694,7 @@ def test_what_an_index_picks_from_stays_whole(how):
 
 
 def test_captured_constant_is_sliced_like_a_parameter():
-    """A position table that the function closes over: rows 0..3 of an H-wide table."""
+    """A captured position table: rows 0..3 of an H-wide table."""
     positions = np.random.default_rng(2).normal(size=(4, H)).astype(np.float32)
 
     def apply(p, x, size=H):
@@ -712,7 +712,7 @@ def test_every_rule_has_a_picture():
         assert rule.picture, name
 
 
-def test_a_loop_that_every_example_leaves_by_itself():
+def test_a_loop_with_a_length_for_each_example():
     def apply(p, x):
         def halve(h):
             return lax.while_loop(lambda h: (h**2).sum() > 1, lambda h: h / 2, h)

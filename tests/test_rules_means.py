@@ -1,4 +1,4 @@
-"""Numbers that count the terms of a sum follow its width, and no others do.
+"""Numbers that count the terms of a sum follow its width; others stay.
 
 The functions take every size from their arguments, so the narrow network by hand is the
 function itself on weights that NumPy sliced. H is the hidden axis.
@@ -51,7 +51,7 @@ def norm_scaled_first(h):
 
 
 def norm_guarded(h):
-    """torch.nn.functional.normalize, as RMS norms of many repositories have it."""
+    """torch.nn.functional.normalize, as in RMS norms of many repositories."""
     norm = jnp.maximum(jnp.linalg.norm(h, axis=-1, keepdims=True), 1e-12)
     return h / norm * jnp.cos(h) * jnp.sqrt(jnp.float32(h.shape[-1]))
 
@@ -88,7 +88,7 @@ def masked_variance(h):
 
 
 def masked_rows(h):
-    """Rows of which nothing is left count as one."""
+    """An empty row counts as one."""
     mask = jnp.broadcast_to(jnp.asarray(MASK), h.shape).astype(h.dtype)
     total = jnp.sum(h * mask, -1, keepdims=True)
     return h - total / jnp.maximum(mask.sum(-1, keepdims=True), 1.0)
@@ -118,25 +118,25 @@ def one_axis_after_the_other(h):
 
 
 def half_precision(h):
-    """1 / 24 is not a number of bfloat16."""
+    """bfloat16 cannot represent 1 / 24."""
     low = h.astype(jnp.bfloat16)
     mean = low.sum(-1, keepdims=True) * jnp.asarray(1 / h.shape[-1], jnp.bfloat16)
     return h - mean.astype(jnp.float32)
 
 
 def softmax_times_count(h):
-    """Attention over the features that averages to one."""
+    """Attention over the features with a mean of one."""
     return h * jax.nn.softmax(h, -1) * h.shape[-1]
 
 
 def whole_numbers(h):
-    """Integers are cut off: (24 + 1) // 2 * 2 is 24, and (6 + 1) // 2 * 2 is 6."""
+    """Integers are truncated: (24 + 1) // 2 * 2 is 24, and (6 + 1) // 2 * 2 is 6."""
     halved = lax.div(jnp.asarray(h.shape[-1] + 1), 2) * 2
     return h - h.sum(-1, keepdims=True) / halved.astype(h.dtype)
 
 
 def complex_numbers(h):
-    """A number that is not real is no count."""
+    """A complex number is no count."""
     z = jnp.fft.fft(h, axis=0)
     return h + (z.sum(-1, keepdims=True) * jnp.full((1, 1), 2.0).astype(z.dtype)).imag
 
@@ -197,7 +197,7 @@ def test_counts_of_half_precision():
 
 
 def test_a_number_of_two_meanings_stays():
-    """Summed over 4 rows and 4 features, over 4: the rows, if anything."""
+    """A sum over 4 rows and 4 features, over 4: it counts the rows, if anything."""
 
     def apply(p, x):
         h = x @ p["w1"]
@@ -232,7 +232,7 @@ def test_gradients_are_those_of_the_narrow_network(hidden):
 
 
 def test_a_norm_of_sums_over_tokens():
-    """Two sums meet in the quotient; what it is multiplied with belongs to the norm."""
+    """Two sums meet in the quotient; its other factor belongs to the norm."""
 
     def apply(p, x):
         h = jnp.tanh(x @ p["w1"]).sum(1)

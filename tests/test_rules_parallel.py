@@ -1,7 +1,7 @@
 """Programs for several devices, sliced: against the same function run narrow by hand.
 
-Four virtual devices. H is the hidden axis; where it is dealt out to devices, each of
-them keeps the leading part of its own share.
+Four virtual devices. H is the hidden axis; where it is sharded, each device keeps the
+leading part of its own shard.
 """
 
 import jax
@@ -32,12 +32,12 @@ def mesh():
 
 
 def prefix(size):
-    """What a plain hidden axis keeps."""
+    """The kept indices of a plain hidden axis."""
     return np.arange(size)
 
 
 def shares(size, devices):
-    """What an axis keeps that is dealt out: the prefix of each device's share."""
+    """The kept indices of a sharded axis: the prefix of each device's shard."""
     per_device = H // devices
     starts = per_device * np.arange(devices)
     return (starts[:, None] + np.arange(size // devices)).reshape(-1)
@@ -52,7 +52,7 @@ def mapped(mesh, f, in_specs, out_specs, **how):
 
 
 def data_parallel(mesh):
-    """Examples are dealt out; the hidden axis is whole on each device."""
+    """Examples are sharded; the hidden axis is replicated."""
 
     def body(p, x):
         y = jax.nn.relu(x @ p["w1"] + p["b"]) @ p["w2"]
@@ -62,7 +62,7 @@ def data_parallel(mesh):
 
 
 def tensor_parallel(mesh):
-    """The hidden axis is dealt out; its parts of the result are summed."""
+    """The hidden axis is sharded; the partial results are summed."""
     specs = {"w1": P(None, "y"), "b": P(None, "y"), "w2": P("y")}
 
     def body(p, x):
@@ -74,7 +74,7 @@ def tensor_parallel(mesh):
 
 
 def norms_over_shards(mesh):
-    """An RMS norm of all of the hidden axis, in both of the ways to write it."""
+    """An RMS norm over the full hidden axis, written in two ways."""
     specs = {"w1": P(None, "y"), "b": P(None, "y"), "w2": P("y")}
 
     def body(p, x):
@@ -97,7 +97,7 @@ def both_axes_of_the_mesh(mesh):
 
 
 def gathered_weights(mesh):
-    """Weights are kept in parts and put together where they are used (FSDP)."""
+    """Weights are sharded, and gathered where they are used (FSDP)."""
     specs = {"w1": P(None, "y"), "b": P(None, "y"), "w2": P("y")}
 
     def body(p, x):
@@ -111,7 +111,7 @@ def gathered_weights(mesh):
 
 
 def rows_exchanged(mesh):
-    """Rows go round and are dealt out anew; the hidden axis is on every device."""
+    """Rows are permuted and resharded; the hidden axis is replicated."""
 
     def body(p, x):
         h = jnp.tanh(x @ p["w1"] + p["b"])
@@ -123,7 +123,7 @@ def rows_exchanged(mesh):
 
 
 def result_of_shards(mesh):
-    """The hidden axis comes out in parts and is used outside."""
+    """The hidden axis leaves in shards and is used outside."""
 
     def body(w, x):
         return jnp.tanh(x @ w)
@@ -136,7 +136,7 @@ def result_of_shards(mesh):
 
 
 def one_axis_by_hand(mesh):
-    """Only 'y' is handled by hand; 'x' is left to the compiler."""
+    """'y' is manual; 'x' is left to the compiler."""
     specs = {"w1": P(None, "y"), "b": P(None, "y"), "w2": P("y")}
 
     def body(p, x):
@@ -201,8 +201,8 @@ def test_gradients_through_shard_map(mesh, name):
         assert not np.any(np.delete(full, kept, axis))
 
 
-def test_a_sharding_constraint_stays(mesh):
-    """On an axis that narrows, too; the narrow program still has it."""
+def test_a_sharding_constraint_is_kept(mesh):
+    """Also on an axis that narrows; the narrow program has it too."""
     spec = NamedSharding(mesh, P("x", "y"))
 
     def apply(p, x):
@@ -244,7 +244,7 @@ def test_explicit_shardings():
 
 
 def test_a_later_call_on_devices_does_not_fit_a_plan_made_without(mesh):
-    """A plain plan keeps a prefix of the whole axis, not one of each share."""
+    """A plain plan keeps a prefix of the whole axis, not one of each shard."""
     sharded = tensor_parallel(mesh)
 
     def apply(p, x, parallel=False):
@@ -255,7 +255,7 @@ def test_a_later_call_on_devices_does_not_fit_a_plan_made_without(mesh):
     net = ms.upgrade(apply, W, X, rates=(0.25, 1.0))
     with pytest.raises(ms.PlanError, match="splits it .shard_map"):
         ms.slice_apply(net, X, 0.25, parallel=True)
-    # The other way round the plan serves both.
+    # The other way round the plan fits both.
     net = ms.upgrade(apply, W, X, rates=(0.25, 1.0), parallel=True)
     kept = narrow(shares(8, 2))
     plain = np.tanh(X @ kept["w1"] + kept["b"]) @ kept["w2"]
@@ -265,7 +265,7 @@ def test_a_later_call_on_devices_does_not_fit_a_plan_made_without(mesh):
 
 
 def test_inside_of_shard_map(mesh):
-    """slice_apply where collectives are in reach: of a function that uses them."""
+    """slice_apply of a function that uses collectives."""
 
     def apply(p, x):
         y = jnp.tanh(x @ p["w1"] + p["b"]) @ p["w2"]

@@ -1,4 +1,4 @@
-"""Schedules: which rates come, how often, and that seed and step alone decide."""
+"""Schedules: rates and their frequency, which depend on seed and step alone."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ MAKERS = (*DRAWING, schedules.static, schedules.cyclic)
 
 
 def close_to(probability: float, count: int) -> object:
-    """A frequency over `count` independent draws that a right schedule passes.
+    """A frequency over `count` independent draws that a correct schedule passes.
 
     Hoeffding: a mean of n independent values in [0, 1] is further than t from its
     expectation with probability at most 2 exp(-2 n t^2). Solved for one in a million.
@@ -40,7 +40,9 @@ def close_to(probability: float, count: int) -> object:
         (schedules.random_min_max, (0.25, 1.0), (0.5, 0.75)),
     ],
 )
-def test_fixed_rates_come_always_and_the_others_equally_often(make, always, drawn_from):
+def test_fixed_rates_are_always_there_and_others_equally_often(
+    make, always, drawn_from
+):
     for k in range(1, len(drawn_from) + 1):
         schedule = make(RATES, k=k, seed=5)
         steps = [schedule(step) for step in range(4000)]
@@ -70,13 +72,13 @@ def test_weighted_draws_of_two_follow_draws_without_replacement():
     steps = [schedule(step) for step in range(20_000)]
     for one, other in itertools.combinations(RATES, 2):
         p, q = shares[one], shares[other]
-        # One first, then the other among what is left; or the other way round.
+        # One first, then the other from the rest; or the other way round.
         expected = p * q / (1 - p) + q * p / (1 - q)
         often = np.mean([set(rates) == {one, other} for rates in steps])
         assert often == close_to(expected, 20_000)
 
 
-def test_the_weight_of_a_rate_that_always_comes_has_no_effect():
+def test_the_weight_of_a_fixed_rate_has_no_effect():
     some = schedules.random_min_max(RATES, weights=(0, 1, 3, 0), seed=4)
     others = schedules.random_min_max(RATES, weights=(9, 1, 3, 5), seed=4)
     assert [some(s) for s in range(200)] == [others(s) for s in range(200)]
@@ -100,11 +102,11 @@ def test_steps_are_independent():
 def test_a_step_depends_on_seed_and_step_alone(make):
     in_order = [make(RATES, seed=11)(step) for step in range(1001)]
     resumed = make(RATES, seed=11)
-    assert resumed(1000) == in_order[1000]  # what came before does not matter
+    assert resumed(1000) == in_order[1000]  # earlier steps do not matter
     assert [resumed(step) for step in range(990, 1001)] == in_order[990:]
     assert resumed(np.int64(7)) == resumed(jnp.int32(7)) == in_order[7]
     assert [make(RATES, seed=12)(step) for step in range(1001)] != in_order
-    # The order in which the rates were given does not matter either.
+    # The order of the given rates does not matter either.
     assert [make(RATES[::-1], seed=11)(step) for step in range(1001)] == in_order
 
 
@@ -118,8 +120,8 @@ def test_draws_fall_where_numpys_own_uniform_numbers_do():
         assert set(schedules.random(RATES, k=2, seed=6)(step)) == expected
 
 
-def test_draws_stay_what_they_were():
-    # If this changes, a run that was begun before resumes with other rates: say so in
+def test_draws_do_not_change():
+    # If this changes, a run of an older version resumes with other rates: say so in
     # CHANGELOG.md, and only then write the new ones here.
     schedule = schedules.random_min_max(RATES, weights=(1, 1, 2, 1), seed=2**40)
     middle = [schedule(step)[1] for step in (0, 1, 2, 3, 4, 5, 10**6, 2**33)]
@@ -192,14 +194,14 @@ def test_the_names_are_those_of_the_functions():
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_rates_that_are_none(make):
+def test_invalid_rates(make):
     for rates in ((), (0.5, 0.5), (0.5, 1.5), (0.0, 1.0)):
         with pytest.raises(RateError):
             make(rates)
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_steps_that_are_none(make):
+def test_invalid_steps(make):
     schedule = make(RATES)
     for step, message in ((-1, "not negative; got -1"), (0.5, "whole number; got 0.5")):
         with pytest.raises(ScheduleError, match=message):
@@ -211,7 +213,7 @@ def test_progressive_lets_narrower_rates_enter():
     shrinking = schedules.progressive(drawn, RATES, every=5)
     assert {shrinking(step) for step in range(5)} == {(1.0,)}
     assert {shrinking(step) for step in range(5, 10)} == {(1.0, 0.75)}
-    for step in range(10, 15):  # 0.25 has not entered: the narrowest that has, instead
+    for step in range(10, 15):  # 0.25 has not entered, so 0.5 is the narrowest
         assert shrinking(step) == tuple(sorted({*drawn(step)[:2], 0.5}, reverse=True))
     assert [shrinking(step) for step in range(15, 40)] == [
         drawn(step) for step in range(15, 40)

@@ -1,4 +1,4 @@
-"""What recipes show and write down: on any screen, and numbers that are right."""
+"""Output and files of recipes: on any screen, with correct numbers."""
 
 import io
 import json
@@ -29,7 +29,7 @@ NUMBERS = Numbers({0.5: 0.25, 1.0: 0.5}, {0.5: 1.25, 1.0: 0.75})
 
 
 def show_everything(console):
-    """All that a recipe shows on its way."""
+    """All output of a recipe during training."""
     screen.show_settings(console, {"rates": [1.0, 0.5], "lr": 0.1, "depth": None})
     with screen.busy(console, "Compiling"):
         pass
@@ -44,7 +44,7 @@ def show_everything(console):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_screen_that_takes_ascii_alone_is_enough(terminal):
+def test_an_ascii_screen_is_enough(terminal):
     shown = io.BytesIO()
     file = io.TextIOWrapper(shown, encoding="ascii")  # errors are raised
     show_everything(Console(file=file, force_terminal=terminal, width=80))
@@ -54,7 +54,7 @@ def test_a_screen_that_takes_ascii_alone_is_enough(terminal):
     assert "rates 1.0 0.5, lr 0.1" in text
 
 
-def test_names_that_the_screen_cannot_encode_are_shown_in_another_way(monkeypatch):
+def test_names_that_the_screen_cannot_encode_are_escaped(monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
     print_anything()
@@ -81,7 +81,7 @@ def test_without_a_terminal_a_line_a_minute(monkeypatch):
     assert lines[-1].startswith("step 198 of 400, epoch 2 of 4")
 
 
-def test_the_table_says_what_its_numbers_are_of():
+def test_the_table_names_device_and_batch():
     file = io.StringIO()
     costs = dict.fromkeys(NUMBERS.accuracy, COST)
     console = Console(file=file, width=100)
@@ -107,7 +107,7 @@ def test_held_out_accuracy_and_loss_are_those_of_numpy():
         return jnp.tanh(x @ weights["first"]) @ weights["second"]
 
     net = ms.upgrade(network, weights, x, rates=(0.5, 1.0))
-    # Batches of 4: the last one is filled up with two examples that do not count.
+    # Batches of 4: the last one is padded with two examples that do not count.
     measure = measure_on(lambda: eval_batches(x, y, 4), 10, normalize=lambda x: 2 * x)
     found = measure(net)
     for rate, width in ((0.5, 4), (1.0, 8)):
@@ -120,7 +120,7 @@ def test_held_out_accuracy_and_loss_are_those_of_numpy():
         assert found.accuracy[rate] == pytest.approx(right)
 
 
-def test_a_line_of_metrics_has_a_number_a_key(tmp_path):
+def test_a_line_of_metrics_has_one_number_per_key(tmp_path):
     held_out = HeldOut(lambda net: Numbers({0.5: 0.25}, {0.5: float("nan")}))
     heard = []
     path = tmp_path / "metrics.jsonl"
@@ -136,6 +136,6 @@ def test_a_line_of_metrics_has_a_number_a_key(tmp_path):
     assert over_epochs(path, "accuracy") == {2: {0.5: 0.25}}
 
 
-def test_metrics_that_are_flat_stay_as_they_are():
+def test_flat_metrics_are_unchanged():
     flat = {"test_accuracy/0.5": 0.25, "images_per_second": 3.0}
     assert flatten(flat) == flat

@@ -17,7 +17,7 @@ def normal(*shape):
 
 
 def check(function, full, narrow_by_rate):
-    """The function on the full weights, sliced, is that on the weights cut by hand."""
+    """The function on sliced weights equals it on weights cut by hand."""
     net = ms.upgrade(function, full, X, rates=(0.25, 0.5, 1.0))
     for rate, narrow in narrow_by_rate.items():
         by_hand = jax.jit(function)(narrow, X)
@@ -79,8 +79,8 @@ def test_a_part_of_nothing():
     )
 
 
-def test_a_reshape_that_transposes_first():
-    # What vmap makes of a grouped convolution with batched kernels.
+def test_a_reshape_after_a_transpose():
+    # vmap produces it from a grouped convolution with batched kernels.
     def turned(p, x):
         h = jnp.tanh(x @ p["in"])
         h = lax.reshape(h, (h.shape[1] * 3,), dimensions=(1, 0))

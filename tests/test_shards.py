@@ -1,4 +1,4 @@
-"""Sharded weights: slicing moves nothing between devices, and computes the same."""
+"""Sharded weights: slicing moves nothing between devices, and gives the same result."""
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def mesh():
 
 
 def sharded(mesh, tree):
-    """Every array over its first axis that the devices divide."""
+    """Every array, sharded over its first axis that the devices divide."""
 
     def place(leaf):
         spec = [None] * np.ndim(leaf)
@@ -49,7 +49,7 @@ def sharded(mesh, tree):
 
 
 def collectives(net, mesh, rate):
-    """Which collectives the compiled slicing, and putting back, holds."""
+    """The collectives of the compiled slicing and putting back."""
     places = sharded(mesh, net.variables)
     small = jax.eval_shape(lambda tree: net.plan.slice(tree, rate), net.variables)
     narrow = jax.tree.map(lambda place, _: place, places, small)
@@ -68,11 +68,11 @@ def test_slicing_a_sharded_axis_moves_nothing(mesh):
     rates = (0.25, 0.5, 1.0)
     plain = ms.upgrade(mlp, weights(), X, rates=rates)
     dealt = ms.upgrade(mlp, weights(), X, rates=rates, shards=DEVICES)
-    assert collectives(plain, mesh, 0.5)  # the test sees them where there are some
+    assert collectives(plain, mesh, 0.5)  # the test finds collectives
     assert collectives(dealt, mesh, 0.5) == []
 
 
-def test_every_shard_keeps_its_share():
+def test_every_shard_keeps_its_prefix():
     net = ms.upgrade(mlp, weights(), X, rates=(0.5, 1.0), shards=4)
     (first, second) = net.plan.groups.values()
     assert (first.size, first.span, second.size, second.span) == (8, 4, 16, 4)
@@ -89,7 +89,7 @@ def test_every_shard_keeps_its_share():
     assert_close(ms.slice_apply(net, X, 0.5), mlp(cut, X))
 
 
-def test_a_part_of_a_single_index_is_no_part():
+def test_units_do_not_narrow_in_parts_of_one():
     """4 units in 4 parts would keep one of one each; so they narrow to a prefix."""
 
     def narrow_then_wide(p, x):
@@ -129,7 +129,7 @@ def test_a_group_that_is_not_split_is_reported():
 
 
 @pytest.mark.parametrize("name", ["mlp", "vgg_group", "decoder_split", "inception"])
-def test_dealt_networks_permute(name):
+def test_networks_in_shards_permute(name):
     citizen = next(c for c in CITIZENS if c.name == name)
     net = ms.upgrade(
         citizen.model, citizen.variables(), *citizen.inputs,

@@ -1,4 +1,4 @@
-"""A Sliceable as a pytree, as a Flax module, and what slice_apply remembers."""
+"""A Sliceable as a pytree, as a Flax module, and the cache of slice_apply."""
 
 import flax.linen as nn
 import jax
@@ -76,7 +76,7 @@ def test_weights_are_cut_once_outside_of_jit(net, compilations):
             ms.slice_apply(fresh, x, 0.5)
     assert names == []
     assert fresh._narrow._kept[fresh.plan.resolve(0.5)] is kept
-    # Other weights are other networks: nothing is remembered across.
+    # Other weights are another network: the cache does not mix them.
     other = jax.tree.map(lambda a: 2 * a, fresh)
     assert not np.array_equal(
         ms.slice_apply(other, x, 0.5), ms.slice_apply(fresh, x, 0.5)
@@ -135,7 +135,7 @@ def test_another_batch_size_follows_the_plan(net):
     )
 
 
-def test_static_arguments_are_told_apart_by_type():
+def test_static_arguments_are_distinguished_by_type():
     """1, 1.0 and True are equal, and give results of other types."""
 
     def scaled(p, x, factor):
@@ -192,7 +192,7 @@ def test_sown_intermediates_come_narrow():
     assert sown["intermediates"]["h"][0].shape == (4, 4)
 
 
-def test_a_call_that_asks_for_other_widths_says_which():
+def test_a_call_that_needs_other_widths_names_them():
     """A slice in training mode alone would cut a unit of the plan in two."""
 
     class Moody(nn.Module):
@@ -249,7 +249,7 @@ def test_modules_compose(net):
 
 
 def test_upgrade_needs_types_only():
-    """A plan for a network whose weights do not exist yet."""
+    """A plan for a network without weights."""
     types = jax.eval_shape(lambda: Net().init(jax.random.key(0), inputs()))
     x = jax.ShapeDtypeStruct((4, 5), jnp.float32)
     net = ms.upgrade(Net(), types, x, rates=RATES)
@@ -313,7 +313,7 @@ def test_the_module_of_an_extracted_network(net):
 
 @pytest.mark.parametrize("norm", ["switchable", "shared"])
 def test_a_module_is_initialised_in_training_mode(norm):
-    """As Flax's own are: what the first call measures leaves no trace."""
+    """As in Flax: the statistics of the first call are not kept."""
 
     class Net(nn.Module):
         @nn.compact

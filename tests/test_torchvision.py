@@ -1,7 +1,7 @@
 """Against torchvision itself, where it is installed: pip install torch torchvision.
 
-The same networks have the same logits, whole and narrow, in both directions. What CI
-compares with is `tests/golden/torchvision.npz`.
+The same networks have the same logits, full and narrow, in both directions. CI compares
+with `tests/golden/torchvision.npz`.
 """
 
 import os
@@ -29,7 +29,7 @@ torchvision = pytest.importorskip("torchvision")
 
 RATES = (0.25, 0.5, 1.0)
 SIZE = 64
-# Without those of another depth only, which are in the nightly tests.
+# The other depths are in the nightly tests.
 EVERY_DAY = ("resnet18", "vgg11_bn", "googlenet", "mobilenet_v2", "vit_b_32")
 NETWORKS = [
     "resnet18",
@@ -63,7 +63,7 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def torch_network(name: str, seen: np.ndarray | None = None) -> Any:
-    """torchvision's with random weights, whose norms have seen a batch of images."""
+    """torchvision's network with random weights and the statistics of a batch."""
     more = {"init_weights": False} if name == "googlenet" else {}
     make = getattr(torchvision.models, name)
     network = make(**settings(name), **more)
@@ -157,7 +157,7 @@ def test_a_narrow_network_of_torchvision_trains():
     assert all(p.grad is not None for p in narrow.parameters())
 
 
-def test_another_instance_is_refused_and_stays_what_it_was():
+def test_another_instance_is_refused_and_unchanged():
     model = models.mobilenet_v2(num_classes=10)
     state = state_of(torch_network("mobilenet_v2"))
     net = import_network(state, model, rates=(0.5, 1.0), norm="shared")
@@ -169,7 +169,7 @@ def test_another_instance_is_refused_and_stays_what_it_was():
     assert all(np.array_equal(before[key], after[key]) for key in before)
 
 
-def test_attention_that_pytorch_cannot_have():
+def test_attention_that_pytorch_does_not_support():
     sizes = {"image_size": 32, "patch_size": 8, "num_classes": 3}
     network = torchvision.models.VisionTransformer(
         **sizes, num_layers=1, num_heads=3, hidden_dim=24, mlp_dim=16

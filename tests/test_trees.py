@@ -1,4 +1,4 @@
-r"""Trees of variables of other kinds: FrozenDict, slashes in names, boxes of Flax."""
+r"""Other kinds of trees of variables: FrozenDict, slashes in names, boxes of Flax."""
 
 import flax.linen as nn
 import jax
@@ -22,8 +22,8 @@ def close(found, want):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
-def test_names_with_slashes_are_told_apart():
-    """{'a/b'} and {'a': {'b'}} read alike, and are other arrays."""
+def test_names_with_slashes_are_distinguished():
+    """{'a/b'} and {'a': {'b'}} read alike, and are different arrays."""
     tree = {"a/b": W1, "a": {"b": OUT}}
 
     def net(p, x):
@@ -46,7 +46,7 @@ def test_names_with_slashes_are_told_apart():
     assert "a/b:0 = 12*" in details
 
 
-def test_names_with_slashes_of_one_shape_go_by_their_patterns():
+def test_names_with_slashes_of_one_shape_follow_their_patterns():
     tree = {"a/b": W1, "a": {"b": W2}, "c": {"d/e": OUT}, "f": OUT}
 
     def net(p, x):
@@ -59,7 +59,7 @@ def test_names_with_slashes_of_one_shape_go_by_their_patterns():
         want = np.tanh(X @ W1[:, :first]) @ OUT[:first]
         want += np.tanh(X @ W2[:, :second]) @ OUT[:second]
         close(ms.slice_apply(sliceable, X, 0.5), want)
-    assert sliceable.plan.leaf("c/d/e") is not None  # what is clear stays as it was
+    assert sliceable.plan.leaf("c/d/e") is not None  # an unambiguous name is unchanged
 
 
 def test_updates_of_names_with_slashes():
@@ -115,7 +115,7 @@ def test_frozen_dicts_at_any_depth(norm):
         )
         assert not any(isinstance(node, FrozenDict) for node in nodes)
         assert jax.tree.structure(again) == jax.tree.structure(net)
-    # Given later they stay what they are.
+    # Given later they keep their type.
     later = net.replace({k: freeze(v) for k, v in net.variables.items()})
     close(ms.slice_apply(later, X, 0.5), want)
     close(ms.slice_apply(ms.extract(later, 0.5), X, 0.5), want)
@@ -130,7 +130,7 @@ def test_frozen_dicts_at_any_depth(norm):
 
 
 class Boxed(nn.Module):
-    """Kernels that know the names of the mesh's axes, and a parameter unread."""
+    """Kernels with names of mesh axes, and an unread parameter."""
 
     @nn.compact
     def __call__(self, x):

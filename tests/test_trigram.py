@@ -1,4 +1,4 @@
-"""The trigram that language models are compared with: against sums written as they are.
+"""The trigram baseline of language models, against sums written out as defined.
 
 Interpolated Kneser-Ney with three discounts (Chen and Goodman, 1999), by dictionaries.
 """
@@ -12,7 +12,7 @@ from experiments.benchmarks import trigram
 
 VOCAB = 5
 RANDOM = np.random.default_rng(0)
-# Some words follow others far more often: n-grams of every count.
+# Some words are far more frequent after others: n-grams of every count.
 TEXT = (RANDOM.integers(0, 4, 400) * (np.arange(400) % 3 > 0)).astype(np.int32)
 HELD_OUT = RANDOM.integers(0, VOCAB, 30).astype(np.int32)  # 4 is in no n-gram
 
@@ -71,7 +71,7 @@ def test_they_sum_to_one(context):
 
 
 def test_perplexity_is_that_of_a_fair_die():
-    # A unigram of a text with all faces alike.
+    # A unigram of a text with equally frequent faces.
     text = np.tile(np.arange(6), 50)
     levels = trigram.fit(text, 6, order=1)
     assert trigram.perplexity(levels, text, 6) == pytest.approx(6)
@@ -83,7 +83,7 @@ def test_the_command_shows_every_order(capsys, tmp_path):
     assert trigram.main(args) == 0
     lines = capsys.readouterr().out.splitlines()
     found = [float(line.split()[-1]) for line in lines[1:]]
-    # The words are six; of those before it each word but "to" tells which one follows.
+    # There are six words, and each word but "to" determines the next one.
     assert len(found) == 3
     assert 6 > found[0] > 2 * max(found[1:])
     assert min(found) > 1

@@ -1,7 +1,7 @@
-"""The shapes in public signatures hold, checked by beartype where tests ask for it.
+"""Shapes in public signatures are correct; beartype checks them in tests.
 
-In a process of its own: the checks are put in while modules are imported, and would
-stand between the user's lines and the functions here.
+The checks are installed at import, so they run in their own process: otherwise they
+would stand between the user's lines and the functions here.
 """
 
 import pathlib

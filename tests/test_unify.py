@@ -30,7 +30,7 @@ def test_unknowns_become_one(eq):
     assert find(a) is find(c)
 
 
-def test_fixed_spreads_with_its_first_reason(eq):
+def test_fixed_propagates_with_its_first_reason(eq):
     a, b = Dim(8, Reason("input")), Dim(8)
     eq.equate(b, a)
     eq.fix(b, "later")
@@ -62,7 +62,7 @@ def test_two_cuts_refine_each_other(eq):
     assert sizes(segments(a)) == [4, 3, 3]
 
 
-def test_groups_are_dealt_out_over_branches(eq):
+def test_groups_are_split_over_branches(eq):
     """Branches of 16 and 24 in 10 groups of 4: 4 and 6 groups."""
     a = Dim(40)
     one, two = eq.cut(a, (16, 24))
@@ -74,7 +74,7 @@ def test_groups_are_dealt_out_over_branches(eq):
 
 
 def test_fused_projection_is_three_times_heads(eq):
-    """q, k, v of 8 side by side, seen as 3 x 2 heads x 4: the heads are shared."""
+    """q, k, v of 8, concatenated, seen as 3 x 2 heads x 4: the heads are shared."""
     a = Dim(24)
     q, k, v = eq.cut(a, (8, 8, 8))
     three, heads, _ = eq.split(a, (3, 2, 4))
@@ -83,7 +83,7 @@ def test_fused_projection_is_three_times_heads(eq):
         assert find(factors(part)[0]) is find(heads)
 
 
-def test_one_group_over_several_branches_stays(eq):
+def test_one_group_over_several_branches_is_kept(eq):
     """2 groups over branches of 4, 4, 4, 4: each spans two, so there are still 2."""
     a = Dim(16)
     parts = eq.cut(a, (4, 4, 4, 4))
@@ -125,13 +125,13 @@ def test_freeze(eq):
     assert eq.freeze(eq.product([b, c]), {}) == Whole(6)
 
 
-def test_a_whole_axis_tells_why(eq):
-    """Whole axes of one size are equal, so the reasons are looked at by themselves."""
+def test_a_fixed_axis_has_a_reason(eq):
+    """Fixed axes of one size are equal, so the reasons are compared by themselves."""
     a, b, c = Dim(4), Dim(2), Dim(3)
     a.fixed, b.fixed = Reason("an output"), Reason("a reshape")
     assert eq.freeze(a, {}).reason is a.fixed
     assert eq.freeze(eq.product([b, a]), {}).reason is b.fixed
     assert eq.freeze(eq.concat([a, b]), {}).reason is a.fixed
-    # What nothing fixed has no reason; the first part that has one speaks for all.
+    # An axis that nothing fixed has no reason; the first part with one gives it.
     assert eq.freeze(Dim(5), {}).reason is None
     assert eq.freeze(eq.concat([c, b, a]), {}).reason is b.fixed

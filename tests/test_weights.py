@@ -1,4 +1,4 @@
-"""Weights that a recipe begins with (``--weights``)."""
+"""Initial weights of a recipe (``--weights``)."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def saved(path: Any, classes: int = 3, norm: str = "shared") -> ms.Sliceable:
 
 
 def begun(path: Any, norm: Any, **changes: Any) -> ms.Sliceable:
-    """What the recipe begins with."""
+    """The network that the recipe begins with."""
     settings = Settings(
         weights=path, norm=norm, rates=(1.0, 0.5), depth=8, widen=0.5, batch_size=2
     )
@@ -46,12 +46,12 @@ def assert_trees_equal(actual: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("norm", ["shared", "switchable"])
-def test_a_recipe_begins_with_what_was_saved(norm, tmp_path):
+def test_a_recipe_begins_with_the_saved_weights(norm, tmp_path):
     net = saved(tmp_path / "network.mslice", norm=norm)
     assert_trees_equal(begun(tmp_path, norm).variables, net.variables)
 
 
-def test_other_classes_begin_with_a_last_layer_of_their_own(tmp_path):
+def test_other_classes_begin_with_a_new_last_layer(tmp_path):
     path = tmp_path / "network.mslice"
     net = saved(path, classes=7)
     params = begun(path, "shared").variables["params"]
@@ -77,6 +77,6 @@ def test_weights_of_another_network_are_refused(norm, changes, match, tmp_path):
     assert ("params", "conv1", "kernel") in leaves
 
 
-def test_no_weights_are_said_before_any_work(tmp_path):
+def test_missing_weights_are_an_error_before_any_work(tmp_path):
     with pytest.raises(OSError, match="none"):
         begun(tmp_path / "none", "shared")

@@ -13,7 +13,7 @@ import mslice_jax as ms
 from mslice_jax.cpu import convolution, winograd
 from tests.convolutions import NHWC, own_programs, params_of, prepared, windows
 
-C, F = 32, 40  # channels and filters, as few as are computed so
+C, F = 32, 40  # the fewest channels and filters of this form
 # lhs, rhs, strides, padding, dilation of the window, layout
 CASES = {
     "same": ((2, 6, 8, C), (3, 3, C, F), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
@@ -45,7 +45,7 @@ def case(request):
 
 
 def assert_close(found, expected):
-    """To a few roundings of the largest entry."""
+    """Up to a few roundings of the largest entry."""
     largest = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * largest)
 
@@ -59,7 +59,7 @@ def test_numbers(case, form):
 
 
 def test_gradients(case):
-    """Those of the rule, which takes another form for each of the two operands."""
+    """The gradients of the rule, which has another form for each operand."""
     plain, params, x, w, cotangent = case
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
 
@@ -154,7 +154,7 @@ def net_and_images():
 
 
 @own_programs
-def test_only_programs_of_our_own_are_made_so(net_and_images):
+def test_only_programs_of_ms_jit_use_the_form(net_and_images):
     def half(net, x):
         return ms.slice_apply(net, x, 0.5)
 
@@ -182,8 +182,8 @@ def test_second_derivatives_forward_mode_and_vmap(net_and_images):
 
 
 @own_programs
-def test_a_barrier_holds_in_programs_of_our_own():
-    """Else XLA computes what stands before it once for each who reads it."""
+def test_a_barrier_is_kept_in_programs_of_ms_jit():
+    """Otherwise XLA computes the values before it once for each reader."""
 
     def read_twice(x, y):
         z = lax.optimization_barrier(x * y + 1)

@@ -1,6 +1,6 @@
-"""The networks of torchvision: their parameters, what they are made of and refuse.
+"""The networks of torchvision: their parameters, their parts, and errors.
 
-Against torchvision's numbers: `test_import_torch.py` and `test_torchvision.py`.
+Tests against torchvision's numbers: `test_import_torch.py` and `test_torchvision.py`.
 """
 
 import functools
@@ -84,7 +84,7 @@ def test_vits_of_nnx_have_the_same_parameters(name):
     assert count(nnx.state(model, nnx.Param)) == count(linen["params"])
 
 
-# Narrow ones: each rate of the whole network is the network built as narrow.
+# Each rate of the full network is the network built narrow.
 
 NARROW = {
     "resnet18": (32, {}),
@@ -102,7 +102,7 @@ NARROW = {
         for n in NARROW
     ],
 )
-def test_each_rate_is_the_network_built_as_narrow(name):
+def test_each_rate_is_the_network_built_narrow(name):
     size, settings = NARROW[name]
     make, rates = getattr(models, name), (0.25, 0.5, 0.75, 1.0)
     x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -116,7 +116,7 @@ def test_each_rate_is_the_network_built_as_narrow(name):
         assert y.shape == (1, 1000)
 
 
-def test_each_rate_of_a_vit_has_so_many_heads_and_units():
+def test_heads_and_units_of_each_rate_of_a_vit():
     sizes = {"heads": 12, "hidden": 768, "mlp": 3072}
     model, x = models.vit_b_16(layers=1), jax.ShapeDtypeStruct((1, 224, 224, 3), "f4")
     net = ms.upgrade(model, types(model), x, rates=(0.25, 0.5, 0.75, 1.0))
@@ -129,7 +129,7 @@ def test_each_rate_of_a_vit_has_so_many_heads_and_units():
 # GoogLeNet's auxiliary heads.
 
 
-def test_auxiliary_heads_are_made_in_either_mode_and_run_in_training_alone():
+def test_auxiliary_heads_are_in_both_modes_and_run_in_training_alone():
     model = models.googlenet(num_classes=5, widen=0.125)
     variables = types(model, 64)
     assert shapes(variables) == shapes(types(model, 64, train=True))
@@ -186,7 +186,7 @@ def test_adaptive_mean_is_the_mean_of_each_window(n, size):
 
 
 @pytest.mark.parametrize(("n", "window"), [(112, 3), (7, 3), (8, 3), (7, 2), (8, 2)])
-def test_the_last_window_reaches_over_the_edge(n, window):
+def test_the_last_window_crosses_the_edge(n, window):
     x = np.random.default_rng(0).normal(size=n).astype(np.float32)
     starts = [i for i in range(0, n, 2) if i == 0 or i + window - 2 < n]
     expected = [x[i : i + window].max() for i in starts]
@@ -265,7 +265,7 @@ def test_half_precision_keeps_parameters_and_logits(name, settings):
     assert convs and all("bf16" in line for line in convs)
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize(

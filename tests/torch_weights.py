@@ -1,4 +1,4 @@
-"""Weights for networks of PyTorch and Flax alike: drawn by the name of each tensor."""
+"""Weights for networks of PyTorch and Flax, drawn by the name of each tensor."""
 
 import zlib
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             state[name] = 0.2 * noise + np.float32(is_scale)
             if name.endswith("bn3.weight"):
                 # The branches of bottlenecks add little, as in trained networks: else
-                # each of 50 blocks would make rounding errors larger.
+                # each of 50 blocks would amplify rounding errors.
                 state[name] *= np.float32(0.3)
         else:
             fan_in = np.prod(shape[1:]) if "embedding" not in name else 4

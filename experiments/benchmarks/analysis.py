@@ -1,19 +1,19 @@
-"""How long does it take to read a network, and does that grow linearly?
+"""How long does reading a network take, and does that grow linearly?
 
     python -m experiments.benchmarks.analysis --out runs/analysis.json
 
 For pre-activation ResNets and decoder transformers of growing depth, on one core,
 without compiling anything:
 
-    analysis     what `upgrade` does after its trace: reading the program, making the
+    analysis     the part of `upgrade` after its trace: reading the program, making the
                  plan
     plain        tracing the network, at full width, to a jaxpr
     first        tracing `slice_apply` at rate .5 the first time: a trace at full width,
                  the reading under the plan, the narrow program
-    again        the same at another rate, when the program is read already
+    again        the same at another rate, with the program read already
 
-`first` and `again` are given as multiples of `plain`, medians over rounds in which all
-of them take turns.
+`first` and `again` are multiples of `plain`, medians over rounds in which all of them
+take turns.
 
 Expected: analysis of 3,000 equations <= 1.5 s, time per equation the same from 1,000
 to 20,000 equations; the overhead of `slice_apply` (first - 1) <= 2.
@@ -48,7 +48,7 @@ from mslice_jax.models import CifarResNet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to measure."""
+    """Settings of the measurement."""
 
     models: tuple[str, ...] = (
         "resnet29", "resnet110", "resnet326", "resnet731",
@@ -57,7 +57,7 @@ class Config:
     """resnet and a depth of 9n + 2, or decoder and a number of layers."""
     rounds: int = 5
     out: pathlib.Path | None = None
-    """Where to write the numbers as JSON."""
+    """JSON file for the numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Row:
     analysis: float
     plain: float
     first: float
-    """Over plain, as `again`."""
+    """Multiple of plain, as `again`."""
     again: float
 
 
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints a table, and returns what it wrote to `config.out`."""
+    """Measures, prints a table, and returns the contents of `config.out`."""
     with one_core():
         rows = [
             measure(name, config.rounds)
@@ -120,7 +120,7 @@ def network(name: str) -> tuple[nn.Module, jax.ShapeDtypeStruct]:
 
 
 def measure(name: str, rounds: int) -> Row:
-    """Times one network; nothing is computed, types stand for arrays."""
+    """Times one network on types; nothing is computed."""
     model, x = network(name)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     net = ms.upgrade(model, variables, x, rates=(0.25, 0.5, 1.0))
@@ -139,7 +139,7 @@ def measure(name: str, rounds: int) -> Row:
         )
         return fresh
 
-    def new() -> Definition:  # JAX remembers what it traced for another
+    def new() -> Definition:  # JAX caches the traces of another
         return dataclasses.replace(definition)
 
     def plain() -> None:
@@ -185,7 +185,7 @@ def equations_in(jaxpr: Any) -> int:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """Holds this process on one core, where the system can do so."""
+    """Pins this process to one core, where the system can."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

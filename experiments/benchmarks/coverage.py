@@ -1,11 +1,11 @@
-"""Does the transformation take the networks that people really have?
+"""Does the transformation take networks from other people's packages?
 
     python -m experiments.benchmarks.coverage --out docs/coverage/jax-0.10.json
 
 About 190 networks of other people's packages (`families/`), unmodified, with random
 weights and small inputs. Each is upgraded and goes through the proofs that need nothing
 hand-built, see `coverage_proofs`. Packages that are not installed are left out, and
-named. `coverage_page` makes docs/coverage.md of one run or more.
+named. `coverage_page` makes docs/coverage.md from one or more runs.
 
 Expected on two CPU cores: all proofs hold, in about 25 minutes. Needs the extra
 `coverage`.
@@ -68,26 +68,26 @@ USUAL = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which families to try."""
+    """Families to try, and settings of the proofs."""
 
     only: str = "*"
     """A pattern such as 'keras:*' or '*:ResNet*', for package:name."""
     tolerance: float = 1e-5
-    """How far a proof may be off, relative to the largest entry."""
+    """Largest error of a proof, relative to the largest entry."""
     optimize: bool = False
     """Whether XLA optimizes the programs; compiling them then takes longer."""
     gradients: bool = False
-    """Whether to compare gradients too; most of a run is then to compile them."""
+    """Whether to compare gradients too; most of a run is then spent compiling them."""
     seed: int = 0
     out: pathlib.Path | None = None
-    """Where to write what was seen, as JSON."""
+    """JSON file for the results."""
 
 
 # -- one family
 
 
 def examine(family: Family, seed: int = 0, *, gradients: bool = False) -> Row:
-    """Builds a network, upgrades it, and measures how far each proof is off."""
+    """Builds a network, upgrades it, and measures the error of each proof."""
     start = time.perf_counter()
     with others_warnings_ignored():
         network = family.build()
@@ -145,7 +145,7 @@ def unusual(reasons: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def others_warnings_ignored() -> Iterator[None]:
-    """Ignores what old packages warn of; what this library warns of is an error."""
+    """Ignores warnings of old packages; a warning of this library is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", module=r"mslice_jax(\.|$)")
@@ -154,7 +154,7 @@ def others_warnings_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def numbers_told() -> Iterator[list[Any]]:
-    """Collects what the library warns of numbers that stay; that is no error."""
+    """Collects the library's warnings of numbers that stay; those are no errors."""
     with warnings.catch_warnings(record=True) as told:
         warnings.filterwarnings("always", category=NUMBER_WARNING)
         yield told  # other warnings are errors, or ignored
@@ -169,7 +169,7 @@ def installed(family: Family) -> bool:
 
 
 def main(config: Config) -> Run:
-    """Examines the families, prints a line for each, and writes what it saw."""
+    """Examines the families, prints a line for each, and writes the results."""
     start = time.perf_counter()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     jax.config.update("jax_disable_most_optimizations", not config.optimize)
@@ -201,7 +201,7 @@ def main(config: Config) -> Run:
             progress.update(task, description=str(family))
             try:
                 row = examine(family, config.seed, gradients=config.gradients)
-            except Exception as error:  # the table has to tell of the others
+            except Exception as error:  # the table needs the others
                 last = f"{type(error).__name__}: {error}".splitlines()[0]
                 run.crashed[str(family)] = last
                 progress.console.print(
@@ -215,7 +215,7 @@ def main(config: Config) -> Run:
             progress.advance(task)
             jax.clear_caches()
             gc.collect()
-            # Written each time: what stops a run loses nothing.
+            # Written each time: an interrupted run loses nothing.
             minutes = (time.perf_counter() - start) / 60
             run = dataclasses.replace(run, minutes=minutes)
             save(config.out, run.to_dict())
@@ -223,7 +223,7 @@ def main(config: Config) -> Run:
 
 
 def told(row: Row, tolerance: float) -> str:
-    """A network in a line."""
+    """A network in one line."""
     failed = row.failed(tolerance)
     verdict = f"fails: {', '.join(failed)} {row.errors}" if failed else "holds"
     return (

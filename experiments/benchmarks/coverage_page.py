@@ -1,8 +1,8 @@
-"""Makes docs/coverage.md of runs of the coverage, one for each version of JAX.
+"""Makes docs/coverage.md from runs of the coverage, one for each version of JAX.
 
     python -m experiments.benchmarks.coverage_page docs/coverage/*.json
 
-The first file gives the numbers of the table; for the others it tells what differs.
+The first file gives the numbers of the table; the others add their differences.
 """
 
 import collections
@@ -36,12 +36,12 @@ Not in the table, for they do not run with this JAX themselves: T5, mT5 and Long
 transformers (keras-hub has a T5), StyleGAN2 of flaxmodels, FasterViT and SHViT of \
 equimo. Nothing narrows in the block autoregressive flows of flowjax and numpyro: they \
 pick the blocks of their weights by index."""
-"""What a reader of the table should know."""
+"""Notes above the table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which runs, and where the page goes."""
+    """The runs, and the file of the page."""
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Files that `coverage --out` wrote."""
@@ -158,7 +158,7 @@ def summary(run: Run) -> str:
 
 
 def left(run: Run) -> list[str]:
-    """What a run has no row for, if anything."""
+    """The networks and packages without a row in a run, if any."""
     lines = []
     if run.crashed:
         names = "; ".join(f"{name} ({why})" for name, why in run.crashed.items())
@@ -170,7 +170,7 @@ def left(run: Run) -> list[str]:
 
 
 def above(run: Run) -> str:
-    """Which networks keep more than 30 % of their parameters, and the slowest."""
+    """The networks that keep more than 30 % of their parameters; the slowest one."""
     names = [str(row) for row in run.rows if row.half > 0.3]
     slowest = max((row.seconds for row in run.rows), default=0.0)
     return (
@@ -180,7 +180,7 @@ def above(run: Run) -> str:
 
 
 def traces(run: Run) -> list[str]:
-    """How many own traces are the same, and why the others are not compared."""
+    """Number of equal own traces, and the reasons against comparing the others."""
     told = collections.Counter(
         row.own_trace for row in run.rows if row.own_trace is not None
     )
@@ -214,7 +214,7 @@ def versions(package: str, runs: Sequence[Run]) -> str:
 
 
 def proofs(row: Row, tolerance: float) -> str:
-    """Which proofs hold: 'all 4', or which do not and by how much."""
+    """'all 4' if every proof holds, or the failed ones with their errors."""
     failed = row.failed(tolerance)
     if not failed:
         return f"all {len(row.errors)}"
@@ -222,7 +222,7 @@ def proofs(row: Row, tolerance: float) -> str:
 
 
 def difference(row: Row, other: Row | None, run: Run) -> str:
-    """What another run saw of a network: 'same' where that is the same."""
+    """The differences of another run for a network; 'same' if there are none."""
     if other is None:
         return "not run" if str(row) not in run.crashed else "not upgraded"
     told = []

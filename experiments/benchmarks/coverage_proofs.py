@@ -1,4 +1,4 @@
-"""The proofs of the coverage, which need nothing that was built by hand.
+"""The proofs of the coverage, without anything built by hand.
 
     identity     rate 1 equals the original, jitted, bit for bit
     rates        every rate runs, gives finite numbers, and not those of the full width
@@ -6,7 +6,7 @@
     influence    NaN in everything that rate .5 drops: nothing changes
     extraction   the extracted narrow network gives what rate .5 gives
     nesting      extracting .5, then .25 of it, is extracting .25
-    compilation  to run all of this again compiles nothing
+    compilation  running all of this again compiles nothing
     gradient     that of rate .5 is zero outside the slice, and inside that of the
                  extracted network (with --gradients, where the original has one)
     masking      zeros there: the full width gives what rate .5 gives (only for networks
@@ -36,7 +36,7 @@ SMALL = 0.5
 def prove(
     network: Network, net: ms.Sliceable, *, seed: int = 0, masking: bool = False
 ) -> dict[str, float]:
-    """How far each proof is off, relative to the largest entry of the output.
+    """The error of each proof, relative to the largest entry of the output.
 
     Args:
       network: the original.
@@ -89,13 +89,13 @@ def prove(
 
 
 def outputs_of(network: Network, net: ms.Sliceable, rate: float) -> Any:
-    """What the upgraded network returns at a rate."""
+    """The output of the upgraded network at a rate."""
     first, *more = network.inputs
     return ms.slice_apply(net, first, rate, *more, **network.call)
 
 
 def one_number(outputs: Any) -> jax.Array:
-    """A number in which every inexact output has a weight of its own."""
+    """A number in which every inexact output has its own weight."""
     total = jnp.zeros(())
     for y in map(jnp.asarray, jax.tree.leaves(outputs)):
         if jnp.issubdtype(y.dtype, jnp.inexact):
@@ -119,7 +119,7 @@ def has_gradient(network: Network) -> bool:
 
 
 def gradient_error(network: Network, net: ms.Sliceable) -> float:
-    """How far the gradient of `SMALL` is off that of the extracted network.
+    """The distance of the gradient of `SMALL` from that of the extracted network.
 
     Infinite where an entry outside of the slice has a gradient, or there is none.
     """
@@ -133,7 +133,7 @@ def gradient_error(network: Network, net: ms.Sliceable) -> float:
     small = ms.extract(net, SMALL)
     try:
         full, narrow = jax.jit(lambda *nets: tuple(map(gradient, nets)))(net, small)
-    except Exception:  # the row has to tell of the other proofs
+    except Exception:  # the row needs the other proofs
         traceback.print_exc()
         return np.inf
     kept = net.plan.mask(net.variables, SMALL)
@@ -186,7 +186,7 @@ def filled(variables: Tree, kept: Tree, value: float) -> Tree:
 def arrays(output: Any) -> list[np.ndarray]:
     """The arrays of an output; low precision and booleans as float32.
 
-    A complex number stays what it is, and a random key counts as its numbers.
+    A complex number stays complex, and a random key counts as its numbers.
     """
 
     def array(leaf: Any) -> np.ndarray:
@@ -202,7 +202,7 @@ def arrays(output: Any) -> list[np.ndarray]:
 def distance(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """The largest difference over the largest entry, of the worst array.
 
-    NaN where anything is not finite: then nothing is proved.
+    NaN where anything is not finite: that proves nothing.
     """
     worst = 0.0
     for a, b in zip(actual, expected, strict=True):

@@ -1,4 +1,4 @@
-"""What a run of the coverage saw: read and written as JSON, made into the page."""
+"""Results of a run of the coverage, as JSON; the page is made of them."""
 
 import dataclasses
 import json
@@ -6,14 +6,14 @@ import pathlib
 from typing import Any
 
 EXACT = ("identity", "influence", "extraction", "nesting", "compilation")
-"""The proofs that leave no room for rounding."""
+"""The proofs without room for rounding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was seen of one network.
+    """Results of one network.
 
-    `errors` has for each proof how far it is off, relative to the largest entry.
+    `errors` has the error of each proof, relative to the largest entry.
     """
 
     package: str
@@ -21,7 +21,7 @@ class Row:
     equations: int
     parameters: int
     elastic: float
-    """Share of the parameters that an axis which narrows runs through."""
+    """Share of the parameters with an axis that narrows."""
     half: float
     """Parameters at rate .5 over all of them."""
     seconds: float
@@ -29,11 +29,11 @@ class Row:
     errors: dict[str, float]
     fixed: str
     own_trace: str | None
-    """Whether the function's own trace is the narrow program; None: not said."""
+    """Whether the function's own trace is the narrow program; None: not known."""
     numbers: int | None
     """Warnings of numbers that stay; None: none are given."""
     wall: float
-    """Seconds that building and all proofs took."""
+    """Seconds for building and all proofs."""
 
     def __str__(self) -> str:
         return f"{self.package}:{self.name}"
@@ -49,18 +49,18 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of the coverage, and on what.
+    """One run of the coverage, and its machine.
 
     Attributes:
-      command: what was typed.
+      command: as typed.
       date: the day, as 2026-11-25.
       python: the version.
       versions: of jax and of every package of the table.
-      cores: how many CPU cores the machine has.
-      minutes: how long it took.
-      tolerance: how far a proof may be off.
+      cores: number of CPU cores of the machine.
+      minutes: duration of the run.
+      tolerance: largest error of a proof.
       rates: that the networks ran at.
-      rows: what was seen, package by package.
+      rows: results, package by package.
       crashed: networks that were not upgraded, and the last line of the error.
       absent: packages that were not installed.
     """
@@ -83,12 +83,12 @@ class Run:
         return self.versions["jax"]
 
     def to_dict(self) -> dict[str, Any]:
-        """As data for JSON."""
+        """Data for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "Run":
-        """The run that `to_dict` gave, from a file of JSON."""
+        """A run from the JSON file of `to_dict`."""
         data = json.loads(path.read_text())
         rows = tuple(Row(**row) for row in data.pop("rows"))
         lists = {name: tuple(data.pop(name)) for name in ("rates", "absent")}

@@ -1,16 +1,16 @@
-"""What the library itself says of a network, beside the proofs of the coverage.
+"""The library's own verdicts on a network, beside the proofs of the coverage.
 
-The one place that knows how it says so; the table has a column for each.
+Only this file knows the wording; the table has a column for each verdict.
 """
 
 import mslice_jax as ms
 
 NUMBER_WARNING: type[Warning] = ms.NumberWarning
-"""What `upgrade` warns with of numbers that look like a size, and stay."""
+"""The warning of `upgrade` for numbers that look like a size, and stay."""
 
 
 def open_numbers(net: ms.Sliceable) -> int:
-    """How many numbers that warning names."""
+    """Number of numbers in that warning."""
     return sum(number.open for number in net.definition.agreement.numbers)
 
 
@@ -18,8 +18,8 @@ def own_trace(net: ms.Sliceable) -> str:
     """Whether the function's own trace at the narrow shapes is the narrow program.
 
     Returns:
-      "same", or in short why the two cannot be compared: the error that narrow arrays
-      raise, or what the program does.
+      "same", or in short why the two cannot be compared: the error of narrow arrays, or
+      a property of the program.
     """
     agreement = net.definition.agreement
     if agreement.comparable:

@@ -1,9 +1,9 @@
 """The CIFAR networks written narrow by hand, in plain Flax.
 
-What somebody who knows the rate beforehand would write: fewer channels, and a group
-norm with as many groups fewer (computed as `upgrade` does it: what is compared is
-slicing, not norms). Layers are named as in `mslice_jax.models`, so weights
-that `extract` gives fit without a change.
+Written for a rate that is known beforehand: fewer channels, and a group norm with as
+many groups fewer (computed as `upgrade` does it, since slicing is compared, not norms).
+Layers are named as in `mslice_jax.models`, so weights from `extract` fit without a
+change.
 """
 
 import flax.linen as nn

@@ -1,11 +1,11 @@
-"""The CIFAR networks sliced in PyTorch, as somebody would write them there.
+"""The CIFAR networks sliced in PyTorch, in the usual way of writing them.
 
-Layers read a prefix of their weights, as the original's do: as many input channels as
-come, and a share of the output channels. Group norms have as many groups fewer. The
+Layers read a prefix of their weights, as the original's do: the input channels that
+arrive, and a share of the output channels. Group norms have as many groups fewer. The
 names are those of `mslice_jax.models`, so that `load` can copy a Flax tree into them.
 """
 
-# PyTorch is not among what this project's checks install.
+# The checks of this project do not install PyTorch.
 # pyright: reportMissingImports=false
 
 from collections.abc import Mapping

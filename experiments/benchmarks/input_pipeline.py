@@ -1,4 +1,4 @@
-"""How many images a second does the pipeline prepare, and does a device wait for them?
+"""How many images per second does the pipeline prepare, and does a device wait?
 
     python -m experiments.benchmarks.input_pipeline --out runs/input_pipeline.json
 
@@ -7,9 +7,9 @@ they are decoded, cropped, resized to 224 x 224 and put into batches, by this pr
 (workers 0) and by worker processes:
 
     first         seconds until the first batch: processes start and import
-    images/s      from then on, with nothing else to do; the median of the rounds
-    waits         share of its time that a loop waits for data, where a device would
-                  take `device` images a second (a pause stands in for it)
+    images/s      after that, with nothing else to do; the median of the rounds
+    waits         share of its time that a loop waits for data, with a device that takes
+                  `device` images a second (a pause stands in for it)
 
 Every extra worker should add what the first one gives, until the cores are used up; the
 loop should wait less than 5 % of its time where images/s is above `device`.
@@ -38,20 +38,20 @@ from mslice_jax.data import train_images
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured, and how long."""
+    """Settings of the measurement."""
 
     workers: tuple[int, ...] = (0, 1, 2)
     """Numbers of worker processes."""
     batch_size: int = 64
-    """Images a batch."""
+    """Images per batch."""
     rounds: int = 5
     """Measurements, of which the median counts."""
     batches: int = 8
     """Batches in a measurement."""
     device: float = 300
-    """Images a second that the pretended device takes."""
+    """Images per second of the pretended device."""
     out: pathlib.Path | None = None
-    """Where the figures are written as JSON."""
+    """JSON file for the figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Files:
     count: int
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of files."""
         return self.count
 
     def __getitems__(self, numbers: Sequence[int], /) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def measure(source: Files, workers: int, settings: Settings) -> dict[str, float]
     stream = train_images(source, batch_size=size, seed=0, workers=workers)
     next(stream)
     first = time.perf_counter() - began
-    # What was prepared ahead while nobody asked is not counted.
+    # Batches prepared before the first request are not counted.
     for _ in itertools.islice(stream, 3 * workers):
         pass
     speeds, shares = [], []
@@ -123,7 +123,7 @@ def measure(source: Files, workers: int, settings: Settings) -> dict[str, float]
 
 
 def main(settings: Settings) -> dict[str, Any]:
-    """Measure, show and write; returns what is written."""
+    """Measure, show and write; returns the figures."""
     cores = os.cpu_count()
     table = rich.table.Table(
         title=f"Batches of {settings.batch_size}, {cores} CPU cores, a device of "

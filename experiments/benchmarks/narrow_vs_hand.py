@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.narrow_vs_hand --out runs/narrow_vs_hand.json
 
 For VGG-11 and ResNet-29 (group norm, 32 x 32 images), three rates and two batch sizes,
-four calls run in turn, round after round, so that whatever disturbs the machine
-disturbs all of them alike:
+four calls run in turn, round after round, so that a disturbance of the machine affects
+all of them alike:
 
     hand        the network written narrow (`hand_written.py`), jitted
     extracted   `extract` once, then jitted `slice_apply` on the narrow weights
@@ -48,7 +48,7 @@ Call = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to measure."""
+    """Settings of the measurement."""
 
     models: tuple[str, ...] = ("vgg11", "resnet29")
     """vgg11, or resnet and a depth of 9n + 2."""
@@ -57,12 +57,12 @@ class Config:
     image_size: int = 32
     """Pixels on a side."""
     seconds: float = 20.0
-    """How long to time each row."""
+    """Seconds for timing each row."""
     rounds: int = 15
     """The least number of rounds, however long they take."""
     seed: int = 0
     out: pathlib.Path | None = None
-    """Where to write the numbers as JSON."""
+    """JSON file for the numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class Row:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints a table, and returns what it wrote to `config.out`."""
+    """Measures, prints a table, and returns the contents of `config.out`."""
     each = list(itertools.product(config.models, config.batch_sizes, config.rates))
     rows = [measure(config, *one) for one in rich.progress.track(each, "measuring")]
     result = {
@@ -160,7 +160,7 @@ def interleaved(calls: dict[str, Call], config: Config) -> dict[str, list[float]
 
 
 def flops(jitted: Any, *arguments: Any) -> float:
-    """What XLA counts in the compiled program."""
+    """FLOPs of the compiled program, as XLA counts them."""
     return jitted.lower(*arguments).compile().cost_analysis()["flops"]
 
 

@@ -1,21 +1,21 @@
-"""How much of a checkpoint is read for a narrow network?
+"""How many bytes of a checkpoint are read for a narrow network?
 
     python -m experiments.benchmarks.restore_narrow --out runs/restore_narrow.json
 
 Saves networks with random weights, optimizer state too, and restores each rate with
-`restore_narrow`. Bytes are those that the process got from the system (`rchar` of
-/proc/self/io: Linux), so the index of the checkpoint and its JSON files count, against
-the bytes of the narrow weights. Every result is compared with `extract`.
+`restore_narrow`. Bytes are those that the process read from the system (`rchar` of
+/proc/self/io: Linux), so the index of the checkpoint and its JSON files count, over the
+bytes of the narrow weights. Every result is compared with `extract`.
 
-    ratio     bytes read over the bytes of the narrow weights; below 1, for the files
+    ratio     bytes read over the bytes of the narrow weights; below 1, since the files
               are compressed
-    seconds   of the restore; in the row of rate 1 in brackets what `restore` takes,
-              which reads the optimizer state and compares checksums as well
+    seconds   of the restore; in the row of rate 1 in brackets those of `restore`, which
+              reads the optimizer state and compares checksums as well
     save      until `save` returns, and until all is on disk
 
 Expected: ratios <= 1.15, but about 1.4 for ResNet-29 at 0.25, whose weights are 84 kB:
-65 small leaves stand whole in the index (23 kB where 5 kB are needed), and kernels of
-a few kB are in blocks that are longer than what is kept (98 kB, compressed, for 79 kB).
+the index holds all of 65 small leaves (23 kB where 5 kB are needed), and kernels of a
+few kB are in blocks longer than the kept part (98 kB, compressed, for 79 kB).
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ from mslice_jax.train import Checkpoints, Progress, TrainState, restore_narrow, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to measure."""
+    """Settings of the measurement."""
 
     models: tuple[str, ...] = ("resnet29", "vgg11", "decoder6")
     """resnet and a depth of 9n + 2, vgg11, or decoder and a number of layers."""
@@ -50,7 +50,7 @@ class Config:
     dim: int = 512
     """Width of the decoder."""
     out: pathlib.Path | None = None
-    """Where to write the numbers as JSON."""
+    """JSON file for the numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Row:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints a table, and returns what it wrote to `config.out`."""
+    """Measures, prints a table, and returns the contents of `config.out`."""
     each = rich.progress.track(config.models, "saving and restoring")
     rows = [row for name in each for row in measure(config, name)]
     result = {
@@ -97,7 +97,7 @@ def measure(config: Config, name: str) -> list[Row]:
     """Saves once, restores at every rate."""
     model, x = network(config, name)
     random = np.random.default_rng(0)
-    variables = jax.tree.map(  # also scales and biases, which constants would compress
+    variables = jax.tree.map(  # scales and biases too, since constants would compress
         lambda t: 0.05 * random.normal(size=t.shape).astype(t.dtype),
         jax.eval_shape(model.init, jax.random.key(0), x),
     )
@@ -142,13 +142,13 @@ def measure(config: Config, name: str) -> list[Row]:
 
 
 def bytes_read() -> int:
-    """What this process has read so far, from anywhere."""
+    """Bytes that this process has read so far, from anywhere."""
     lines = pathlib.Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["rchar"])
 
 
 def show(rows: list[Row]) -> None:
-    """The table."""
+    """Prints the table."""
     table = rich.table.Table(box=rich.box.SIMPLE)
     for title in ("network", "rate", "weights", "read", "ratio", "seconds", "save"):
         table.add_column(title, justify="left" if title == "network" else "right")

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind."""
+"""The result file of a benchmark."""
 
 import datetime
 import json
@@ -11,8 +11,8 @@ from typing import Any
 def save(out: pathlib.Path | None, result: dict[str, Any]) -> None:
     """Writes the result as JSON, into a folder made if absent; None: nowhere.
 
-    Date and command are added to it, unless it has them: the documentation shows them
-    beneath the numbers (`docs/results`).
+    Date and command are added, unless it has them: the documentation shows them beneath
+    the numbers (`docs/results`).
     """
     result.setdefault("date", datetime.date.today().isoformat())
     result.setdefault("command", command())
@@ -22,7 +22,7 @@ def save(out: pathlib.Path | None, result: dict[str, Any]) -> None:
 
 
 def command() -> str:
-    """What was typed to run this program, but for the path of the interpreter."""
+    """The command line of this program, without the path of the interpreter."""
     spec = sys.modules["__main__"].__spec__
     program = sys.argv[:1] if spec is None else ["-m", spec.name]
     return shlex.join(["python", *program, *sys.argv[1:]])

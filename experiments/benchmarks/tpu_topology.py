@@ -1,11 +1,11 @@
-"""Which collectives and how much memory has a sliced training step on a pod?
+"""Which collectives and how much memory does a sliced training step have on a pod?
 
     python -m experiments.benchmarks.tpu_topology --out runs/tpu_topology.json
     python -m experiments.benchmarks.tpu_topology --topology cpu
 
-Compiles whole training steps (gradients at one rate, and the update) for devices that
-are not there, and reads the compiled programs: `jax.experimental.topologies` describes
-a TPU slice, and libtpu (`pip install libtpu`, the release that `jax[tpu]` of the
+Compiles training steps (gradients at one rate, and the update) for devices that are
+not there, and reads the compiled programs: `jax.experimental.topologies` describes a
+TPU slice, and libtpu (`pip install libtpu`, the release that `jax[tpu]` of the
 installed JAX names) compiles for it without a chip. "cpu" stands for the CPU devices of
 this process, of which ``XLA_FLAGS=--xla_force_host_platform_device_count=8`` makes 8.
 
@@ -13,9 +13,10 @@ For every network, placement and rate: the collectives, the bytes of their resul
 one device, and the memory of one device. Exits with 1 if a rate has a collective that
 the same step at the widest rate does not have, or moves more.
 
-Expected: none is added. With whole weights one all-reduce of the gradients, which are
-those of the narrow network; with sharded weights the gathering of narrow weights
-besides. ``--no-shards`` upgrades without ``shards=``, and shows what that would add.
+Expected: none is added. With replicated weights there is one all-reduce of the
+gradients, which are those of the narrow network; with sharded weights also the
+gathering of narrow weights. ``--no-shards`` upgrades without ``shards=``, and shows the
+collectives that this adds.
 """
 
 import collections
@@ -47,7 +48,7 @@ from mslice_jax.train import Placement, TrainState, make_train_step, sgd
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to compile, and for what."""
+    """Settings of the compilation."""
 
     topology: str = "v5e:2x4"
     """A TPU slice as libtpu names it, or cpu."""
@@ -55,15 +56,15 @@ class Config:
     """resnet and a depth of 6n + 2 or 9n + 2, or decoder and a number of layers."""
     rates: tuple[float, ...] = (1.0, 0.5, 0.25)
     fsdp: tuple[int, ...] = (1, 2)
-    """Devices that the weights are sharded over, 1: they are whole on each."""
+    """Devices that the weights are sharded over; 1 replicates them."""
     shards: bool = True
     """Whether the networks are upgraded with shards= the size of fsdp."""
     batch_size: int = 1024
-    """Of all devices together."""
+    """Batch size of all devices together."""
     smallest: int = 2**12
-    """Arrays of fewer numbers are whole on every device."""
+    """Arrays of fewer numbers are replicated."""
     out: pathlib.Path | None = None
-    """Where to write the numbers as JSON."""
+    """JSON file for the numbers."""
 
 
 COLUMNS = (
@@ -80,17 +81,17 @@ class Row:
     fsdp: int
     rate: float
     collectives: dict[str, int]
-    """How many there are of each kind."""
+    """Number of collectives of each kind."""
     moved: dict[str, int]
     """The bytes of their results."""
     arguments: int
     """Bytes of state and batch."""
     temporary: int
-    """Bytes of everything that is made on the way."""
+    """Bytes of all intermediate values."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Compiles, prints a table, and returns what it wrote to `config.out`."""
+    """Compiles, prints a table, and returns the contents of `config.out`."""
     devices = devices_of(config.topology)
     rows = [
         Row(network=name, fsdp=fsdp, rate=rate, **measured)
@@ -117,14 +118,14 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def devices_of(topology: str) -> list[Any]:
-    """The devices of a TPU slice that need not be there, or those of this process.
+    """The devices of a TPU slice, which need not be there, or those of this process.
 
     Raises:
       RuntimeError: if libtpu is not installed, or does not know the slice.
     """
     if topology == "cpu":
         return jax.devices("cpu")
-    # Nothing here runs: a chip that is there should stay free for whoever uses it.
+    # Nothing here runs: a chip that is there should stay free for other programs.
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # asks no metadata server
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # takes no lock on a chip
@@ -140,7 +141,7 @@ def devices_of(topology: str) -> list[Any]:
 def steps(
     config: Config, name: str, devices: list[Any], fsdp: int
 ) -> dict[float, dict[str, Any]]:
-    """What is in the compiled step of each rate."""
+    """The contents of the compiled step of each rate."""
     model, x, labels, call = problem(name, config.batch_size)
     optimizer = sgd(0.1)
     placement = dataclasses.replace(
@@ -165,7 +166,7 @@ def steps(
         placed((x, labels), (examples, examples)),
     )
     step = make_train_step(optimizer, placement=placement, call_kwargs=call)
-    # LLVM's part is of no interest here, and takes most of the time on CPU.
+    # LLVM's part does not matter here, and takes most of the time on CPU.
     quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
     options = quick if devices[0].platform == "cpu" else None
     found = {}
@@ -184,7 +185,7 @@ def steps(
 
 
 def problem(name: str, batch_size: int) -> tuple[nn.Module, Any, Any, dict[str, Any]]:
-    """A network, types of its input and labels, and what else its call takes."""
+    """A network, types of its input and labels, and further keywords of its call."""
     model, like = network(name)
     if name.startswith("resnet"):
         x = jax.ShapeDtypeStruct((batch_size, *like.shape[1:]), like.dtype)
@@ -195,7 +196,7 @@ def problem(name: str, batch_size: int) -> tuple[nn.Module, Any, Any, dict[str, 
 
 
 def placed(tree: Any, places: Any) -> Any:
-    """Types of arrays that lie there."""
+    """Types of arrays with these shardings."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=place
@@ -218,10 +219,10 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
 
 
 def collectives(program: str) -> tuple[dict[str, int], dict[str, int]]:
-    """How many of each kind are in compiled HLO, and the bytes of their results.
+    """Number of each kind in compiled HLO, and the bytes of their results.
 
-    A collective that TPUs run piece by piece, beside something else, stands in the text
-    several times: its channel tells that it is one.
+    A collective that TPUs run piece by piece, beside something else, occurs in the text
+    several times: its channel shows that it is one.
 
     Example:
       >>> collectives("%a = (f32[2,3], bf16[]) all-reduce(%b, %c), channel_id=1")
@@ -232,7 +233,7 @@ def collectives(program: str) -> tuple[dict[str, int], dict[str, int]]:
         if match := _COLLECTIVE.search(line):
             arrays = [_bytes(*array) for array in _ARRAY.findall(match["type"])]
             if match["start"] and match["kind"] != "all-reduce":
-                # (operands, results, what the machine notes): u32[] of the last.
+                # (operands, results, notes of the compiler): u32[] of the last.
                 arrays = [_bytes(*a) for a in _ARRAY.findall(match["type"]) if a[1]]
                 arrays = arrays[len(arrays) // 2 :]
             key = match["kind"], match["channel"] or match["name"]
@@ -251,7 +252,7 @@ def _bytes(dtype: str, shape: str) -> int:
 
 
 def added(rows: list[Row]) -> list[str]:
-    """What a rate has that the same step at the widest rate has not, in words."""
+    """Collectives of a rate that the same step at the widest rate lacks, in words."""
     found = []
     for row in rows:
         (wide,) = (
@@ -284,7 +285,7 @@ def shown(row: Row) -> list[Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the table, and what slicing adds."""
+    """Prints the table, and the collectives that slicing adds."""
     table = rich.table.Table(title=result["device"], box=rich.box.SIMPLE)
     for heading in result["columns"]:
         table.add_column(heading)

@@ -1,18 +1,18 @@
-"""What does a training step over several rates cost, and what do its compilations?
+"""How much do a training step over several rates and its compilation cost?
 
     python -m experiments.benchmarks.train_step --out runs/train_step.json
 
 A step over {1, .5, .25} of ResNet-29 (group norm, 32 x 32 images) and one over {1} run
-in turn. FLOPs, as XLA counts them in the forward programs, say how long the first
-should take: the time of the second times the sum of FLOPs over those of rate 1. What is
-above is overhead of slicing, and of narrow programs that use the machine less well.
+in turn. FLOPs, as XLA counts them in the forward programs, predict the time of the
+first: the time of the second times the sum of FLOPs over those of rate 1. The rest is
+overhead of slicing, and of narrow programs that use the machine less well.
 
-Then the programs of one rate, and of four side by side, are compiled, each in a process
-of its own, without the cache of earlier compilations. Last, the start of the main job
+Then the programs of one rate, and of four at the same time, are compiled, each in its
+own process, without the cache of earlier compilations. Last, the start of the main job
 (`python -m experiments.cifar_resnet`) up to its first step, with that cache warm.
 
-Asked for on two CPU cores: step ratio <= 1.15; compiling four rates <= 2 times as long
-as one; start to first step <= 10 s. Reached is the last; expect 1.2 and 3 for the
+Targets on two CPU cores: step ratio <= 1.15; compiling four rates <= 2 times as long as
+one; start to first step <= 10 s. Only the last is reached; expect 1.2 and 3 for the
 others, as half of the widest step is memory traffic, which falls with r and not with
 its square, and one compilation keeps both cores busy (`experiments/LOG.md`).
 """
@@ -43,14 +43,14 @@ from mslice_jax.train import TrainState, make_train_step, sgd
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to measure."""
+    """Settings of the measurement."""
 
     depth: int = 29
     batch_size: int = 64
     image_size: int = 32
     """Pixels on a side."""
     rates: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """Of the step that is compared with the widest alone."""
+    """Rates of the step that is compared with the widest alone."""
     compiled: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """The rates whose programs are compiled."""
     rounds: int = 7
@@ -59,11 +59,11 @@ class Config:
     only_compile: tuple[float, ...] = ()
     """For the process that compiles: print the seconds that these rates take."""
     out: pathlib.Path | None = None
-    """Where to write the numbers as JSON."""
+    """JSON file for the numbers."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints, and returns what it wrote to `config.out`."""
+    """Measures, prints, and returns the contents of `config.out`."""
     if config.only_compile:
         seconds = compile_seconds(config, config.only_compile)
         print(json.dumps({"compile_seconds": seconds}))
@@ -101,7 +101,7 @@ def prepared(config: Config) -> tuple[Any, TrainState, tuple[jax.Array, jax.Arra
 
 
 def step_ratio(config: Config) -> dict[str, float]:
-    """The step's time over what FLOPs predict, with what went into it."""
+    """The step's time over the prediction from FLOPs, and both values."""
     step, state, batch = prepared(config)
     work = {rate: flops(state.net, rate, batch[0]) for rate in config.rates}
     predicted = sum(work.values()) / work[1.0]
@@ -134,7 +134,7 @@ def step_ratio(config: Config) -> dict[str, float]:
 
 
 def flops(net: ms.Sliceable, rate: float, x: jax.Array) -> float:
-    """What XLA counts in a call."""
+    """FLOPs of a call, as XLA counts them."""
     lowered = jax.jit(lambda net, x: ms.slice_apply(net, x, rate)).lower(net, x)
     costs: Any = lowered.cost_analysis()
     return costs["flops"]
@@ -147,7 +147,7 @@ def compile_seconds(config: Config, rates: tuple[float, ...]) -> float:
 
 
 def in_a_process(config: Config, rates: tuple[float, ...]) -> float:
-    """`compile_seconds` where nothing was compiled before."""
+    """`compile_seconds` in a new process, where nothing is compiled yet."""
     command = [sys.executable, "-m", "experiments.benchmarks.train_step"]
     command += ["--depth", str(config.depth), "--batch-size", str(config.batch_size)]
     command += ["--image-size", str(config.image_size)]
@@ -160,7 +160,7 @@ def in_a_process(config: Config, rates: tuple[float, ...]) -> float:
 
 
 def start_seconds() -> float:
-    """From the start of the main job, all compiled before, to its first step."""
+    """Seconds from the start of the main job to its first step, with a full cache."""
     seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled"}

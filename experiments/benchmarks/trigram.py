@@ -1,4 +1,4 @@
-"""What counting alone achieves: a smoothed trigram's perplexity on a text.
+"""The perplexity of a smoothed trigram on a text, a baseline for language models.
 
     python -m experiments.benchmarks.trigram
     python -m experiments.benchmarks.trigram --text wikitext-2/ --vocabulary 8000 \
@@ -6,9 +6,9 @@
 
 Interpolated Kneser-Ney with three discounts for each order (Chen and Goodman, 1999,
 "An empirical study of smoothing techniques for language modeling", section 3), the
-usual yardstick for language models. Text, vocabulary and what is measured (every token
-of the held-out part but the first) are those of `experiments.language_model` under the
-same flags, so the numbers can be compared. It takes seconds, on WikiText-2 too.
+usual baseline for language models. Text, vocabulary and measured tokens (all of the
+held-out part but the first) are those of `experiments.language_model` under the same
+flags, so the numbers can be compared. It takes seconds, on WikiText-2 too.
 """
 
 import dataclasses
@@ -22,22 +22,22 @@ import tyro
 from experiments.text import TEXT
 from mslice_jax import data
 
-# Where a text is too small to estimate them.
+# For a text too small to estimate them.
 _DISCOUNTS = np.array([0.0, 0.5, 0.75, 0.9])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What the command takes; as `experiments.language_model`."""
+    """Flags of the command, as in `experiments.language_model`."""
 
     text: Path = TEXT
     """A file, or a folder with files for train, valid and test."""
     tokens: Literal["characters", "words", "spaced"] | None = None
-    """What a token is; characters of a file and spaced of a folder if not given."""
+    """The kind of token; characters of a file and spaced of a folder if not given."""
     vocabulary: int | None = None
-    """Only so many of the most frequent tokens have a number; all if not given."""
+    """Number of the most frequent tokens in the vocabulary; all if not given."""
     held_out: Literal["valid", "test"] = "valid"
-    """Which part of a folder is measured."""
+    """The measured part of a folder."""
     order: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """3 for trigrams."""
 
@@ -48,7 +48,7 @@ class Level:
 
     Attributes:
       grams: sorted keys of the n-grams, see `keys`.
-      shares: of each, what is left of its context's probability after the discount.
+      shares: of each, the rest of its context's probability after the discount.
       contexts: sorted keys of the contexts.
       rest: of each context the probability that shorter n-grams share.
     """
@@ -60,7 +60,7 @@ class Level:
 
 
 def keys(tokens: np.ndarray, vocabulary: int) -> np.ndarray:
-    """One whole number for each row of tokens (n, length)."""
+    """One integer for each row of tokens (n, length)."""
     found = np.zeros(len(tokens), np.int64)
     for column in tokens.T:
         found = found * vocabulary + column
@@ -72,7 +72,7 @@ def fit(tokens: np.ndarray, vocabulary: int, order: int = 3) -> list[Level]:
 
     Args:
       tokens: (n,), the text to count in.
-      vocabulary: how many tokens there are.
+      vocabulary: number of tokens.
       order: the longest n-gram.
 
     Raises:
@@ -115,7 +115,7 @@ def _level(grams: np.ndarray, counts: np.ndarray, vocabulary: int) -> Level:
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from counts of 0, 1, 2, and 3 or more."""
+    """The discounts of counts of 0, 1, 2, and 3 or more."""
     often = np.bincount(np.minimum(counts, 5), minlength=6).astype(float)
     if not all(often[1:5]):
         return _DISCOUNTS
@@ -127,10 +127,10 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 def probabilities(
     levels: list[Level], tokens: np.ndarray, vocabulary: int
 ) -> np.ndarray:
-    """Of each token but the first, given those before it: (n - 1,)."""
+    """The probability of each token but the first, given those before it: (n - 1,)."""
     p = np.full(len(tokens) - 1, 1 / vocabulary)
     for before, level in enumerate(levels):
-        # The first tokens of a text have less before them.
+        # The first tokens of a text have a shorter context.
         start = max(before - 1, 0)
         windows = np.lib.stride_tricks.sliding_window_view(
             tokens[1 - min(before, 1) :], before + 1

@@ -1,4 +1,4 @@
-"""Is it as fast as the same networks sliced in PyTorch?
+"""Is slicing as fast as the same networks sliced in PyTorch?
 
     pip install -e ".[pytorch]"
     python -m experiments.benchmarks.vs_pytorch --out runs/vs_pytorch.json
@@ -11,17 +11,17 @@ rounds of PyTorch's time over ours, so 1 is as fast, and more is faster.
 
 On CPU both compute in float32, PyTorch eagerly, images channels last, which is its
 faster layout here. The process keeps the memory that either frees, as the recipes do:
-single rows depended on how the system handed it out. On a GPU both compute in bfloat16
+otherwise single rows depend on the system's memory. On a GPU both compute in bfloat16
 with float32 weights: PyTorch with autocast, channels_last and torch.compile.
 
 Expected on two CPU cores: 1.0 or more in inference; in training 0.9 or more for VGG-11
-and 0.75 or more for ResNet-29 (`experiments/LOG.md` tells why); on a GPU 1.2.
-`--profile` says where our time goes: the share of each kind of operation in that of a
-step. On CPU convolutions run in threads that XLA's profiler does not see, so theirs is
-what the others leave.
+and 0.75 or more for ResNet-29 (`experiments/LOG.md` says why); on a GPU 1.2.
+`--profile` shows the share of each kind of operation in the time of our step. On CPU
+convolutions run in threads that XLA's profiler does not see, so their share is the
+remainder.
 """
 
-# PyTorch is not among what this project's checks install.
+# The checks of this project do not install PyTorch.
 # pyright: reportMissingImports=false
 
 import collections
@@ -57,7 +57,7 @@ Call = Callable[[], Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What to measure."""
+    """Settings of the measurement."""
 
     models: tuple[str, ...] = ("vgg11", "resnet29")
     """vgg11, or resnet and a depth of 9n + 2."""
@@ -71,16 +71,16 @@ class Config:
     rounds: int = 9
     onednn: bool = False
     """Whether oneDNN computes the convolutions of inference: jaxlib 0.11 on an x86 CPU.
-    PyTorch's are its own there anyway."""
+    PyTorch uses its own oneDNN there anyway."""
     profile: bool = False
-    """Whether to say where the time of a step goes, instead of comparing."""
+    """Whether to profile a step instead of comparing."""
     out: pathlib.Path | None = None
-    """Where to write the numbers as JSON."""
+    """JSON file for the numbers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One network and one thing to do; times are medians, the ratio is paired."""
+    """One network and one task; times are medians, the ratio is paired."""
 
     model: str
     what: str
@@ -189,14 +189,14 @@ class Theirs:
 
 
 def network(name: str) -> CifarVGG | CifarResNet:
-    """The zoo's network."""
+    """The library's network."""
     if name == "vgg11":
         return CifarVGG(11)
     return CifarResNet(depth=int(name.removeprefix("resnet")))
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measures, prints, and returns what it wrote to `config.out`."""
+    """Measures, prints, and returns the contents of `config.out`."""
     console = rich.console.Console(highlight=False)
     keep_freed_memory()
     result: dict[str, Any] = {
@@ -231,7 +231,7 @@ def compare(name: str, config: Config, console: rich.console.Console) -> list[Ro
             rtol=tolerance,
             atol=tolerance,
         )
-    for _ in range(2):  # the second one sees what the first has changed
+    for _ in range(2):  # the second one sees the first one's update
         losses = ours.step(config.step), theirs.step(config.step)
         for rate in config.step:
             np.testing.assert_allclose(*(x[rate] for x in losses), rtol=tolerance)

@@ -1,1 +1,1 @@
-"""The networks that tests put through the proofs, one family a file."""
+"""The networks of the proofs, one family a file."""

@@ -22,14 +22,14 @@ from tests.citizens.citizen import (
     within,
 )
 
-HEAD = 4  # size of a head; heads narrow, this stays
+HEAD = 4  # size of a head; heads narrow, their size is fixed
 
 
 class Decoder(nn.Module):
     """Causal transformer: embedding, attention, gated MLP, layer norm, vocabulary.
 
-    `fused` tells how one Dense(3 d) becomes q, k and v: "split" in three parts,
-    "reshape" to (3, heads, head size), "interleaved" to (heads, 3 * head size).
+    `fused` is how one Dense(3 d) becomes q, k and v: "split" in three parts, "reshape"
+    to (3, heads, head size), "interleaved" to (heads, 3 * head size).
     """
 
     units: int = 16
@@ -149,13 +149,13 @@ def grouped_query_attention(repeat: bool) -> Any:
         shared = key.shape[2]
         query = y @ variables["query"]
         past = jnp.arange(time)[:, None] >= jnp.arange(time)[None]
-        if repeat:  # each key and value head twice, as most code writes it
+        if repeat:  # the usual code: each key and value head twice
             query = rotate(query.reshape(batch, time, 2 * shared, HEAD))
             key, value = (jnp.repeat(part, 2, axis=2) for part in (key, value))
             scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) * HEAD**-0.5
             weights = jax.nn.softmax(jnp.where(past, scores, -1e30))
             out = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        else:  # (key head, query head of it): two axes
+        else:  # (key head, its query heads): two axes
             query = rotate(query.reshape(batch, time, shared, 2, HEAD))
             scores = jnp.einsum("bqhgd,bkhd->bhgqk", query, key) * HEAD**-0.5
             weights = jax.nn.softmax(jnp.where(past, scores, -1e30))
@@ -167,7 +167,7 @@ def grouped_query_attention(repeat: bool) -> Any:
 
 
 def init_grouped_query(key: jax.Array) -> Tree:
-    """Zeros of the right shapes; the table draws the values."""
+    """Zeros of the right shapes; the values are drawn later."""
     del key
     shapes = {
         "enter": (12, 16),
@@ -182,7 +182,7 @@ def init_grouped_query(key: jax.Array) -> Tree:
 
 
 def narrow_grouped_query(variables: Tree, rate: float) -> Tree:
-    """Key heads narrow, and with each its two query heads."""
+    """Key heads narrow, each with its two query heads."""
     stream = lead(16, rate)
     shared = within(lead(4, rate), HEAD, everything(HEAD))
     queries = within(lead(4, rate), 2 * HEAD, everything(2 * HEAD))

@@ -19,7 +19,7 @@ from tests.citizens.citizen import (
 
 
 class Inception(nn.Module):
-    """1x1, 3x3 and depthwise branches side by side, group norm, flatten, dense."""
+    """1x1, 3x3 and depthwise branches, concatenated; group norm, flatten, dense."""
 
     width: int = 16
     groups: int = 16
@@ -43,7 +43,7 @@ class Inception(nn.Module):
 
 
 def narrow_inception(variables: Tree, rate: float) -> Tree:
-    """64 channels are 16 + 16 + 32; the flattened axis is 2 x 2 places by those 64."""
+    """64 channels are 16 + 16 + 32; the flattened axis is 2 x 2 positions by 64."""
     params = variables["params"]
     width, double = lead(16, rate), lead(32, rate)
     joined = beside((16, width), (16, width), (32, double))
@@ -73,7 +73,7 @@ def inception() -> Citizen:
 
 
 class Squeeze(nn.Module):
-    """A fire block of SqueezeNet, squeeze-and-excite, mean pool over the places."""
+    """A fire block of SqueezeNet, squeeze-and-excite, mean pool over positions."""
 
     width: int = 8
 
@@ -93,7 +93,7 @@ class Squeeze(nn.Module):
 
 
 def narrow_squeeze(variables: Tree, rate: float) -> Tree:
-    """The gate multiplies the joined branches, so its units are theirs."""
+    """The gate multiplies the concatenated branches, so it has their units."""
     params = variables["params"]
     width, double = lead(8, rate), lead(16, rate)
     joined = beside((16, double), (16, double))
@@ -110,7 +110,7 @@ def narrow_squeeze(variables: Tree, rate: float) -> Tree:
 
 
 def squeeze() -> Citizen:
-    """Squeeze, expand, excite and a mean over the places."""
+    """Squeeze, expand, excite and a mean over positions."""
     return Citizen(
         name="squeeze",
         model=Squeeze(),
@@ -136,7 +136,7 @@ class Grouped(nn.Module):
 
 
 def narrow_grouped(variables: Tree, rate: float) -> Tree:
-    """Four groups of 4, 8 and 2 channels; inside a group nothing is cut."""
+    """Four groups of 4, 8 and 2 channels; channels inside a group are fixed."""
     params = variables["params"]
     groups = lead(4, rate)
     stem = within(groups, 4, everything(4))

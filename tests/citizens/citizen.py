@@ -1,9 +1,9 @@
-"""What a network has to tell to go through the proofs.
+"""The parts that a network needs for the proofs.
 
-A citizen is a network as a user has it (`model`), the same network built narrow by
+A citizen is a network in the user's form (`model`), the same network built narrow by
 hand (`by_hand`: the same class with smaller numbers), and the weights of the narrow
-one cut out by hand (`narrow_by_hand`: index sets written out, no plan involved).
-The index sets have three forms only: `lead`, `beside` and `within`.
+one cut by hand (`narrow_by_hand`: index sets written out, no plan involved). The index
+sets have three forms only: `lead`, `beside` and `within`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ RATES = (0.25, 0.5, 0.75, 1.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Citizen:
-    """A network with everything that the proofs ask about it."""
+    """A network with everything that the proofs need."""
 
     name: str
     model: Model
@@ -48,9 +48,9 @@ class Citizen:
         return self.name
 
     def variables(self) -> Tree:
-        """Random variables of `model`: no zeros and no ones that could hide a fault."""
+        """Random variables of `model`: zeros and ones could hide a fault."""
         tree = shaken(_init(self.model, self.init, self.inputs, self.call))
-        if self.norm == "group" and "batch_stats" in tree:  # fresh: nothing is lost
+        if self.norm == "group" and "batch_stats" in tree:  # fresh: nothing lost
             tree["batch_stats"] = jax.tree_util.tree_map_with_path(
                 lambda path, x: np.full_like(x, path[-1].key == "var"),
                 tree["batch_stats"],
@@ -58,7 +58,7 @@ class Citizen:
         return tree
 
     def arguments(self) -> tuple[Any, ...]:
-        """What `upgrade` takes: the model, its variables unless it has them, inputs."""
+        """Arguments of `upgrade`: model, variables unless it has them, inputs."""
         if isinstance(self.model, nnx.Module):
             return self.model, *self.inputs
         return self.model, self.variables(), *self.inputs
@@ -92,7 +92,7 @@ _COLLECTIONS = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
 
 
 def variables_of(model: nnx.Module) -> Tree:
-    """The arrays of an NNX model by collection and path; no random streams."""
+    """The arrays of an NNX model by collection and path, without random streams."""
     tree: Tree = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if type(variable) in _COLLECTIONS:
@@ -160,7 +160,7 @@ def _init(model: Model, init: Any, inputs: tuple[Any, ...], call: Any) -> Tree:
 
 
 def _one_for_each_rate(tree: Tree) -> Tree:
-    """Under norm='switchable' each leaf dict of a norm is there once for each rate."""
+    """Under norm='switchable' each leaf dict of a norm has one copy for each rate."""
     if {"scale", "bias"} == set(tree) or {"mean", "var"} == set(tree):
         return {str(rate): tree for rate in RATES}
     return {
@@ -191,7 +191,7 @@ def random_inputs(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def random_tokens(*shape: int, below: int, seed: int = 0) -> np.ndarray:
-    """Token numbers, int32, in [0, below)."""
+    """Token ids, int32, in [0, below)."""
     return np.random.default_rng(seed).integers(below, size=shape).astype(np.int32)
 
 
@@ -199,7 +199,7 @@ def random_tokens(*shape: int, below: int, seed: int = 0) -> np.ndarray:
 
 
 def part_of(size: int, rate: float) -> int:
-    """`size * rate`, which the citizens choose to be whole."""
+    """`size * rate`, an integer for the citizens."""
     count = size * rate
     assert count == int(count), f"{size} units at rate {rate} are not whole"
     return int(count)
@@ -211,7 +211,7 @@ def lead(size: int, rate: float) -> np.ndarray:
 
 
 def beside(*segments: tuple[int, np.ndarray]) -> np.ndarray:
-    """A concatenation of (size, kept): each segment keeps its own."""
+    """A concatenation of (size, kept): each segment keeps its own indices."""
     starts = np.cumsum([0] + [size for size, _ in segments])
     kept = [start + part for start, (_, part) in zip(starts, segments, strict=False)]
     return np.concatenate(kept)
@@ -231,7 +231,7 @@ def everything(size: int) -> np.ndarray:
 
 
 def cut(leaf: Any, *kept: np.ndarray) -> np.ndarray:
-    """The leaf at the kept indices of its last axes; earlier axes stay whole."""
+    """The leaf at the kept indices of its last axes; earlier axes are fixed."""
     leaf = np.asarray(leaf)
     for axis, indices in zip(range(-len(kept), 0), kept, strict=True):
         leaf = np.take(leaf, indices, axis)
@@ -247,5 +247,5 @@ def kernel(layer: Tree, inputs: np.ndarray, outputs: np.ndarray) -> Tree:
 
 
 def vectors(layer: Tree, kept: np.ndarray) -> Tree:
-    """A norm or a bias: every leaf has the one axis."""
+    """A norm or a bias: every leaf has this one axis."""
     return {name: cut(leaf, kept) for name, leaf in layer.items()}

@@ -21,14 +21,14 @@ from tests.citizens.citizen import (
 
 
 def norm(name: str, groups: int | None, train: bool) -> nn.Module:
-    """A batch norm, or (groups given) the group norm that 'group' puts in its place."""
+    """A batch norm, or (groups given) the group norm that replaces it."""
     if groups is None:
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)
     return GroupNorm(groups, name=name)
 
 
 class Vgg(nn.Module):
-    """Convolution, norm, relu, pool; twice; then NHWC flatten into a dense layer."""
+    """Twice convolution, norm, relu, pool; then NHWC flatten into a dense layer."""
 
     widths: tuple[int, int] = (16, 32)
     groups: int | None = None
@@ -50,7 +50,7 @@ def narrow_norms(part: Tree, kept: dict[str, np.ndarray], rate: float) -> Tree:
 
 
 def narrow_vgg(variables: Tree, rate: float) -> Tree:
-    """The flattened axis is 2 x 2 places by 32 channels: each place keeps its own."""
+    """The flattened axis is 2 x 2 positions by 32 channels: each keeps its own."""
     params = variables["params"]
     first, second = lead(16, rate), lead(32, rate)
     flat = within(everything(4), 32, second)
@@ -75,7 +75,7 @@ def vgg(strategy: str) -> Citizen:
         widths = part_of(16, rate), part_of(32, rate)
         return Vgg(widths, part_of(8, rate) if strategy == "group" else None)
 
-    switchable = "each rate has a norm of its own, so rate 1 never sees rate r's"
+    switchable = "each rate has its own norm, and rate 1 never sees that of rate r"
     return Citizen(
         name=f"vgg_{strategy}",
         model=Vgg(),
@@ -106,7 +106,7 @@ class PreActivation(nn.Module):
     def block(
         self, name: str, x: jax.Array, width: int, stride: int, train: bool
     ) -> jax.Array:
-        """Basic: 3x3, 3x3. Bottleneck: 1x1, 3x3, 1x1, the inner width a half."""
+        """Basic: 3x3, 3x3. Bottleneck: 1x1, 3x3, 1x1, with half the inner width."""
         inner = width // 2 if self.bottleneck else width
         widths = (inner, inner, width) if self.bottleneck else (inner, width)
         sizes = (1, 3, 1) if self.bottleneck else (3, 3)

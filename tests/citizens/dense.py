@@ -71,7 +71,7 @@ def residual_function(variables: Tree, x: jax.Array) -> jax.Array:
 
 
 def init_residual_function(key: jax.Array) -> Tree:
-    """Zeros of the right shapes; the table draws the values."""
+    """Zeros of the right shapes; the values are drawn later."""
     del key
     return {
         "enter": {"weight": np.zeros((12, 16), np.float32)},
@@ -111,13 +111,13 @@ def function() -> Citizen:
     )
 
 
-# A position table that is no parameter, such as transformers capture: (time, units).
+# A position table that is no parameter, as transformers capture it: (time, units).
 _ANGLES = np.arange(6)[:, None] / 100 ** (np.arange(16) / 16)
 POSITIONS = np.sin(_ANGLES + np.arange(16)).astype(np.float32)
 
 
 def position_table() -> Citizen:
-    """A captured constant, tied to the axis that narrows, narrows with it."""
+    """A captured constant, tied to an axis that narrows, narrows with it."""
 
     def build(rate: float) -> Any:
         table = POSITIONS[:, lead(16, rate)]

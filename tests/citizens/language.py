@@ -1,4 +1,4 @@
-"""The language models of the zoo, at a tiny size."""
+"""The language models of the library, at a tiny size."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ HEADS, KEY_HEADS, HEAD, HIDDEN = 8, 4, 2, 24
 
 
 def narrow_recurrent(gates: int, tied: bool) -> object:
-    """The kernel of all gates is that of each beside the others."""
+    """The kernel of all gates is their concatenation."""
 
     def narrow(variables: Tree, rate: float) -> Tree:
         params, units = variables["params"], lead(UNITS, rate)
@@ -41,7 +41,7 @@ def narrow_recurrent(gates: int, tied: bool) -> object:
 
 
 def recurrent(cell: str, *, tied: bool) -> Citizen:
-    """Two layers; the dropout between them is idle."""
+    """Two layers; the dropout between them is off."""
 
     def build(rate: float) -> RecurrentLM:
         units = part_of(UNITS, rate)
@@ -53,12 +53,12 @@ def recurrent(cell: str, *, tied: bool) -> Citizen:
         inputs=(random_tokens(2, 5, below=VOCAB),),
         by_hand=build,
         narrow_by_hand=narrow_recurrent({"lstm": 4, "gru": 3}[cell], tied),
-        not_maskable="the embedding is what the softmax hears with" if tied else "",
+        not_maskable="the softmax uses the embedding" if tied else "",
     )
 
 
 def narrow_decoder(variables: Tree, rate: float) -> Tree:
-    """Groups of heads are the units of attention; heads keep their size."""
+    """Groups of heads are the units of attention; the head size is fixed."""
     params, units, hidden = variables["params"], lead(UNITS, rate), lead(HIDDEN, rate)
     each = HEADS // KEY_HEADS * HEAD
     queries = within(lead(KEY_HEADS, rate), each, np.arange(each))

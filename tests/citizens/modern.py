@@ -65,7 +65,7 @@ class ScannedDecoder(nn.Module):
 
 
 def narrow_scanned_decoder(variables: Tree, rate: float) -> Tree:
-    """The leading axis of a stacked leaf counts layers: `cut` keeps it whole."""
+    """The leading axis of a stacked leaf counts layers: `cut` keeps all of it."""
     params = variables["params"]
     stream, heads, hidden = lead(16, rate), lead(4, rate), lead(24, rate)
     layers = params["layers"]
@@ -106,7 +106,7 @@ def scanned_decoder() -> Citizen:
 
 
 class Mixture(nn.Module):
-    """Four experts, of which each place uses two; the router sees all of them."""
+    """Four experts, of which each position uses two; the router sees all of them."""
 
     units: int = 16
     hidden: int = 8
@@ -126,7 +126,7 @@ class Mixture(nn.Module):
 
 
 def narrow_mixture(variables: Tree, rate: float) -> Tree:
-    """Experts stay; each of them narrows inside."""
+    """The number of experts is fixed; each expert narrows inside."""
     params = variables["params"]
     stream, hidden = lead(16, rate), lead(8, rate)
     return {
@@ -141,7 +141,7 @@ def narrow_mixture(variables: Tree, rate: float) -> Tree:
 
 
 def mixture() -> Citizen:
-    """A mixture of experts with a router that takes the best two."""
+    """A mixture of experts; the router takes the best two."""
     return Citizen(
         name="mixture_of_experts",
         model=Mixture(),
@@ -174,7 +174,7 @@ class Shuffle(nn.Module):
 
 
 def narrow_shuffle(variables: Tree, rate: float) -> Tree:
-    """Groups narrow before the shuffle; after it they are what is inside a group."""
+    """Groups narrow before the shuffle; after it they are the inner axis."""
     params = variables["params"]
     groups = within(lead(4, rate), 4, everything(4))
     filters = within(everything(4), 8, lead(8, rate))
@@ -200,7 +200,7 @@ def shuffle() -> Citizen:
 
 
 class UNet(nn.Module):
-    """Down, a dilated convolution, up by a transposed one, and skips side by side."""
+    """Down, a dilated convolution, up by a transposed one; concatenated skips."""
 
     width: int = 8
 
@@ -217,7 +217,7 @@ class UNet(nn.Module):
 
 
 def narrow_unet(variables: Tree, rate: float) -> Tree:
-    """What is joined has the channels of the way up, then those of the skip."""
+    """The concatenation has the channels of the way up, then those of the skip."""
     params = variables["params"]
     width, double = lead(8, rate), lead(16, rate)
     joined = beside((8, width), (8, width))
@@ -246,8 +246,8 @@ def unet() -> Citizen:
 def upsample(blocks: bool) -> Citizen:
     """Weight-standardised convolution, depth to space, convolution.
 
-    `blocks` tells what is outermost in the channels: the 2 x 2 places of a block (as in
-    TensorFlow), or the channel (as in PyTorch).
+    `blocks` chooses the outermost axis of the channels: the 2 x 2 positions of a block
+    (as in TensorFlow), or the channel (as in PyTorch).
     """
 
     def convolve(x: jax.Array, weights: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from tests.citizens.convolution import narrow_norms
 
 
 def norm(features: int, groups: int | None) -> Any:
-    """A batch norm, or (groups given) the group norm that 'group' puts in its place."""
+    """A batch norm, or (groups given) the group norm that replaces it."""
     if groups is None:
         return nnx.BatchNorm(features, momentum=0.9, rngs=nnx.Rngs(0))
     return GroupNorm(features, num_groups=groups, epsilon=1e-5, rngs=nnx.Rngs(0))
@@ -46,7 +46,7 @@ def built(model: nnx.Module) -> nnx.Module:
 
 
 class Cnn(nnx.Module):
-    """Convolution, norm, relu, pool; twice; NHWC flatten, dropout, a dense layer."""
+    """Twice convolution, norm, relu, pool; NHWC flatten, dropout, a dense layer."""
 
     def __init__(self, widths: tuple[int, int] = (16, 32), groups: int | None = None):
         rngs = nnx.Rngs(0)
@@ -68,7 +68,7 @@ class Cnn(nnx.Module):
 
 
 def narrow_cnn(variables: Tree, rate: float) -> Tree:
-    """The flattened axis is 2 x 2 places by 32 channels: each place keeps its own."""
+    """The flattened axis is 2 x 2 positions by 32 channels: each keeps its own."""
     params = variables["params"]
     first, second = lead(16, rate), lead(32, rate)
     norms = {"0": first, "1": second}
@@ -97,7 +97,7 @@ def cnn(strategy: str) -> Citizen:
         widths = part_of(16, rate), part_of(32, rate)
         return built(Cnn(widths, part_of(8, rate) if strategy == "group" else None))
 
-    switchable = "each rate has a norm of its own, so rate 1 never sees rate r's"
+    switchable = "each rate has its own norm, and rate 1 never sees that of rate r"
     return Citizen(
         name=f"nnx_cnn_{strategy}",
         model=built(Cnn()),
@@ -202,7 +202,7 @@ class Recurrent(nnx.Module):
 
 
 def narrow_recurrent(variables: Tree, rate: float) -> Tree:
-    """Four gates of 16 side by side in the LSTM, three of 8 in the GRU."""
+    """Four concatenated gates of 16 in the LSTM, three of 8 in the GRU."""
     params = variables["params"]
     stream = lead(16, rate)
     narrow = {"embed": {"embedding": cut(params["embed"]["embedding"], stream)}}
@@ -273,7 +273,7 @@ class Stack(nnx.Module):
 
 
 def narrow_stack(variables: Tree, rate: float) -> Tree:
-    """Arrays of the layers have the three layers as first axis."""
+    """The first axis of the arrays counts the three layers."""
     params = variables["params"]
     units, hidden = lead(16, rate), lead(32, rate)
     layers = params["layers"]

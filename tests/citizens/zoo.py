@@ -1,7 +1,7 @@
 """The networks of `mslice_jax.models` for ImageNet, narrow and on small images.
 
 Built narrow by hand they are the same classes with smaller numbers. Every axis keeps
-its leading part, but for those that lie after a concatenation or a flatten.
+its leading part, except after a concatenation or a flatten.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def _narrow(by_hand: Any, inputs: np.ndarray, kept: Kept) -> Any:
 
 
 def _leading(path: Path, rate: float) -> None:
-    """No axis is but a leading part."""
+    """Every axis keeps its leading part."""
     del path, rate
 
 
@@ -97,7 +97,7 @@ def resnet(depth: int) -> Citizen:
 
 
 def vgg(*, batch_norm: bool) -> Citizen:
-    """The flattened axis is 7 x 7 places by 32 channels: each place keeps its own."""
+    """The flattened axis is 7 x 7 positions by 32 channels: each keeps its own."""
 
     def make(rate: float) -> nn.Module:
         return models.vgg11(batch_norm=batch_norm, num_classes=CLASSES, widen=rate / 16)
@@ -127,7 +127,7 @@ _BEFORE = dict(zip([*list(_BRANCHES)[1:], "fc"], _BRANCHES, strict=True))
 
 
 def googlenet() -> Citizen:
-    """What follows four branches keeps the leading part of each of them."""
+    """The axis after four branches keeps the leading part of each of them."""
 
     def make(rate: float) -> nn.Module:
         return models.googlenet(num_classes=CLASSES, widen=rate / 2, aux_logits=False)

@@ -1,4 +1,4 @@
-"""Crop, flip and normalization against NumPy, and what they compile to."""
+"""Crop, flip and normalization against NumPy, and their compiled programs."""
 
 import itertools
 import math
@@ -16,13 +16,13 @@ HEIGHT, WIDTH = 5, 6
 
 
 def picture(dtype=np.uint8):
-    """One image in which no pixel is like another, nor black."""
+    """An image whose pixels all differ, and none is black."""
     pixels = np.arange(1, HEIGHT * WIDTH * 2 + 1)
     return pixels.reshape(HEIGHT, WIDTH, 2).astype(dtype)
 
 
 def crops(image, pad, flip):
-    """Every crop there is, by the book: mirror, border, cut out."""
+    """Every possible crop: flip, pad, cut out."""
     for y, x in itertools.product(range(2 * pad + 1), repeat=2):
         for mirror in (False, True) if flip else (False,):
             wide = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
@@ -49,7 +49,7 @@ def test_all_crops_and_no_others_equally_often(pad, flip):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, jnp.bfloat16])
-def test_pixels_are_moved_never_changed(dtype):
+def test_pixels_are_moved_not_changed(dtype):
     values = np.random.default_rng(0).integers(0, 256, (64, HEIGHT, WIDTH, 1))
     images = values.astype(dtype)
     if dtype == np.float32:
@@ -60,7 +60,7 @@ def test_pixels_are_moved_never_changed(dtype):
         assert after.tobytes() in {crop.tobytes() for crop in crops(before, 1, True)}
 
 
-def test_the_key_decides():
+def test_crops_depend_on_the_key():
     images = np.broadcast_to(picture(), (16, *picture().shape))
     compiled = jax.jit(lambda key: crop_and_flip(key, images, pad=2, flip=True))
     one, same, other = (compiled(jax.random.key(seed)) for seed in (1, 1, 2))
@@ -94,7 +94,7 @@ def test_transforms_of_a_data_set():
     everything = evaluation(jnp.asarray(digits.x_train))
     assert float(jnp.mean(everything)) == pytest.approx(0.0, abs=1e-4)
     assert float(jnp.std(everything)) == pytest.approx(1.0, abs=1e-4)
-    # Cropped while the border is black, then normalized.
+    # Cropped while the padding is black, then normalized.
     cropped = crop_and_flip(key, images, pad=1, flip=False)
     np.testing.assert_allclose(
         jax.jit(train)(key, images), evaluation(cropped), rtol=1e-6, atol=1e-6

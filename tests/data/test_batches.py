@@ -1,4 +1,4 @@
-"""Batches: every example once an epoch, and a step knows its batch."""
+"""Batches: every example once an epoch; seed and step determine a batch."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def test_an_epoch_goes_through_all_examples_once():
         seen = list(itertools.chain(*epoch))
         assert len(seen) == len(set(seen)) == 20
     assert first != second
-    # Which ones are left over changes, so that all are seen in the long run.
+    # The examples left over change, so that all are used in the long run.
     assert set(itertools.chain(*labels_of(range(50)))) == set(Y.tolist())
 
 
@@ -61,8 +61,8 @@ def test_all_orders_are_equally_likely():
         assert often == pytest.approx(1 / 24, abs=math.sqrt(math.log(2e6) / 2 / count))
 
 
-def test_orders_stay_what_they_were():
-    # If this changes, a run that was begun before resumes with other examples: say so
+def test_orders_of_examples_do_not_change():
+    # If this changes, a run of an older version resumes with other examples: say so
     # in CHANGELOG.md, and only then write the new order here.
     order = epoch_order(8, seed=2**40, epoch=10**6)
     assert order.tolist() == [0, 3, 5, 6, 7, 2, 4, 1]
@@ -114,4 +114,4 @@ def test_the_parts_of_the_hosts_are_the_batch():
     with pytest.raises(DataError, match="4 hosts divide"):
         train_batch(x, y, 6, seed=1, step=0, host=(0, 4))
     with pytest.raises(DataError, match="4 hosts divide"):
-        train_batches(x, y, 6, seed=1, host=(0, 4))  # before one is asked for
+        train_batches(x, y, 6, seed=1, host=(0, 4))  # before the first batch

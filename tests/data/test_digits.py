@@ -1,4 +1,4 @@
-"""Digits: what is read, how it is split, which part is used."""
+"""Digits: the images, their split, and parts of it."""
 
 import sys
 
@@ -8,17 +8,17 @@ import pytest
 from mslice_jax import data
 from mslice_jax.data import DataError
 
-# How many images of each digit there are, from the description of the data set.
+# Images of each digit, from the description of the data set.
 DIGITS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 
 
 def pixel_rows(images):
-    """Images as sorted rows, to compare sets of images whatever their order."""
+    """Images as sorted rows, to compare sets of images without their order."""
     rows = images.reshape(len(images), -1)
     return rows[np.lexsort(rows.T)]
 
 
-def test_digits_are_split_once_and_for_all():
+def test_the_split_of_digits_is_fixed():
     dataset = data.load("digits")
     assert dataset.image_shape == (8, 8, 1)
     assert dataset.num_classes == 10
@@ -28,7 +28,7 @@ def test_digits_are_split_once_and_for_all():
     assert np.bincount(dataset.y_test).tolist() == fifths
     rest = [count - fifth for count, fifth in zip(DIGITS, fifths, strict=True)]
     assert np.bincount(dataset.y_train).tolist() == rest
-    # Together they are the original, none twice.
+    # Together they are the original, without duplicates.
     from sklearn.datasets import load_digits
 
     both = np.concatenate([dataset.x_train, dataset.x_test])
@@ -59,7 +59,7 @@ def test_statistics_are_those_of_the_training_pixels():
     assert (fewer.mean, fewer.std) == (dataset.mean, dataset.std)
 
 
-def test_train_examples_are_a_part_that_grows():
+def test_more_train_examples_contain_the_fewer():
     whole = data.load("digits")
     few, more = (data.load("digits", train_examples=n, seed=4) for n in (100, 300))
     assert (len(few.x_train), len(few.y_train)) == (100, 100)
@@ -78,7 +78,7 @@ def test_train_examples_are_a_part_that_grows():
 
 
 @pytest.mark.parametrize("count", [0, -1, 1443])
-def test_more_or_fewer_examples_than_there_are(count):
+def test_bad_numbers_of_examples(count):
     with pytest.raises(DataError, match=f"between 1 and the 1442 .* got {count}"):
         data.load("digits", train_examples=count)
 

@@ -1,4 +1,4 @@
-"""ImageNet through TFDS, on a small set that is written here as the real one is."""
+"""ImageNet through TFDS, on a small set written in the real one's form."""
 
 import importlib.util
 import io
@@ -20,7 +20,7 @@ TRAIN, TEST = 48, 12
 
 
 def write(folder, *, name="imagenet2012", held_out="validation", image="image"):
-    """60 JPEGs of many sizes, each of one colour that tells its label; by TFDS."""
+    """60 JPEGs of many sizes, written by TFDS; the colour of each encodes its label."""
     import tensorflow_datasets as tfds
     from PIL import Image
 
@@ -75,7 +75,7 @@ def tfds_folder(tmp_path_factory):
 
 
 def numbers_of(images):
-    """Which pictures of `write` these are, by their green."""
+    """The numbers of these pictures of `write`, from their green."""
     return np.round(images[..., 1].mean(axis=(1, 2)) / 4).astype(int)
 
 
@@ -130,7 +130,7 @@ def test_part_of_the_training_examples(tfds_folder):
         data.read_imagenet(tfds_folder, train_examples=49)
 
 
-def test_an_image_of_a_part_is_named_as_one(tfds_folder, monkeypatch):
+def test_an_error_names_an_image_of_a_part(tfds_folder, monkeypatch):
     few = data.read_imagenet(tfds_folder, train_examples=10, image_size=8)
     read = data.imagenet.Split.__getitems__
 
@@ -143,7 +143,7 @@ def test_an_image_of_a_part_is_named_as_one(tfds_folder, monkeypatch):
         next(few.train_batches(4, seed=0))
 
 
-def test_a_source_travels_as_little_more_than_a_name(tfds_folder):
+def test_a_pickled_source_is_little_more_than_a_name(tfds_folder):
     split = data.read_imagenet(tfds_folder).train
     before = split.__getitems__([3])
     sent = pickle.dumps(split)
@@ -196,7 +196,7 @@ def test_a_set_that_is_damaged(tmp_path):
         data.read_imagenet(folder)
 
 
-def test_evaluation_counts_what_is_right_and_no_filling(tfds_folder):
+def test_evaluation_counts_hits_without_padding(tfds_folder):
     import jax.numpy as jnp
 
     import mslice_jax as ms
@@ -204,7 +204,7 @@ def test_evaluation_counts_what_is_right_and_no_filling(tfds_folder):
     dataset = data.read_imagenet(tfds_folder, image_size=16)
 
     def bright_red(weights, images):
-        """Says 0 where there is no red, 1 where there is: right for those two."""
+        """Class 0 without red, class 1 with red: right for those two classes."""
         red = images[..., 0].mean(axis=(1, 2))[:, None]
         red = (red @ weights["in"] @ weights["out"])[:, 0]
         return jnp.stack([-red, red, *([jnp.full_like(red, -9)] * 4)], axis=1)
@@ -259,9 +259,7 @@ def test_a_recipe_learns_from_it(tfds_folder, tmp_path, capsys):
     assert summary["rates"]["1.0"]["accuracy"] > 0.5
 
 
-def test_an_image_that_breaks_on_the_way_ends_a_recipe_with_one_line(
-    tmp_path, capsys, monkeypatch
-):
+def test_a_broken_image_ends_a_recipe_with_one_line(tmp_path, capsys, monkeypatch):
     folder = write(tmp_path)
     read = data.imagenet.Split.__getitems__
 
@@ -275,7 +273,7 @@ def test_an_image_that_breaks_on_the_way_ends_a_recipe_with_one_line(
     monkeypatch.setattr(data.imagenet.Split, "__getitems__", broken)
     args = ["--dataset", "imagenet", "--data-dir", str(folder), "--workers", "0"]
     args += ["--image-size", "16", "--rates", "1.0", "--schedule", "static"]
-    capsys.readouterr()  # what TFDS said while it wrote
+    capsys.readouterr()  # discard the output of TFDS
     code = main(RECIPE, [*args, "--workdir", str(tmp_path / "work")])
     error = capsys.readouterr().err
     assert code == 1

@@ -1,4 +1,4 @@
-"""Images on their way from JPEG to batch: which ones, which part, and what fails."""
+"""Images from JPEG to batch: order, crops, errors."""
 
 import importlib
 import io
@@ -30,7 +30,7 @@ def encode(pixels, kind="JPEG"):
 
 
 def map_of(height, width, blue=0):
-    """An image that shows where each of its points is: red to the right, green down."""
+    """An image whose pixels show their position: red to the right, green down."""
     pixels = np.full((height, width, 3), blue, float)
     pixels[..., 0] = 255 * (np.arange(width) + 0.5) / width
     pixels[..., 1] = 255 * (np.arange(height) + 0.5).reshape(-1, 1) / height
@@ -38,7 +38,7 @@ def map_of(height, width, blue=0):
 
 
 class Pictures:
-    """Maps of sizes of their own; their blue and their labels tell them apart."""
+    """Maps of different sizes; their blue and their labels identify them."""
 
     def __init__(self, count=23):
         sizes = np.random.default_rng(0).integers(20, 60, (count, 2))
@@ -66,7 +66,7 @@ SMALL = {"batch_size": 4, "image_size": 8}
 
 
 def steps(count, start=0, seed=3, **changes):
-    """The first batches from a step on."""
+    """The first batches from step `start` on."""
     options = {**SMALL, "seed": seed, "start": start, **changes}
     return list(itertools.islice(train_images(PICTURES, **options), count))
 
@@ -113,9 +113,9 @@ def test_a_crop_depends_on_seed_epoch_and_number_of_the_image():
             np.testing.assert_array_equal(image, train_pixels(encoded, 8, draws))
 
 
-def test_batches_stay_what_they_were():
-    # If this changes, a run that was begun before resumes with other batches: say so
-    # in CHANGELOG.md, and only then write the new numbers here.
+def test_batches_do_not_change():
+    # If this changes, a run of an older version resumes with other batches:
+    # say so in CHANGELOG.md, and only then write the new numbers here.
     _, labels = steps(1, start=7, seed=2**40)[0]
     assert labels.tolist() == [110, 113, 122, 111]
     draws = uniform(2**40, 10**6, 10**9)[:3]
@@ -137,7 +137,7 @@ def test_hosts_share_the_batch_of_one():
 
 
 def edges(line):
-    """Where a line of `map_of` begins and ends, as parts of 1, from its middle half."""
+    """Begin and end of a line of `map_of`, as fractions, from its middle half."""
     size = len(line)
     places = np.arange(size // 4, size - size // 4)
     slope, begin = np.polyfit((places + 0.5) / size, line[places] / 255, 1)
@@ -146,8 +146,8 @@ def edges(line):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("height", "width"), [(90, 120), (701, 563)])
-def test_crops_show_what_was_drawn(height, width, kind):
-    # From the larger image as a JPEG only a part of the pixels is computed.
+def test_crops_show_the_drawn_part(height, width, kind):
+    # For a larger JPEG only a part of the pixels is computed.
     encoded = encode(map_of(height, width), kind)
     for number in range(40):
         draws = uniform(0, 0, number)
@@ -204,13 +204,13 @@ def by_the_book(height, width, seed):
     ("size", "box"),
     [((10, 400), (0, 193, 10, 13)), ((400, 10), (193, 0, 13, 10))],
 )
-def test_where_no_crop_fits_it_is_the_middle(size, box):
-    # All candidates as large as the image, and so too high or too wide.
+def test_the_middle_is_the_crop_if_none_fits(size, box):
+    # All candidates are larger than the image in one direction.
     assert random_box(*size, np.full(22, 0.999)) == box
 
 
 def test_crops_reach_both_ends():
-    # A fifth of the area, a square of 45 x 45; then the two places.
+    # A fifth of the area, a square of 45 x 45; then both ends.
     draws = np.array([(0.2 - 0.08) / 0.92, 0.5] * 10 + [0, 0])
     assert random_box(100, 100, draws) == (0, 0, 45, 45)
     draws[-2:] = 0.9999
@@ -231,7 +231,7 @@ def test_crops_change_from_epoch_to_epoch_and_image_to_image():
 @pytest.mark.parametrize(("height", "width"), [(90, 130), (130, 90), (64, 64)])
 def test_evaluation_shows_the_middle(height, width):
     found = eval_pixels(encode(map_of(height, width)), 56)
-    # By the book: the shorter side to 64, then the middle 56 x 56.
+    # As documented: the shorter side to 64, then the middle 56 x 56.
     scale = 64 / min(height, width)
     new = (round(width * scale), round(height * scale))
     whole = Image.open(io.BytesIO(encode(map_of(height, width))))
@@ -261,7 +261,7 @@ def test_evaluation_sees_each_example_once_in_one_shape(size):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "grey", "CMYK"])
-def test_images_that_are_no_usual_encode(kind):
+def test_images_of_other_encodings(kind):
     picture = Image.new("RGB", (40, 30), (200, 200, 200))
     if kind != "PNG":
         picture = picture.convert("L" if kind == "grey" else "CMYK")
@@ -286,7 +286,7 @@ BROKEN = r"image 17 \(n17\.JPEG\) of the pictures cannot be decoded .*Replace it
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all"])
-def test_an_image_that_is_none_is_named(content):
+def test_a_file_that_is_no_image_is_named(content):
     pictures = Pictures()
     pictures.records[17]["image"] = content
     with pytest.raises(DataError, match=BROKEN):
@@ -317,7 +317,7 @@ def test_files_that_cannot_be_read():
         ({"workers": -1}, "--workers.* got 8 and -1"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_is_read(options, message):
+def test_bad_options_raise_before_anything_is_read(options, message):
     with pytest.raises(DataError, match=message):
         train_images(PICTURES, **{**SMALL, "seed": 0, **options})
 
@@ -327,8 +327,8 @@ def test_evaluation_in_batches_of_none():
         eval_images(PICTURES, batch_size=0)
 
 
-def test_the_private_name_of_grain_is_where_it_was_and_is_not_needed(monkeypatch):
-    # Loaded as a stream with workers does. If this fails with a new Grain: see
+def test_the_private_name_of_grain_exists_and_is_optional(monkeypatch):
+    # A stream with workers loads it. If this fails with a new Grain: see
     # `shared_memory`, and find another way to wait.
     arrays = importlib.import_module(shared_memory._MODULE).SharedMemoryArray
     assert hasattr(arrays, "_del_thread_pool")
@@ -344,7 +344,7 @@ def test_the_private_name_of_grain_is_where_it_was_and_is_not_needed(monkeypatch
 
 
 @pytest.mark.parametrize(("missing", "workers"), [("PIL", 0), ("grain", 2)])
-def test_what_is_not_installed(monkeypatch, missing, workers):
+def test_missing_packages(monkeypatch, missing, workers):
     monkeypatch.setitem(sys.modules, missing, None)
     message = rf"{missing}.*pip install .mslice_jax\[imagenet\]"
     with pytest.raises(DataError, match=message):
@@ -364,7 +364,7 @@ def test_the_benchmark_runs(tmp_path):
 
 
 def run(program):
-    """The finished program, with what it and its workers had to say."""
+    """The finished program, with its output and that of its workers."""
     return subprocess.run(
         [sys.executable, "-W", "error", program],
         cwd=ROOT,
@@ -376,9 +376,9 @@ def run(program):
     )
 
 
-# One program for all that takes processes: each starts for seconds. Pressed on the
-# way: Ctrl-C, which reaches the whole group, as from a terminal. Shared memory is given
-# back slowly, so that the program would end meanwhile if it did not wait.
+# One program for all tests with processes: each takes seconds to start. It presses
+# Ctrl-C on the way, which reaches the whole process group, as from a terminal. Shared
+# memory is freed slowly, so that a program that does not wait would end meanwhile.
 PROGRAM = """
 import itertools, os, signal, sys, time
 from multiprocessing import shared_memory
@@ -409,13 +409,13 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_workers_change_nothing_hear_no_ctrl_c_and_end(tmp_path):
+def test_workers_change_no_batch_ignore_ctrl_c_and_end(tmp_path):
     pytest.importorskip("grain", reason="needs the extra imagenet")
     program, out = tmp_path / "program.py", tmp_path / "batches.npz"
     tests = str(pathlib.Path(__file__).parent)
     program.write_text(PROGRAM.format(tests=tests, out=str(out)))
     done = run(program)
-    # Nothing is complained of, by a worker or at the end.
+    # Neither a worker nor the end of the program prints a complaint.
     assert (done.returncode, done.stderr) == (0, "")
     found = np.load(out)
     assert found["pressed"].tolist() == [1]
@@ -448,11 +448,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_and_workers_whose_parent_is(tmp_path):
+def test_a_killed_worker_and_workers_of_a_killed_parent(tmp_path):
     pytest.importorskip("grain", reason="needs the extra imagenet")
     program = tmp_path / "program.py"
     program.write_text(KILLED.format(tests=str(pathlib.Path(__file__).parent)))
-    # Workers have the same streams: this waits until the last of them has ended.
+    # Workers share the streams: this waits until the last of them has ended.
     done = run(program)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (line,) = done.stdout.splitlines()

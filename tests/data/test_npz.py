@@ -1,4 +1,4 @@
-"""Npz: anybody's arrays are given back as they are, or refused with the reason."""
+"""Npz: arrays of users are returned unchanged, or refused with the reason."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_npz_of_grey_floats(tmp_path):
 
 
 def changed(**changes):
-    """`arrays` with some put in place of others; None is left out."""
+    """`arrays` with some of them replaced; None leaves one out."""
     merged = {**arrays(), **changes}
     return {key: value for key, value in merged.items() if value is not None}
 
@@ -144,7 +144,7 @@ def test_npz_that_is_a_folder_of_tfds(tmp_path):
 
 
 def test_images_of_few_pixels_are_no_channels(tmp_path):
-    # Three pixels high and four wide: the last axis may well be the channels.
+    # Three pixels high and four wide: the last axis may be the channels.
     images = np.zeros((30, 3, 4, 4), np.uint8)
     np.savez(tmp_path / "mine.npz", **changed(x_train=images, x_test=images[:7]))
     assert data.load("npz", tmp_path).image_shape == (3, 4, 4)

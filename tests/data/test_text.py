@@ -1,4 +1,4 @@
-"""Texts: vocabularies, reading, batches that go on, and what is refused."""
+"""Texts: vocabularies, reading, continuing batches, and errors."""
 
 import lzma
 
@@ -39,7 +39,7 @@ def test_decoding_gives_the_text_again(kind):
     assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
-def test_a_vocabulary_that_cannot_be_is_refused():
+def test_bad_vocabularies_are_refused():
     with pytest.raises(DataError, match="of characters, words, spaced; got 'letters'"):
         Vocabulary.of("a", "letters")
     with pytest.raises(DataError, match="at least 2 entries, got 1"):
@@ -71,7 +71,7 @@ def test_a_folder_has_its_parts(tmp_path):
     assert data.read_text(tmp_path, held_out="test").held_out.tolist() == [2, 2, 2, 4]
 
 
-def test_wikitext_has_the_tokens_that_its_authors_count(shared):
+def test_wikitext_has_the_published_numbers_of_tokens(shared):
     # Merity et al., 2016, table 1: 2,088,628 tokens to train with, 217,646 to validate;
     # 33,278 words, "<unk>" among them.
     text = data.read_text(shared("data/text"))
@@ -103,7 +103,7 @@ def test_a_text_that_cannot_be_read_is_refused(tmp_path, name, content, message)
 # -- batches
 
 
-def test_rows_go_on_from_batch_to_batch_over_the_end_of_an_epoch():
+def test_rows_continue_from_batch_to_batch_and_epoch_to_epoch():
     tokens = np.arange(100)
     batches = data.text_batches(tokens, 3, 7)  # four steps an epoch, 84 tokens
     rows = np.concatenate([next(batches)[0] for _ in range(12)], axis=1)
@@ -112,7 +112,7 @@ def test_rows_go_on_from_batch_to_batch_over_the_end_of_an_epoch():
         np.testing.assert_array_equal(row, (start + np.arange(84)) % 84)
 
 
-def test_targets_are_the_tokens_that_follow():
+def test_targets_are_the_next_tokens():
     tokens = np.arange(100) * 3
     batches = data.text_batches(tokens, 3, 7)
     for _ in range(5):
@@ -120,7 +120,7 @@ def test_targets_are_the_tokens_that_follow():
         np.testing.assert_array_equal(after, now + 3)
 
 
-def test_a_resumed_run_reads_what_it_would_have_read():
+def test_a_resumed_run_reads_the_same_batches():
     tokens = np.arange(100)
     batches = data.text_batches(tokens, 3, 7)
     for step in range(10):
@@ -151,7 +151,7 @@ def test_every_token_but_the_first_counts_once(count, overlap):
     assert sorted(counted) == list(range(1, count))
 
 
-def test_a_row_goes_on_when_it_is_measured():
+def test_a_row_continues_in_evaluation():
     batches = list(data.held_out_batches(np.arange(25), 2, 4))
     rows = np.concatenate([now for now, _, _ in batches], axis=1)
     np.testing.assert_array_equal(rows, np.arange(24).reshape(2, 12))

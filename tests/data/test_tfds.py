@@ -1,4 +1,4 @@
-"""CIFAR through TFDS, on a tiny set that is written here as the real one is."""
+"""CIFAR through TFDS, on a tiny set written in the real one's form."""
 
 import functools
 import importlib.util
@@ -15,7 +15,7 @@ DAMAGED = "cifar10 in .* cannot be read.*download_and_prepare"
 
 
 def cifar(count, shape=(32, 32, 3)):
-    """Noise in the form of CIFAR."""
+    """Noise in the shape of CIFAR."""
     rng = np.random.default_rng(count)
     return rng.integers(0, 256, (count, *shape)).astype(np.uint8), np.arange(count) % 10
 
@@ -72,7 +72,7 @@ def test_cifar_is_read_without_tensorflow(tmp_path):
         (dataset.x_train, dataset.y_train, 0, 30),
         (dataset.x_test, dataset.y_test, 30, 40),
     ):
-        # TFDS shuffles what it writes; each image keeps its label.
+        # TFDS shuffles the examples when it writes; each image keeps its label.
         found = {image.tobytes(): int(label) for image, label in zip(x, y, strict=True)}
         made = zip(images[start:stop], labels[start:stop], strict=True)
         assert found == {image.tobytes(): int(label) for image, label in made}
@@ -87,10 +87,10 @@ def test_cifar_that_was_not_prepared(tmp_path, name):
     how = rf"pip install .mslice_jax\[tf\]. && python -c .*{name}.*array_record"
     with pytest.raises(DataError, match=rf"{name} is not prepared in .*{how}"):
         data.load(name, tmp_path)
-    assert not list(tmp_path.rglob("*.*record*"))  # no download was begun
+    assert not list(tmp_path.rglob("*.*record*"))  # nothing was downloaded
 
 
-def test_cifar_that_was_not_prepared_is_said_once(tmp_path, caplog, capfd):
+def test_unprepared_cifar_is_one_error_without_logs(tmp_path, caplog, capfd):
     with pytest.raises(DataError, match="not prepared"):
         data.load("cifar10", tmp_path)
     assert caplog.records == []

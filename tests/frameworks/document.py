@@ -10,7 +10,7 @@ DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "frameworks.md
 
 
 def run(section: str) -> dict[str, Any]:
-    """Runs the Python blocks of a section in their order; what they defined."""
+    """Runs the Python blocks of a section in their order; returns their names."""
     text = DOCUMENT.read_text(encoding="utf-8")
     found = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.M)
     assert found is not None, f"{DOCUMENT.name} has no section {section}"

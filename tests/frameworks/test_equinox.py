@@ -17,7 +17,7 @@ def test_the_code_of_the_document():
     x = noise(names["x"])
     full = jax.jit(jax.vmap(model))(x)
     np.testing.assert_allclose(ms.slice_apply(net, x, 1.0), full, atol=1e-6)
-    # Two programs, which jaxlib 0.12 compiles to another order of sums.
+    # Two programs; jaxlib 0.12 compiles them to different orders of sums.
     np.testing.assert_allclose(names["y"], names["y_small"], rtol=1e-6)
     for rate, width in ((0.25, 4), (0.5, 8)):
         hidden, every = slice(width), slice(None)

@@ -1,4 +1,4 @@
-"""Equinox's loops with buffers, and what its checks put into a program.
+"""Equinox's loops with buffers, and the equations of its checks.
 
 The narrow network by hand is the function itself on weights that NumPy cut.
 """
@@ -63,7 +63,7 @@ def test_a_while_loop_with_a_buffer(kind, vmapped):
             return h + buffer.sum(0)
 
         h = jnp.tanh(x @ p["a"])
-        if vmapped:  # each row has a number of steps of its own
+        if vmapped:  # each row has its own number of steps
             return jax.vmap(run)(h, jnp.arange(len(x)) + 1) @ p["c"]
         return run(h, 3) @ p["c"]
 

@@ -1,4 +1,4 @@
-"""The NNX section of `docs/frameworks.md`. More in `tests/functions/test_nnx.py`."""
+"""The NNX section of `docs/frameworks.md`. More is in `tests/functions/test_nnx.py`."""
 
 import jax
 import numpy as np

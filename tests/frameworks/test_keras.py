@@ -15,7 +15,7 @@ keras = pytest.importorskip("keras", reason="Keras is not installed")
 
 def test_the_code_of_the_document():
     if keras.backend.backend() != "jax":
-        pytest.skip("Keras was imported with another backend than JAX before this")
+        pytest.skip("Keras is imported already, with another backend than JAX")
     with jax.numpy_rank_promotion("allow"):  # Keras adds biases of rank 1
         names = run("Keras")
         net = names["net"].replace(jax.tree.map(noise, names["net"].variables))

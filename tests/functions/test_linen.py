@@ -1,6 +1,6 @@
 """Linen modules as functions: their batch norms, and calls that read a part of them.
 
-Expected values are those of Flax's own layers in the place of the batch norms.
+Expected values are those of Flax's own layers in place of the batch norms.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 
 
 def cut(params: Any, width: int, hidden: tuple[str, ...] = ("first",)) -> Any:
-    """Narrow parameters: of `hidden` and norms the last axis, of "head" the first."""
+    """Narrow parameters: the last axis of `hidden` and norms, the first of "head"."""
 
     def leaf(path: Any, x: Any) -> Any:
         layer = path[0].key
@@ -32,7 +32,7 @@ def cut(params: Any, width: int, hidden: tuple[str, ...] = ("first",)) -> Any:
 
 
 class Net(nn.Module):
-    """Two layers, a norm of one of three kinds, and what stands around it."""
+    """Two layers, a norm of one of three kinds, and calls around it."""
 
     width: int = 24
     kind: str = "batch"
@@ -47,7 +47,7 @@ class Net(nn.Module):
             x = nn.SpectralNorm(first, name="spectral")(x, update_stats=train)
         else:
             x = first(x)
-        if self.kind == "group":  # of units of 3 channels, as 8 groups of 24 have
+        if self.kind == "group":  # units of 3 channels, as in 8 groups of 24
             x = nn.GroupNorm(self.width // 3, epsilon=1e-5, name="norm")(x)
             x = nn.relu(x) if self.relu_inside else x
         else:
@@ -58,7 +58,7 @@ class Net(nn.Module):
 
 
 class NormWithRelu(nn.BatchNorm):
-    """A batch norm with a call of its own around that of Flax."""
+    """A batch norm whose call extends that of Flax."""
 
     @nn.compact
     def __call__(self, x, use_running_average=None, **kwargs):
@@ -66,7 +66,7 @@ class NormWithRelu(nn.BatchNorm):
 
 
 class Own(nn.BatchNorm):
-    """A batch norm whose call takes the place of that of Flax."""
+    """A batch norm whose call replaces that of Flax."""
 
     @nn.compact
     def __call__(self, x, use_running_average=None, **kwargs):
@@ -81,7 +81,7 @@ def perturbed(tree: Any) -> Any:
 
 
 def fresh(model: nn.Module) -> Any:
-    """Variables whose weights are any numbers, and whose statistics are fresh."""
+    """Variables with random weights and fresh statistics."""
     tree = model.init(KEY, X)
     return {**tree, "params": perturbed(tree["params"])}
 
@@ -91,8 +91,8 @@ def fresh(model: nn.Module) -> Any:
 
 @pytest.mark.parametrize("settings", ({}, {"axis_name": "devices"}), ids=str)
 @pytest.mark.parametrize("seen", (True, False))
-def test_training_needs_nothing_mutable(settings, seen):
-    """Neither in `upgrade` nor after it; and with `mutable` nothing is updated."""
+def test_training_needs_no_mutable(settings, seen):
+    """Neither in `upgrade` nor after it; with `mutable` nothing is updated."""
     variables = fresh(Net(**settings))
     net = ms.upgrade(Net(**settings), variables, X, rates=RATES, train=seen)
     assert set(net.variables) == {"params"}
@@ -120,7 +120,7 @@ def test_statistics_of_other_modules_remain():
     )
 
 
-def test_what_a_subclass_adds_to_a_batch_norm_runs():
+def test_a_subclass_that_extends_a_batch_norm_runs():
     variables = fresh(Net(relu_inside=True))
     net = ms.upgrade(Net(relu_inside=True), variables, X, rates=RATES)
     assert set(net.variables) == {"params"}
@@ -159,13 +159,13 @@ def test_batch_norms_within_lifted_modules_become_group_norms(lifted):
 
     for inside in (False, True):
         variables = fresh(Lifted(inside))
-        Lifted(inside).apply(variables, X)  # which Flax may remember
+        Lifted(inside).apply(variables, X)  # Flax may cache it
         net = ms.upgrade(Lifted(inside), variables, X, rates=RATES)
         expected = Expected().apply({"params": variables["params"]}, X)
         np.testing.assert_allclose(ms.slice_apply(net, X, 1.0), expected, atol=1e-5)
 
 
-def test_a_subclass_that_computes_something_else_is_left():
+def test_a_subclass_that_replaces_the_call_is_kept():
     class Left(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -209,8 +209,8 @@ def test_batch_norms_behind_the_bridge_are_named():
         ms.calibrate(net, [X])
 
 
-def test_a_norm_that_only_training_reaches():
-    """It is a group norm there, whichever call `upgrade` saw."""
+def test_a_norm_of_the_training_call_alone():
+    """It becomes a group norm, whichever call `upgrade` traced."""
 
     class Only(nn.Module):
         @nn.compact
@@ -297,7 +297,7 @@ def test_a_method_whose_own_variables_do_not_fit():
 
 
 class Branches(nn.Module):
-    """What runs besides the main layers is a matter of the arguments."""
+    """The arguments choose which layers run besides the main ones."""
 
     norm: bool = False
 
@@ -328,7 +328,7 @@ def test_arguments_that_leave_a_part_out(left_out):
 
 @pytest.mark.parametrize("norm", ("group", "switchable", "shared"))
 def test_batch_norms_beside_a_part_that_is_left_out(norm):
-    """Variables are compared as they were given, not as the strategy changed them."""
+    """Variables are compared as given, not as the strategy changed them."""
     variables = Branches(norm=True).init(KEY, X)
     model = Branches(norm=True)
     net = ms.upgrade(model, variables, X, rates=RATES, norm=norm, aux=False)

@@ -1,7 +1,7 @@
 """NNX models: the tree of variables, the keywords of a call, and the norms.
 
-The proofs that every network passes stand in `tests/test_proofs.py`, with the NNX
-models of `tests/citizens/nnx_models.py` among the others.
+The proofs of every network are in `tests/test_proofs.py`, with the NNX models of
+`tests/citizens/nnx_models.py` among them.
 """
 
 import re
@@ -52,7 +52,7 @@ class Net(nnx.Module):
 # The tree.
 
 
-def test_everything_has_its_place_in_the_tree():
+def test_the_tree_of_variables():
     class Kinds(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
             self.layers = nnx.List([nnx.Linear(6, 16, rngs=rngs)])
@@ -70,7 +70,7 @@ def test_everything_has_its_place_in_the_tree():
             return self.head(self.drop(jnp.where(self.mask, x, 0)))
 
     class Scale(nnx.Param):
-        """A kind of parameter that Flax has no name for."""
+        """A kind of parameter that Flax does not know."""
 
     model = Kinds(nnx.Rngs(0))
     net = ms.upgrade(model, X, rates=RATES, norm="shared")
@@ -91,7 +91,7 @@ def test_everything_has_its_place_in_the_tree():
     assert ms.slice_apply(net, X, 0.5).shape == (4, 3)
     _, updates = ms.slice_apply(net, X, 0.5, mutable=["Variable"])
     assert updates == {"Variable": {"seen": 1.0}}
-    # What was upgraded can be differentiated as it is: there is no key in it.
+    # The upgraded network can be differentiated directly: it has no key.
     jax.grad(lambda net: jnp.sum(ms.slice_apply(net, X, 0.5)))(net)
 
 
@@ -119,7 +119,7 @@ def test_a_module_used_twice_is_one():
         net = ms.upgrade(model, X, rates=RATES, norm=norm)
         np.testing.assert_array_equal(ms.slice_apply(net, X, 1.0), compiled(model, X))
         assert net.plan.parameters(1.0) < 1000  # 6 * 16 + 16 * 16 + ..., once each
-    net = ms.upgrade(model, X, rates=RATES)  # group: one norm in place of one norm
+    net = ms.upgrade(model, X, rates=RATES)  # one group norm replaces one batch norm
     (site,) = net.definition.function.sites  # type: ignore
     norm = net.variables["params"]["by_name"]["mix"]["layers"]["1"]
     assert site == ("by_name", "mix", "layers", "1")
@@ -177,7 +177,7 @@ def test_train_and_eval_are_those_of_nnx():
     np.testing.assert_array_equal(
         ms.slice_apply(net, X, 1.0, train=True, rngs=KEY), expected
     )
-    # The mode it was upgraded in: training, as NNX builds its layers.
+    # The mode at `upgrade`: training, as NNX builds its layers.
     np.testing.assert_array_equal(ms.slice_apply(net, X, 1.0, rngs=KEY), expected)
 
 
@@ -213,7 +213,7 @@ def test_a_sequential_is_put_in_train_mode():
     assert np.any(ms.slice_apply(net, X, 1.0, train=True) != compiled(model, X))
 
 
-def test_keys_decide_what_is_dropped():
+def test_dropout_depends_on_the_key():
     net = ms.upgrade(Net(nnx.Rngs(0), norm=False), X, rates=RATES)
 
     def run(**kwargs: Any) -> np.ndarray:
@@ -224,7 +224,7 @@ def test_keys_decide_what_is_dropped():
     other = run(rngs={"dropout": jax.random.key(2)})
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
-    np.testing.assert_array_equal(run(), run())  # the same at each call, as it says
+    np.testing.assert_array_equal(run(), run())  # deterministic
 
 
 def test_streams_take_the_key_of_their_name():
@@ -239,7 +239,7 @@ def test_streams_take_the_key_of_their_name():
 
 
 class Noisy(nnx.Module):
-    """Three streams: of dropout, of noise, and one that a flag asks for."""
+    """Three streams: dropout, noise, and one that a flag enables."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.first = nnx.Linear(6, 16, rngs=rngs)
@@ -269,7 +269,7 @@ def test_a_stream_that_is_drawn_from_needs_a_key():
     ):
         with pytest.raises(ValueError, match=says("without a key", *missing)):
             ms.slice_apply(net, X, 0.5, rngs=rngs)
-    # A stream that this call leaves alone needs none.
+    # A stream that this call does not draw from needs none.
     given = {"dropout": KEY, "noise": other}
     model = noisy()
     nnx.reseed(model, **given)
@@ -277,7 +277,7 @@ def test_a_stream_that_is_drawn_from_needs_a_key():
     np.testing.assert_array_equal(ms.slice_apply(net, X, 1.0, rngs=given), expected)
     with pytest.raises(ValueError, match=says("'more'", "expected a key")):
         ms.slice_apply(net, X, 1.0, True, rngs=given)
-    # Those without their own take that of all.
+    # Streams without their own key use the common one.
     given = {"dropout": other, "default": KEY}
     model = noisy()
     nnx.reseed(model, dropout=other, noise=KEY, more=KEY)
@@ -287,7 +287,7 @@ def test_a_stream_that_is_drawn_from_needs_a_key():
 
 
 def test_a_training_step_draws_anew_from_every_stream():
-    """Each step other numbers, each stream its own; a run made again the same."""
+    """Each step and each stream draws anew; a repeated run draws the same."""
     net = ms.upgrade(noisy(), X, rates=RATES)
     labels, still = np.array([0, 1, 2, 0]), optax.sgd(0.0)
 
@@ -356,7 +356,7 @@ def test_a_model_that_takes_rngs_gets_them():
     np.testing.assert_array_equal(got, run(state))
 
 
-def test_stacked_layers_draw_each_their_own():
+def test_stacked_layers_draw_independently():
     class Layer(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
             self.linear = nnx.Linear(16, 16, rngs=rngs)
@@ -440,7 +440,7 @@ def test_training_with_the_loop_of_the_package():
     labels = np.array([0, 1, 2, 0])
     state, metrics = make_train_step(optax.sgd(0.5))(state, (X, labels), (0.5, 1.0))
     assert set(metrics) == {0.5, 1.0}
-    # By hand, with the keys that the step derives from its own.
+    # By hand, with the keys that the step derives.
     _, dropout = jax.random.split(jax.random.fold_in(KEY, 0))
     params = dict(net.variables["params"])
     stats = jax.tree.map(np.asarray, net.variables["batch_stats"])
@@ -497,12 +497,12 @@ def norms_of(net: ms.Sliceable) -> Any:
     return ms.report(net).to_dict()["norms"]
 
 
-def test_trained_norms_are_shared_and_fresh_ones_group_norms():
+def test_trained_norms_are_shared_and_fresh_ones_become_group_norms():
     model: Any = Net(nnx.Rngs(0))
     net = ms.upgrade(model, X, rates=RATES)
     assert set(net.variables) == {"params"}
     assert norms_of(net)["strategy"] == "group" and "fresh" in norms_of(net)["why"]
-    model(X)  # in training mode, which moves the statistics
+    model(X)  # training mode updates the statistics
     net = ms.upgrade(model, X, rates=RATES)
     assert norms_of(net)["strategy"] == "shared" and "trained" in norms_of(net)["why"]
     model.eval()
@@ -521,7 +521,7 @@ def test_trained_norms_are_shared_and_fresh_ones_group_norms():
 
 
 class Relued(nnx.BatchNorm):
-    """A batch norm with a call of its own."""
+    """A batch norm with its own call."""
 
     def __call__(self, x: jax.Array, **kwargs: Any) -> jax.Array:
         return nnx.relu(super().__call__(x, **kwargs))
@@ -544,8 +544,8 @@ class Linen(nn.Module):
 
 
 @pytest.mark.parametrize("norm", (None, "group", "shared", "switchable"))
-def test_what_only_looks_like_a_batch_norm_of_flax_is_named(norm):
-    """Batch norms of Linen behind the bridge, and those with a call of their own."""
+def test_batch_norms_that_stay_are_named(norm):
+    """Batch norms of Linen behind the bridge, and those with their own call."""
 
     class Both(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
@@ -597,7 +597,7 @@ def test_a_linen_module_behind_the_bridge_draws_with_the_keys_given():
     assert np.any(one != two)
 
 
-def test_calibrate_outside_of_the_axis_that_a_norm_is_over():
+def test_calibrate_a_norm_with_an_axis_name():
     model: Any = Net(nnx.Rngs(0))
     model.norm.axis_name = "devices"
     net = ms.upgrade(model, X, rates=RATES, norm="shared", train=False)
@@ -615,7 +615,7 @@ def test_training_puts_the_narrow_statistics_back(name):
     got, updates = ms.slice_apply(net, x, rate, **kwargs)
     narrow = citizen.narrow_by_hand(net.variables, rate)
     wanted, statistics = citizen.function_by_hand(rate)(narrow, x, **kwargs)
-    if "cnn" not in name:  # which drops other units at another width
+    if "cnn" not in name:  # its dropout differs at another width
         np.testing.assert_allclose(got, wanted, atol=2e-5)
     expected = flat(net.variables)
     new = flat(statistics["batch_stats"])
@@ -625,7 +625,7 @@ def test_training_puts_the_narrow_statistics_back(name):
     assert np.any(result != flat(net.variables))
 
 
-def test_switchable_statistics_of_one_rate_move():
+def test_switchable_statistics_of_one_rate_are_updated():
     model: Any = Net(nnx.Rngs(0))
     net = ms.upgrade(model, X, rates=RATES, norm="switchable")
     kwargs = {"train": True, "mutable": ["batch_stats"], "rngs": KEY}
@@ -661,7 +661,7 @@ def test_group_norm_along_another_axis(axis):
     net = ms.upgrade(model, x, rates=RATES)
     for rate, width in zip(RATES, (4, 8, 16), strict=True):
         h = x @ np.asarray(model.first.kernel)[:, :width]
-        h = h.reshape(2, 2, width // 2, 2)  # 8 groups of 2, of which the rate's remain
+        h = h.reshape(2, 2, width // 2, 2)  # 8 groups of 2, cut at the rate
         mean, var = (f(h, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
         h = ((h - mean) / np.sqrt(var + 1e-5)).reshape(2, 2, width)
         h = h * np.linspace(0.5, 2, 16)[:width] + np.linspace(-1, 1, 16)[:width]
@@ -671,7 +671,7 @@ def test_group_norm_along_another_axis(axis):
 
 
 def test_calibrate():
-    """Statistics over all batches, as if they were one; at each rate its own."""
+    """Statistics over all batches as over one, for each rate separately."""
     model: Any = Net(nnx.Rngs(0))
     model.norm.scale[...] = jnp.linspace(0.5, 2, 16)
     net = ms.upgrade(model, X, rates=RATES, norm="shared", train=False)
@@ -700,7 +700,7 @@ def test_calibrate():
     assert calibrated.variables["params"] is net.variables["params"]
 
 
-def test_calibrate_measures_whatever_mode_the_call_asks_for():
+def test_calibrate_ignores_the_mode_of_the_call():
     class Fixed(Net):
         def __call__(self, x: jax.Array) -> jax.Array:
             return self.head(self.norm(self.first(x), use_running_average=True))
@@ -737,7 +737,7 @@ def test_a_linen_module_without_variables():
         ms.upgrade(nn.Dense(3), X, rates=RATES)
 
 
-def test_something_that_is_no_model():
+def test_a_model_of_an_unknown_type():
     with pytest.raises(TypeError, match=says("Linen or NNX", "function", "int")):
         ms.upgrade(3, X, rates=RATES)
 
@@ -764,12 +764,12 @@ def test_a_batch_norm_that_cannot_be_a_group_norm():
 
     with pytest.raises(ValueError, match=says("without a mask", "switchable")):
         ms.upgrade(Masked(nnx.Rngs(0)), X, rates=RATES, norm="group")
-    net = ms.upgrade(Masked(nnx.Rngs(0)), X, rates=RATES)  # which chooses what can be
+    net = ms.upgrade(Masked(nnx.Rngs(0)), X, rates=RATES)  # by default shared
     norms = ms.report(net).to_dict()["norms"]
     assert norms["strategy"] == "shared" and "16 features takes a mask" in norms["why"]
 
 
-def test_the_helpers_of_the_tests_put_every_array_where_it_was():
+def test_the_helpers_restore_every_array():
     model = nnx_models.Cnn()
     tree = jax.tree.map(lambda x: np.asarray(x) + 1, variables_of(model))
     back = variables_of(with_variables(model, tree))

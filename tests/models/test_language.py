@@ -1,4 +1,4 @@
-"""Language models: their parameters, state that is carried, the cache, generation."""
+"""Language models: their parameters, carried state, the cache, generation."""
 
 import functools
 
@@ -66,7 +66,7 @@ def carrying(cell):
 
 
 def cells(cell, layer):
-    """The parameters of a layer as those of a cell of `mslice_jax.nn`."""
+    """The parameters of a layer in the form of a cell of `mslice_jax.nn`."""
     names = "ifgo" if cell == "lstm" else "rzn"
     fused = (layer["input"], layer["state"]["gates"])
     found = {}
@@ -74,7 +74,7 @@ def cells(cell, layer):
         for at, name in enumerate(names):
             part = slice(16 * at, 16 * (at + 1))
             found[prefix + name] = {k: v[..., part] for k, v in dense.items()}
-    if cell == "lstm":  # there the bias belongs to the state
+    if cell == "lstm":  # its bias belongs to the state
         for name in names:
             found["h" + name]["bias"] = found["i" + name].pop("bias")
     else:
@@ -104,7 +104,7 @@ def by_cells(cell, params, tokens, rate):
 @pytest.mark.parametrize(
     ("cell", "rate"), [*(("lstm", rate) for rate in RATES), ("gru", 0.25), ("gru", 1.0)]
 )
-def test_a_carried_state_goes_on_as_in_one_text(cell, rate):
+def test_a_carried_state_equals_one_text(cell, rate):
     net = carrying(cell)
     expected = by_cells(cell, net.variables["params"], TOKENS, rate)
     found = []
@@ -128,7 +128,7 @@ def test_a_state_of_another_batch_is_refused():
 
 @functools.cache
 def decoders(scan):
-    """A network, and one that decodes, with the same parameters."""
+    """A network, and a decoding one with the same parameters."""
     model = Decoder(**TINY, scan=scan)
     made = init(model, TOKENS, decode=True)
     variables = {**made, "params": shaken({"params": made["params"]})["params"]}
@@ -146,7 +146,7 @@ def decode(net, rate, tokens):
 @pytest.mark.parametrize(
     ("scan", "rate"), [*((False, rate) for rate in RATES), (True, 0.5)]
 )
-def test_decoding_with_a_cache_is_the_whole_text_at_once(scan, rate):
+def test_decoding_with_a_cache_equals_the_whole_text(scan, rate):
     whole, net = decoders(scan)
     net, found = ms.extract(net, rate), []
     for part in (TOKENS[:, :4], TOKENS[:, 4:5], TOKENS[:, 5:]):
@@ -158,7 +158,7 @@ def test_decoding_with_a_cache_is_the_whole_text_at_once(scan, rate):
     assert kept.shape[-3:] == (8, int(4 * rate), 2)
 
 
-def test_the_past_alone_is_seen():
+def test_attention_is_causal():
     whole, _ = decoders(False)
     changed = np.array(TOKENS)
     changed[:, 4:] = (changed[:, 4:] + 1) % 11
@@ -168,8 +168,8 @@ def test_the_past_alone_is_seen():
 
 
 def test_a_position_is_relative():
-    # A text of one token, said again: queries and keys turn together, so each position
-    # sees the same keys at other distances, and the mean of equal values is the value.
+    # A repeated token: queries and keys rotate together, so each position sees the same
+    # keys at other distances, and the mean of equal values is the value.
     whole, _ = decoders(False)
     y = ms.slice_apply(whole, np.full((1, 6), 3, np.int32), 1.0)
     np.testing.assert_allclose(y, np.broadcast_to(y[:, :1], y.shape), atol=1e-5)
@@ -183,7 +183,7 @@ def test_positions_matter():
 
 
 @pytest.mark.parametrize("rate", (0.5, 1.0))
-def test_scanned_layers_are_layers_one_after_the_other(rate):
+def test_scanned_layers_equal_unrolled_layers(rate):
     (one, _), (other, _) = decoders(True), decoders(False)
     params = dict(one.variables["params"])
     stack = params.pop("layers")
@@ -217,7 +217,7 @@ def test_a_token_out_of_range_is_refused(model, token):
 
 
 @pytest.mark.parametrize("tokens", [np.zeros(3, int), np.zeros((1, 3))])
-def test_what_is_no_batch_of_tokens_is_refused(tokens):
+def test_bad_batches_of_tokens_are_refused(tokens):
     with pytest.raises(ValueError, match=r"of shape \(batch, length\), whole numbers"):
         lstm_lm(11, units=8).init(jax.random.key(0), jnp.asarray(tokens))
 
@@ -235,7 +235,7 @@ def test_sizes_that_do_not_fit_are_refused(change, message):
         Decoder(**{**TINY, **change})
 
 
-def test_a_cell_that_there_is_not_is_refused():
+def test_an_unknown_cell_is_refused():
     with pytest.raises(ValueError, match='"lstm" or "gru", got \'rnn\''):
         RecurrentLM(vocab=3, cell="rnn")  # pyright: ignore[reportArgumentType]
 
@@ -283,7 +283,7 @@ def test_drawn_tokens_have_the_probabilities_of_the_softmax():
         ({"count": 7}, "need a model of max_length 9, and this one has 8"),
     ],
 )
-def test_what_cannot_be_generated_is_refused(change, message):
+def test_bad_requests_of_generation_are_refused(change, message):
     given = {"prompt": jnp.zeros((1, 3), int), "count": 2, "max_length": 8, **change}
     with pytest.raises(ValueError, match=message):
         generate(lambda state, tokens: (tokens, state), None, **given)

@@ -1,4 +1,4 @@
-"""Bad rates and inputs are told before any work, with what to do."""
+"""Bad rates and inputs raise before any work, and the error says what to do."""
 
 from typing import Any
 

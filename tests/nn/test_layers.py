@@ -30,7 +30,7 @@ RATES = (0.25, 0.5, 1.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """A layer, Flax's layer at a rate, and what is cut by hand."""
+    """A layer, Flax's layer at a rate, and a cut by hand."""
 
     name: str
     layer: nn.Module
@@ -48,7 +48,7 @@ class Case:
 
 
 def channels(*shape: int) -> Callable[[float], tuple[np.ndarray]]:
-    """An input whose last axis is at the rate."""
+    """An input whose last axis is narrow."""
     full = random_inputs(*shape)
     return lambda rate: (full[..., lead(shape[-1], rate)],)
 
@@ -62,7 +62,7 @@ def layer_cut(inputs: int, outputs: int) -> Callable[[Tree, float], Tree]:
 
 
 JOINED = random_inputs(2, 24)
-"""Two branches, of 8 and 16 units, side by side."""
+"""Two concatenated branches, of 8 and 16 units."""
 
 
 def joined(rate: float) -> np.ndarray:
@@ -286,7 +286,7 @@ def test_output_is_that_of_the_narrow_layer(case: Case, rate: float) -> None:
 def test_gradient_is_the_narrow_one_inside_and_zero_outside(case: Case) -> None:
     rate = 0.5
 
-    def total(y: Any) -> jax.Array:  # of squares, so that no gradient is constant
+    def total(y: Any) -> jax.Array:  # squares, so that no gradient is constant
         return sum((jnp.sum(leaf**2) for leaf in jax.tree.leaves(y)), jnp.zeros(()))
 
     def by_hand(params: Tree) -> jax.Array:
@@ -295,7 +295,7 @@ def test_gradient_is_the_narrow_one_inside_and_zero_outside(case: Case) -> None:
 
     full = jax.grad(lambda p: total(apply(case, p, rate)))(case.params)
     inside = jax.grad(by_hand)(case.narrow(case.params, rate))
-    # What is cut out of the gradient is all of it: the rest adds nothing.
+    # Entries outside of the cut are zero.
     kept = case.narrow(full, rate)
     largest = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(inside))
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(inside), strict=True):
@@ -365,7 +365,7 @@ def test_half_precision() -> None:
         assert y.dtype == jnp.bfloat16
 
 
-# Switchable batch norm: each rate has arrays of its own, as wide as the rate.
+# Switchable batch norm: each rate has its own arrays, as wide as the rate.
 
 
 def batch_norm() -> tuple[sliced.BatchNorm, Tree]:
@@ -387,7 +387,7 @@ def test_batch_norm_has_arrays_for_each_rate(rate: float) -> None:
     assert_close(norm.apply(variables, x, rate, True), plain.apply(narrow, x))
 
 
-def test_batch_norm_trains_the_statistics_of_its_rate() -> None:
+def test_batch_norm_updates_the_statistics_of_its_rate() -> None:
     norm, variables = batch_norm()
     x, rate = random_inputs(2, 5, 5, 8), 0.5
     y, updates = norm.apply(variables, x, rate, False, mutable=["batch_stats"])
@@ -403,7 +403,7 @@ def test_batch_norm_trains_the_statistics_of_its_rate() -> None:
 
 
 def test_attention_with_a_mask_for_each_head():
-    """The heads that are kept have theirs."""
+    """The kept heads have their masks."""
     layer = sliced.MultiHeadAttention(num_heads=4)
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     mask = jax.random.bernoulli(jax.random.key(1), 0.7, (1, 4, 5, 5))

@@ -1,7 +1,7 @@
-"""Networks of mslice_jax.nn against `upgrade` of the same ones of plain Flax layers.
+"""Networks of mslice_jax.nn against `upgrade` of the same ones in plain Flax layers.
 
-Two ways to the same function that share nothing but the rounding of rates: layers cut
-by hand, and the transformation of a trace.
+The two ways share only the rounding of rates: layers cut by hand, and the
+transformation of a trace.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from mslice_jax import nn as sliced
 from tests.citizens.citizen import Tree, random_inputs, random_tokens, shaken
 
 RATES = (0.25, 0.5, 0.75, 1.0)
-ODD = (0.3, 0.625, 1.0)  # 0.3 of 8 units rounds to 2 of them
+ODD = (0.3, 0.625, 1.0)  # 0.3 of 8 units rounds to 2
 GROUPS = 8
 
 
@@ -44,7 +44,7 @@ class SlicedMlp(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Branches of unlike width, group norm across them, depthwise, residual."""
+    """Branches of different width, group norm across them, depthwise, residual."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -171,7 +171,7 @@ class SlicedRecurrent(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A network of plain layers, and the same of layers with a rate."""
+    """A network of plain layers, and the same one of layers with a rate."""
 
     plain: nn.Module
     by_hand: nn.Module
@@ -185,7 +185,7 @@ class Pair:
 
 
 def sets_as_wide_as_their_rate(variables: Tree) -> Tree:
-    """Upgraded batch norms have full width at every rate, those of `nn` their own."""
+    """Upgraded batch norms have full width at every rate, those of `nn` that rate's."""
 
     def cut(path: Any, leaf: Any) -> Any:
         rates = [key.key for key in path if key.key in map(str, RATES)]

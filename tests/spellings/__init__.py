@@ -1,4 +1,4 @@
-"""How people write numbers that count: one table a file, joined here."""
+"""Ways to write numbers that count: one table a file, joined here."""
 
 from tests.spellings.calls import CALLS
 from tests.spellings.derivatives import DERIVATIVES
@@ -21,24 +21,24 @@ FOLLOWS: dict[str, Spelling] = {
     for table, spellings in TABLES.items()
     for name, spelling in spellings.items()
 }
-"""Every number of these that is made of `n` follows the width."""
+"""Every number in these that is made of `n` follows the width."""
 
 MAY_BE_WHOLE = {
-    "means-convolution_along": "units are places of a convolution",
-    "means-pooling": "units are places of a window",
-    "means-projection": "an identity tells units apart by position",
+    "means-convolution_along": "units are positions of a convolution",
+    "means-pooling": "units are positions of a window",
+    "means-projection": "an identity depends on the position of a unit",
     "calls-scan_over_units": "a loop goes from unit to unit",
     "calls-welford": "a loop goes from unit to unit",
 }
-"""Where nothing has to narrow, and why; what does narrow is right."""
+"""Tables where nothing has to narrow, and why; an axis that narrows is right."""
 
 ONLY_OWN = {
-    "logarithms-logmeanexp_inside": "log(n) is taken away before the sum",
+    "logarithms-logmeanexp_inside": "log(n) is subtracted before the sum",
     "logarithms-smoothed": "a number is a multiple of 1 / n, added to a share",
     "logarithms-geometric_terms": "1 / n is an exponent before the product",
     "logarithms-in_logarithms": "a reduction that is neither sum nor product",
-    "calls-scan_counting": "the loop adds the number up, too",
+    "calls-scan_counting": "the loop sums the number, too",
     "derivatives-inner_step": "a step of a gradient, scaled",
     "derivatives-curvature": "a second derivative",
 }
-"""What the analysis does not see, and why: the function's own program tells it."""
+"""Numbers that the analysis misses, and why; the function's own program shows them."""

@@ -1,4 +1,4 @@
-"""Sums in loops, branches and calls; the count inside, outside or handed over."""
+"""Sums in loops, branches and calls; the count inside, outside or as argument."""
 
 import functools
 
@@ -62,7 +62,7 @@ def scan_with_count_in_carry(h, s, n):
 
 
 def scan_counting(h, s, n):
-    """The loop counts what it has summed."""
+    """The loop counts the terms of its sum."""
 
     def step(carry, row):
         sums, count = carry
@@ -73,7 +73,7 @@ def scan_counting(h, s, n):
 
 
 def welford(h, s, n):
-    """A mean that grows unit by unit."""
+    """A running mean over units."""
 
     def step(carry, column):
         count, mean, spread = carry
@@ -116,7 +116,7 @@ def while_loop(h, s, n):
 
 
 def while_mean(h, s, n):
-    """Whether it goes on is asked of a mean."""
+    """The condition reads a mean."""
 
     def body(carry):
         i, c = carry
@@ -144,7 +144,7 @@ def branch_of_zero(h, s, n):
 
 
 def branch_unlike(h, s, n):
-    """The sum grows in one branch; in the other the mean is there already."""
+    """One branch computes the mean; the other has it already."""
     mean = total(h) / n
     return lax.cond(h[0].sum() > 0, lambda: total(h) / n, lambda: mean)
 
@@ -164,7 +164,7 @@ def jitted_division(h, s, n):
 
 
 def jitted_twice(h, s, n):
-    """One function, called with a sum and with a statistic that is none."""
+    """One function, called with a sum and with another statistic."""
     divide = jax.jit(lambda sums: sums / n)
     return divide(total(h)) + divide(total(h * h))
 
@@ -193,7 +193,7 @@ def mapped_twice(h, s, n):
 
 
 def mapped_over_units(h, s, n):
-    """vmap has the name: a sum over a device axis becomes one over units."""
+    """vmap with an axis name: a sum over a device axis becomes one over units."""
     centre = lambda column: column - lax.psum(column, "units") / n  # noqa: E731
     return jax.vmap(centre, 1, 1, axis_name="units")(h)
 
@@ -211,7 +211,7 @@ def in_a_loop(h, s, n):
 
 
 def associative(h, s, n):
-    """Sums of the rows so far."""
+    """Cumulative sums of the rows."""
     sums = lax.associative_scan(jnp.add, h.sum(-1))
     return sums[:, None] / n
 
@@ -229,7 +229,7 @@ def of_rows_in_turn(h, s, n):
 
 
 def batched_branch(h, s, n):
-    """A branch for each row becomes a choice."""
+    """A branch for each row becomes a select."""
     return jax.vmap(
         lambda row: lax.cond(row.sum() > 0, jnp.sum, lambda v: (v * v).sum(), row) / n
     )(h)

@@ -1,4 +1,4 @@
-"""Derivatives inside of a function, and derivatives of the author's own."""
+"""Derivatives inside of a function, and custom derivatives."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from tests.spellings.spelling import Spelling, total
 EPSILON = 1e-3
 
 
-# jax.grad and its kind, inside.
+# jax.grad and similar, inside.
 
 
 def energy(h, s, n):
@@ -51,7 +51,7 @@ def slope_of_mean_square(h, s, n):
 
 
 def score(h, s, n):
-    """Of a Gaussian with the mean and variance of the units."""
+    """The score of a Gaussian with the mean and variance of the units."""
 
     def log_density(v):
         variance = jnp.var(v, -1, keepdims=True) + EPSILON
@@ -65,7 +65,7 @@ def free_energy(h, s, n):
 
 
 def hopfield(h, s, n):
-    """The slope of a log of a mean."""
+    """The gradient of a log of a mean."""
     return n * jax.grad(lambda v: jnp.log(jnp.exp(v).sum(-1) / n).sum())(h)
 
 
@@ -145,7 +145,7 @@ def transposed(h, s, n):
 
 
 def laplacian(h, s, n):
-    """The trace of a Hessian, by a random direction that is s."""
+    """The trace of a Hessian, by the random direction s."""
     slope = jax.grad(lambda row: jnp.sum(jnp.cos(row)) / n)
 
     def one(row):
@@ -154,11 +154,11 @@ def laplacian(h, s, n):
     return jax.vmap(one)(h)[:, None]
 
 
-# custom_vjp: the backward pass has a count of its own.
+# custom_vjp: the backward pass has its own count.
 
 
 def with_backward(forward, backward):
-    """A function from what it gives and keeps, and the cotangent of its operand."""
+    """A function: `forward` gives result and residuals, `backward` the cotangent."""
 
     @jax.custom_vjp
     def function(x):
@@ -274,7 +274,7 @@ def by_vjp_of_forward(h, s, n):
 
 
 def by_kept_vjp(h, s, n):
-    """What the forward pass keeps is its own backward pass."""
+    """The residual is the backward pass itself."""
 
     def plain(x):
         return moments(x, n)[0]
@@ -284,7 +284,7 @@ def by_kept_vjp(h, s, n):
 
 
 def kept_sum(h, s, n):
-    """A sum is kept, and divided in the backward pass."""
+    """A sum is a residual, divided in the backward pass."""
 
     def forward(x):
         square = total(x * x)
@@ -299,7 +299,7 @@ def kept_sum(h, s, n):
 
 
 def kept_count(h, s, n):
-    """The count itself is kept."""
+    """The count itself is a residual."""
 
     def forward(x):
         y, r = moments(x, n)
@@ -333,7 +333,7 @@ def count_not_differentiated(h, s, n):
 
 
 def count_as_operand(h, s, n):
-    """The count is an operand like another, with a cotangent of zero."""
+    """The count is an operand like the others, with a cotangent of zero."""
 
     @jax.custom_vjp
     def function(x, count):
@@ -347,7 +347,7 @@ def count_as_operand(h, s, n):
 
 
 def sum_as_operand(h, s, n):
-    """It is given a sum, and divides it in both passes."""
+    """The operand is a sum, divided in both passes."""
     function = with_backward(
         lambda sums: (jnp.sqrt(sums / n), sums),
         lambda sums, g: g * 0.5 / n / jnp.sqrt(sums / n),
@@ -356,7 +356,7 @@ def sum_as_operand(h, s, n):
 
 
 def straight_through(h, s, n):
-    """The backward pass sums over units what the forward pass only repeats."""
+    """The backward pass sums over units; the forward pass only repeats."""
     function = with_backward(
         lambda m: (jnp.broadcast_to(m, (m.shape[0], n)), None),
         lambda kept, g: total(g) / n,
@@ -373,7 +373,7 @@ def centred_backward(h, s, n):
 
 
 def normed_backward(h, s, n):
-    """Cotangents are brought to one size."""
+    """Cotangents are normalized."""
     function = with_backward(
         lambda x: (jnp.tanh(x), None),
         lambda kept, g: g / (jnp.linalg.norm(g, axis=-1)[:, None] + 0.01) * n**0.5,
@@ -421,7 +421,7 @@ def own_under_remat(h, s, n):
 
 
 def kept_multiple(h, s, n):
-    """2 / n is kept beside what it scales."""
+    """2 / n is a residual, beside the operand that it scales."""
     function = with_backward(
         lambda x: (total(x * x) / n, (x, 2.0 / n)),
         lambda kept, g: kept[1] * kept[0] * g,
@@ -442,7 +442,7 @@ def multiple_first(h, s, n):
 
 
 def own_tangent_of_root(h, s, n):
-    """The count scales what the sum is divided by."""
+    """The count scales the divisor of the sum."""
 
     @jax.custom_jvp
     def function(x):
@@ -499,7 +499,7 @@ def own_tangent_not_differentiated(h, s, n):
 
 
 def own_slope_inside(h, s, n):
-    """The author's derivative is taken inside of the function."""
+    """The custom derivative is taken inside of the function."""
     mean = with_backward(
         lambda x: (total(jnp.cos(x)) / n, x), lambda x, g: -jnp.sin(x) * g / n
     )

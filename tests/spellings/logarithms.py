@@ -45,7 +45,7 @@ def positive(h):
 
 
 def in_logarithms(h, s, n):
-    """logaddexp.reduce, as state spaces have it."""
+    """logaddexp.reduce, as in state spaces."""
     sums = lax.reduce(h, -jnp.inf, jnp.logaddexp, (1,))
     return sums[:, None] - math.log(n)
 

@@ -1,4 +1,4 @@
-"""Means, in the ways that people write them: a sum over how many terms it has."""
+"""Ways to write means: a sum divided by its number of terms."""
 
 import math
 
@@ -37,20 +37,20 @@ def stacked_behind(h, s, n):
 
 
 def padded(h, s, n):
-    """The sums stand in a table beside zeros."""
+    """The sums are padded with zeros."""
     table = jnp.pad(total(h), ((0, 0), (1, 1))) / n
     return table.sum(-1, keepdims=True)
 
 
 def updated(h, s, n):
-    """The sums are written into a table."""
+    """The sums are written into an array of zeros."""
     table = jnp.zeros((h.shape[0], 2)).at[:, 0].set(h.sum(-1))
     table = table.at[:, 1].set((h * h).sum(-1)) / n
     return table[:, :1] - table[:, 1:]
 
 
 def sum_of_heads(h, s, n):
-    """First the entries of a head, then the heads."""
+    """First over the entries of a head, then over the heads."""
     heads = h.reshape(-1, n // 2, 2)
     return heads.sum(-1).sum(-1)[:, None] / n
 
@@ -61,7 +61,7 @@ def mean_of_heads(h, s, n):
 
 
 def heads_only(h, s, n):
-    """The mean over heads; entries of a head stay apart."""
+    """The mean over heads, for each entry of a head."""
     mean = h.reshape(-1, n // 2, 2).sum(1, keepdims=True) / (n // 2)
     return (h.reshape(-1, n // 2, 2) - mean).reshape(h.shape)
 
@@ -108,7 +108,7 @@ def low_precision_division(dtype):
 
 
 def spectrum(h, s, n):
-    """Over units, of numbers that a transform over rows made complex."""
+    """Over units of complex numbers, from a transform over rows."""
     z = jnp.fft.fft(h, axis=0)
     mean = z.sum(-1, keepdims=True) / n
     return mean.real - mean.imag
@@ -141,7 +141,7 @@ def parts_apart(h, s, n):
 
 
 def order_parameter(h, s, n):
-    """Kuramoto: how far the phases agree."""
+    """Kuramoto: the coherence of the phases."""
     return jnp.abs(jnp.sum(jnp.exp(1j * h), -1, keepdims=True)) / n
 
 
@@ -167,7 +167,7 @@ def by_convolution_of_ones(h, s, n):
 
 
 def by_convolution_along(h, s, n):
-    """Units are the places that a constant kernel runs over."""
+    """Units are the positions of a constant kernel."""
     kernel = jnp.full((n, 1, 1), 1 / n)
     out = lax.conv_general_dilated(
         h[..., None], kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
@@ -200,7 +200,7 @@ def integer_divmod(h, s, n):
 
 
 def several_sums(h, s, n):
-    """What is known of a sum outlives sums with others of its kind."""
+    """The analysis keeps a sum's facts when sums of its kind are added."""
     sums = total(h) - 2 * total(h * h) + total(jnp.cos(h)) / 3
     return -sums / n
 
@@ -248,7 +248,7 @@ def pairs_over_twice(h, s, n):
 
 
 def others(h, s, n):
-    """The mean of all others."""
+    """The mean of all other units."""
     return (total(h) - h) / (n - 1)
 
 
@@ -264,7 +264,7 @@ def broadcast(h, s, n):
 
 
 def products_of_two(h, s, n):
-    """Of all pairs of unlike units, as in a factorisation machine."""
+    """Of all pairs of different units, as in a factorisation machine."""
     return (total(h) ** 2 - total(h * h)) / (n * (n - 1))
 
 
@@ -273,7 +273,7 @@ def products_counted_once(h, s, n):
 
 
 def redundancy(h, s, n):
-    """Of a correlation matrix what stands beside the diagonal, for each unit."""
+    """The off-diagonal part of a correlation matrix, for each unit."""
     squares = (h.T @ jnp.cos(h) / rows(h)) ** 2
     diagonal = ((h * jnp.cos(h)).sum(0) / rows(h)) ** 2
     return h * (squares.sum() - diagonal.sum()) / n
@@ -370,7 +370,7 @@ MEANS: dict[str, Spelling] = {
     "moved": moved,
     "broadcast": broadcast,
     "others": others,
-    # Terms are divided, or what they are multiplied with.
+    # The terms, or their factors, are divided.
     "terms_over": lambda h, s, n: total(h / n),
     "terms_times": lambda h, s, n: total(h * (1 / n)),
     "terms_over_root_squared": lambda h, s, n: total((h / jnp.sqrt(n)) ** 2),
@@ -391,7 +391,7 @@ MEANS: dict[str, Spelling] = {
     "products_of_two": products_of_two,
     "products_counted_once": products_counted_once,
     "redundancy": redundancy,
-    # What stands between the sum and its count.
+    # Operations between the sum and its count.
     "clip_of_sum": lambda h, s, n: jnp.clip(total(h), -20, 20) / n,
     "clip_of_mean": lambda h, s, n: jnp.clip(total(h) / n, -1, 1),
     "clip_to_count": clip_to_count,
@@ -441,7 +441,7 @@ MEANS: dict[str, Spelling] = {
     "tokens_then_units": tokens_then_units,
     "mean_of_means": mean_of_means,
     "unit_sum_token_mean": unit_sum_token_mean,
-    # Integers are cut off.
+    # Integers are truncated.
     "integer_positive": lambda h, s, n: h * (total(integers(h * h)) // n),
     "integer_negative": lambda h, s, n: h * (total(integers(-h * h)) // n),
     "integer_both": lambda h, s, n: h * (total(integers(h)) // n),

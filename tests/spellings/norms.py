@@ -1,4 +1,4 @@
-"""Norms and moments: roots and powers of sums over how many terms there are."""
+"""Norms and moments: roots and powers of sums over their number of terms."""
 
 import math
 
@@ -29,7 +29,7 @@ def moment(h, n, power):
 
 
 def rms_guarded(h, s, n):
-    """torch.nn.functional.normalize, as RMS norms of many repositories have it."""
+    """torch.nn.functional.normalize, as in RMS norms of many repositories."""
     return h / jnp.maximum(norm(h), 1e-12) * n**0.5
 
 
@@ -40,7 +40,7 @@ def rms_where(h, s, n):
 
 
 def rms_epsilon_counted(h, s, n):
-    """The number beside the sum has a count in it."""
+    """The epsilon is multiplied with the count."""
     return h * lax.rsqrt(total(h * h) + n * EPSILON) * math.sqrt(n)
 
 
@@ -68,7 +68,7 @@ def rms_of_heads(h, s, n):
 
 
 def rms_within_heads(h, s, n):
-    """The entries of a head stay two."""
+    """The head size, 2, is fixed."""
     heads = h.reshape(-1, n // 2, 2)
     square = jnp.sum(heads**2, 2, keepdims=True) / 2
     return (heads * lax.rsqrt(square + EPSILON)).reshape(h.shape)
@@ -81,7 +81,7 @@ def layer_flax(h, s, n):
 
 
 def layer_flax_stacked(h, s, n):
-    """Both moments side by side, as Flax reduces them over devices."""
+    """Both moments concatenated, as Flax reduces them over devices."""
     both = jnp.stack([h, lax.square(h)])
     first, second = both.sum(-1, keepdims=True) / n
     variance = jnp.maximum(0.0, second - lax.square(first))
@@ -116,7 +116,7 @@ def layer_sums(h, s, n):
 
 
 def layer_multiples(h, s, n):
-    """Everything times n, and divided at the end."""
+    """Everything times n, divided at the end."""
     s1, s2 = total(h), total(h * h)
     spread = jnp.sqrt(jnp.maximum(n * s2 - s1**2, 1e-6))
     return (n * h - s1) / spread
@@ -140,7 +140,7 @@ def layer_einsum(h, s, n):
 
 
 def layer_of_shares(h, s, n):
-    """The terms of these sums shrink as they become more."""
+    """The terms of these sums shrink as their number grows."""
     shares = jax.nn.softmax(h, -1)
     c = centred(shares, n)
     return c * lax.rsqrt(total(c * c) / n + 1e-9)
@@ -153,13 +153,13 @@ def layer_of_unit_vectors(h, s, n):
 
 
 def largest_allowed(h, s, n):
-    """Rows longer than the root of their entries are cut to it."""
+    """Rows longer than the root of their length are scaled down to it."""
     longest, length = n**0.5, norm(h)
     return jnp.where(length > longest, h * (longest / length), h)
 
 
 def variation_of_load(h, s, n):
-    """Of experts."""
+    """Of the load of experts."""
     load = jax.nn.softmax(h, -1).sum(0)
     return h * (load.var() / (load.mean() ** 2 + 1e-6))
 
@@ -171,7 +171,7 @@ def layer_float16(h, s, n):
 
 
 def layer_newton(h, s, n):
-    """The root by steps of Newton, whose numbers are no counts."""
+    """The root by Newton's steps, whose numbers are no counts."""
     variance = total(centred(h, n) ** 2) / n + 0.5
     y = 1.0 / (1.0 + variance)
     for _ in range(3):
@@ -188,7 +188,7 @@ def group_norm(h, s, n):
 
 
 def group_norm_of_one(h, s, n):
-    """One group of all units at three tokens."""
+    """One group of all units, over three tokens."""
     image = h[:, None] * jnp.asarray([1.0, -0.5, 0.3])[None, :, None]
     c = image - image.sum((1, 2), keepdims=True) / (3 * n)
     variance = (c**2).sum((1, 2), keepdims=True) / (3 * n)
@@ -196,7 +196,7 @@ def group_norm_of_one(h, s, n):
 
 
 def instance_norm(h, s, n):
-    """Over rows, whose number stays."""
+    """Over rows, whose number is fixed."""
     c = h - h.sum(0, keepdims=True) / h.shape[0]
     return c * lax.rsqrt((c * c).sum(0, keepdims=True) / h.shape[0] + EPSILON)
 
@@ -240,7 +240,7 @@ def gram_normalised(h, s, n):
 
 
 def standardised_kernel(h, s, n):
-    """The parameter is normalised over what it is contracted along."""
+    """The parameter is normalised over the contracted axis."""
     c = s - s.sum() / n
     kernel = c / jnp.sqrt((c * c).sum() / n + EPSILON)
     return jnp.tanh(h) * (h @ kernel[:, None])

@@ -1,4 +1,4 @@
-"""What a spelling is: a function of hidden units, a parameter, and how many there are.
+"""A spelling: a function of hidden units, a parameter, and the number of units.
 
     f(h, s, n) -> y
 
@@ -18,5 +18,5 @@ def total(x: Any) -> Any:
 
 
 def rows(x: Any) -> int:
-    """How many rows there are."""
+    """Number of rows."""
     return x.shape[0]

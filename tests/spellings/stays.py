@@ -1,6 +1,6 @@
-"""Numbers that stay what they are, though some are equal to the number of units.
+"""Numbers that stay, though some are equal to the number of units.
 
-`n` is the full number of units here, whatever is narrow.
+`n` is the full number of units here, at every rate.
 """
 
 import math
@@ -13,14 +13,14 @@ from tests.spellings.spelling import Spelling, total
 
 
 def attention(h, s, n):
-    """Over tokens, with a head of all units: its scale is no mean's."""
+    """Over tokens, with one head of all units: its scale is no mean's."""
     t = h[:, None] * jnp.asarray([1.0, 0.5, -0.3])[None, :, None]
     scores = jnp.einsum("bqd,bkd->bqk", t, t) / math.sqrt(n)
     return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(scores, -1), t)[:, 0]
 
 
 def decayed(h, s, n):
-    """An average over time; .5 is no share of units."""
+    """A moving average over time; .5 is no share of units."""
 
     def step(c, row):
         c = 0.5 * c + 0.5 * row
@@ -60,7 +60,7 @@ STAYS: dict[str, Spelling] = {
     "angle": lambda h, s, n: jnp.sin(2 * math.pi * h / n),
     "literal_in_activation": lambda h, s, n: 24 * jnp.tanh(h / 24),
 }
-"""Nothing known of the values would be cancelled: no word of them."""
+"""They cancel nothing that is known of the values: no warning."""
 
 REPORTED: dict[str, Spelling] = {
     "parameter_times_root": lambda h, s, n: h * (s * math.sqrt(n))[None],
@@ -74,5 +74,5 @@ REPORTED: dict[str, Spelling] = {
     "terms_of_a_contraction": lambda h, s, n: jnp.vecdot(h / n, jnp.cos(h))[:, None],
     "attention": attention,
 }
-"""They meet what grows, or a parameter, along the axis, and are no mean's: they stay
-and the user is told, unless the function itself can tell."""
+"""They meet a sum, or a parameter, along the axis, and are no mean's: they stay and
+the user is warned, unless the function itself decides."""

@@ -2,8 +2,8 @@
 
     python -m tests.storage.golden
 
-A file that stands there is never written again: it shows that what was saved once can
-still be read. After a new version of the format this adds its file.
+An existing file is never written again: it shows that older files can still be read.
+After a new version of the format this adds its file.
 """
 
 import pathlib
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 def arrays() -> tuple[np.ndarray, dict]:
-    """The input, and variables that are written out: random draws may change."""
+    """The input, and variables written out, since random draws may change."""
     count = iter(range(1, 99))
 
     def numbers(*shape: int) -> jnp.ndarray:
@@ -50,7 +50,7 @@ def arrays() -> tuple[np.ndarray, dict]:
 
 
 def network() -> ms.Sliceable:
-    """What is in the files: calibrated, and its units in another order."""
+    """The network of the files: calibrated, with its units in another order."""
     x, variables = arrays()
     net = ms.upgrade(Net(), variables, x, rates=RATES, norm="shared", train=False)
     return ms.calibrate(ms.reorder(net), [x], train=False)

@@ -1,8 +1,8 @@
-"""Files that were saved by earlier versions are read, with the model and without.
+"""Files of earlier versions load, with the model and without.
 
 If a change of the format makes one of them unreadable, raise the version and say in
-one line what to do; never write a file anew. If a new JAX cannot read the programs of
-an old file, `load` says so, and the second test may leave that version out.
+one line what to do; never rewrite a file. If a new JAX cannot read the programs of an
+old file, `load` says so, and the second test may leave that version out.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ FILES = sorted(golden.FOLDER.glob("format_*.mslice"))
 
 
 def hidden():
-    """Input and statistics of the norm, and the layers behind it, in NumPy."""
+    """Input and statistics of the norm, and the layers after it, in NumPy."""
     x, variables = golden.arrays()
     params = variables["params"]
     first, last, norm = params["Dense_0"], params["Dense_1"], params["BatchNorm_0"]

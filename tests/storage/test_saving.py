@@ -1,4 +1,4 @@
-"""A network in a file: all of it with the model, what it computes without."""
+"""A network in a file: all of it with the model, its programs without."""
 
 import collections
 import json
@@ -147,8 +147,8 @@ def test_without_the_model_it_computes_the_same(name, tmp_path):
             np.testing.assert_array_equal(got, ms.slice_apply(net, batch, rate))
 
 
-def test_it_runs_where_nothing_of_the_model_is(tmp_path):
-    """Another process, that has the file alone; expected values by NumPy."""
+def test_it_runs_in_a_process_without_the_model(tmp_path):
+    """The other process has the file alone; expected values by NumPy."""
     _, net = function()
     path = ms.save(net, tmp_path / "net")
     script = f"""
@@ -202,7 +202,7 @@ def test_weights_are_cut_once_and_under_jit(tmp_path, compilations):
     np.testing.assert_allclose(other, expected, rtol=1e-5)
 
 
-# -- what programs cannot do says so
+# -- requests that programs cannot serve
 
 
 @pytest.fixture
@@ -229,15 +229,15 @@ def alone(tmp_path):
         (lambda n: ms.save(n, "x"), TypeError, "save expects a network"),
     ],
 )
-def test_anything_else_is_one_line_that_says_what_to_do(alone, ask, error, message):
+def test_other_requests_are_one_line_that_says_what_to_do(alone, ask, error, message):
     with pytest.raises(error, match=message) as found:
         ask(alone)
     assert "\n" not in str(found.value)
     assert "load(path, model=...)" in str(found.value) or "upgrade" in str(found.value)
 
 
-def test_a_function_that_asks_for_the_batch_keeps_it(tmp_path):
-    """A free size answers no to `== 4`; the program would be another one there."""
+def test_a_function_that_compares_the_batch_size_fixes_it(tmp_path):
+    """`== 4` is false for a free size; the program would be another one."""
 
     def odd(p, x):
         return mlp(p, x) * (2.0 if x.shape[0] == 4 else 1.0)
@@ -284,13 +284,13 @@ def test_keywords_static_values_and_nested_outputs(tmp_path):
         ms.load(path)(0.5, {"x": X}, **{**kwargs, "scale": 0.0})
 
 
-# -- what JSON cannot say
+# -- values that JSON cannot hold
 
 
 Weights = collections.namedtuple("Weights", "a b")
 
 
-def test_a_tree_of_other_nodes_is_given_anew(tmp_path):
+def test_a_tree_of_other_nodes_needs_variables(tmp_path):
     def net(p, x):
         return mlp({"a": p.a, "b": p.b}, x)
 
@@ -317,7 +317,7 @@ class Two(nn.Module):
         return -self.first(x)
 
 
-def test_a_call_with_a_function_is_given_anew(tmp_path):
+def test_a_call_with_a_function_needs_it_at_load(tmp_path):
     model, method = Two(), Two.other
     variables = model.init(jax.random.key(0), X)
     net = ms.upgrade(model, variables, X, rates=RATES, method=method)
@@ -359,7 +359,7 @@ def test_every_type_of_array(tmp_path):
         "f16": jnp.arange(3, dtype=jnp.float16),
     }
     assert extra["weak"].weak_type
-    net = ms.upgrade(mlp, P, X, rates=RATES)  # types of leaves that the call reads not
+    net = ms.upgrade(mlp, P, X, rates=RATES)  # types of leaves that are not read
     net = ms.upgrade(mlp, {**P, **extra}, X, rates=RATES)
     path = ms.save(net, tmp_path / "net")
     again = ms.load(path, mlp)
@@ -423,7 +423,7 @@ def test_sharded_weights(tmp_path):
 # -- files
 
 
-def test_what_is_there_stays(tmp_path, monkeypatch):
+def test_existing_files_are_kept(tmp_path, monkeypatch):
     _, net = function()
     path = tmp_path / "below" / "net"
     ms.save(net, path, programs=False)
@@ -455,7 +455,7 @@ def test_the_same_network_gives_the_same_bytes(tmp_path):
     assert a == b
 
 
-def test_a_home_folder_a_bucket_and_no_path(tmp_path, monkeypatch):
+def test_paths_of_a_home_folder_and_a_bucket(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     _, net = function()
     assert ms.save(net, "~/net", programs=False) == tmp_path / "net"
@@ -471,7 +471,7 @@ def test_a_home_folder_a_bucket_and_no_path(tmp_path, monkeypatch):
         ms.load(tmp_path / "nothing")
 
 
-def test_a_folder_has_its_network_under_one_name(tmp_path):
+def test_a_folder_holds_its_network_under_one_name(tmp_path):
     ms.save(function()[1], tmp_path / "network.mslice", programs=False)
     assert ms.load(tmp_path, mlp).rate == 1.0
 
@@ -493,7 +493,7 @@ def test_files_of_other_kinds(tmp_path):
 
 
 def rewritten(path, target, change):
-    """A sound zip in which some members are others."""
+    """A valid zip with some members replaced."""
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             content = change(name, old.read(name))
@@ -533,7 +533,7 @@ def test_a_later_version_and_jax(tmp_path):
 
 
 def test_programs_of_a_later_stablehlo(tmp_path, monkeypatch):
-    """JAX reads the shell of a program, and fails at what is in it."""
+    """JAX reads the header of a program, and fails at its contents."""
     path = ms.save(function()[1], tmp_path / "net")
 
     def fail(self):
@@ -545,7 +545,7 @@ def test_programs_of_a_later_stablehlo(tmp_path, monkeypatch):
 
 
 def test_nothing_is_unpickled(tmp_path):
-    """An array of objects would be, where it is asked for."""
+    """An array of objects would be unpickled if allowed."""
     path = ms.save(function()[1], tmp_path / "net", programs=False)
     np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
     content = (tmp_path / "o.npy").read_bytes()
@@ -582,7 +582,7 @@ def test_every_cut_and_changed_byte_is_noticed(tmp_path, model):
             noticed += 1
             assert "\n" not in str(error)
             continue
-        # Some bytes, such as dates, say nothing.
+        # Some bytes, such as dates, carry no data.
         if at % 7 == 0:
             np.testing.assert_array_equal(found(0.5, X), expected)
         for got, x in zip(
@@ -611,10 +611,10 @@ def test_a_model_that_does_not_fit(tmp_path):
         ms.load(path, Model(nnx.Rngs(0)))
 
 
-def test_a_trained_nnx_model_gives_its_code_alone(tmp_path):
+def test_load_uses_only_the_code_of_a_trained_nnx_model(tmp_path):
     model, net = nnx_model("group")
     path = ms.save(net, tmp_path / "net", programs=False)
-    model.norm.mean[...] = jnp.ones(16)  # no warning, for its weights are not used
+    model.norm.mean[...] = jnp.ones(16)  # no warning: its weights are not used
     before = jax.tree.map(jnp.copy, nnx.state(model))
     same(ms.load(path, model).variables, net.variables)
     same(nnx.state(model), before)

@@ -1,4 +1,4 @@
-"""A small network and a small data set that the tests of training share."""
+"""A small network and a small data set for the tests of training."""
 
 import dataclasses
 from typing import Any
@@ -76,13 +76,13 @@ def narrow_logits(params, x, width):
     """The perceptron's leading `width` units, without this library."""
     first, second, last = (params[k] for k in ("hidden1", "hidden2", "logits"))
     h = x @ first["kernel"][:, :width] + first["bias"][None, :width]
-    h = jnp.where(h > 0, h, 0)  # whose slope at 0 is 0, as that of relu
+    h = jnp.where(h > 0, h, 0)  # its slope at 0 is 0, as that of relu
     h = h @ second["kernel"][:width, :width] + second["bias"][None, :width]
     h = jnp.where(h > 0, h, 0)
     return h @ last["kernel"][:width] + last["bias"][None]
 
 
 def label_loss(params, x, y, width):
-    """Its mean cross entropy to the labels."""
+    """The mean cross entropy of its logits."""
     log_p = jax.nn.log_softmax(narrow_logits(params, x, width))
     return -jnp.mean(log_p[jnp.arange(len(y)), y])

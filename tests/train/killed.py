@@ -1,11 +1,11 @@
-"""Runs that are killed at random moments and resumed: a process of its own.
+"""Runs that are killed at random moments and resumed, in a separate process.
 
     python killed.py DIRECTORY SEED COUNT
 
-trains once without a stop, then COUNT times with a SIGKILL at a moment drawn at random,
-and to the end afterwards. A moment is a step, or something that is done to a file of
-the run, in the background too: opened for writing, renamed, removed, a folder made.
-Prints as JSON what the weights were at the end of each run.
+trains once without a stop, then COUNT times with a SIGKILL at a random moment, and then
+to the end. A moment is a step, or an operation on a file of the run, in the
+background too: opened for writing, renamed, removed, a folder made. Prints as JSON the
+final weights of each run.
 
 Every run is a fork of this process, which imports everything and starts no backend.
 """
@@ -41,7 +41,7 @@ from mslice_jax.train import (
 
 
 class Network(nn.Module):
-    """A hidden layer with a batch norm, so that there are statistics to carry along."""
+    """A hidden layer with a batch norm, whose statistics are saved too."""
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
@@ -54,7 +54,7 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
 class Moments(Watcher):
-    """Counts what happens, and kills the process at moment number `last`."""
+    """Counts the moments, and kills the process at number `last`."""
 
     def __init__(self, directory: pathlib.Path, last: int | None):
         self.directory, self.last, self.count = f"{directory}/", last, 0
@@ -78,7 +78,7 @@ class Moments(Watcher):
 
 
 def run(directory: pathlib.Path, last: int | None) -> None:
-    """Trains, and writes what came of it next to the directory."""
+    """Trains, and writes the final weights next to the directory."""
     random = np.random.default_rng(0)
     x = random.normal(size=(32, 5)).astype(np.float32)
     y = random.integers(0, 3, 32).astype(np.int32)
@@ -115,9 +115,9 @@ def run(directory: pathlib.Path, last: int | None) -> None:
 
 
 def in_a_fork(directory: pathlib.Path, last: int | None) -> int:
-    """Runs in a child; the signal that ended it, or 0."""
+    """Runs in a child; returns the signal that ended it, or 0."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX warns of forks; nothing runs here yet
+        warnings.simplefilter("ignore")  # JAX warns of forks; no backend runs yet
         child = os.fork()
     if child == 0:
         try:
@@ -138,7 +138,7 @@ def main(directory: pathlib.Path, seed: int, count: int) -> None:
     assert in_a_fork(directory / "whole", None) == 0
     whole = result("whole")
     killed = []
-    # Threads make the number differ a little; the last ones come after all is saved.
+    # Threads vary the number a little; the last moments come after all is saved.
     moments = range(whole["moments"] - 5)
     for moment in random.Random(seed).sample(moments, count):
         name = f"killed-{moment}"

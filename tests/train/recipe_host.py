@@ -2,7 +2,7 @@
 
 python tests/train/recipe_host.py PORT NUMBER COUNT STOP FLAGS...
 
-STOP is the step behind which process 1 gets SIGTERM, 0 for none. Exits as recipes do.
+STOP is the step after which process 1 gets SIGTERM, 0 for none. Exits as recipes do.
 """
 
 import functools
@@ -19,7 +19,7 @@ from tests.test_recipes import TINY
 
 
 class Stopped(Bar):
-    """Sends the signal, and gives JAX the time in which it takes notice."""
+    """Sends the signal, and waits until JAX notices it."""
 
     def stepped(self, step, losses, images_per_second):
         super().stepped(step, losses, images_per_second)
@@ -30,7 +30,7 @@ class Stopped(Bar):
 
 if __name__ == "__main__":
     PORT, NUMBER, COUNT, STOP = map(int, sys.argv[1:5])
-    # What a cluster has in its environment.
+    # The environment of a cluster.
     jax.distributed.initialize = functools.partial(
         jax.distributed.initialize, f"localhost:{PORT}", COUNT, NUMBER
     )

@@ -27,7 +27,7 @@ from tests.citizens.language import init
 
 RATES = (0.5, 0.75, 1.0)
 VOCAB, ROWS, LENGTH = 7, 3, 4
-# A text that repeats itself, at a distance that a batch does not hold.
+# A text that repeats at a distance longer than a batch.
 TEXT = np.tile(np.arange(40) % 11 % VOCAB, 4).astype(np.int32)
 STEPS = data.text_steps(len(TEXT), ROWS, LENGTH)
 OPTIMIZER = optax.adam(1e-2)
@@ -84,7 +84,7 @@ class StopsAt(Watcher):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_resumed_run_carries_what_the_stopped_one_did(tmp_path):
+def test_a_resumed_run_carries_the_same_state(tmp_path):
     whole = run(tmp_path / "whole")
     for at in (3, STEPS + 5):
         assert run(tmp_path / "parts", StopsAt(at)).interrupted
@@ -99,7 +99,7 @@ def test_a_resumed_run_carries_what_the_stopped_one_did(tmp_path):
     states = [whole.state.carried[str(rate)]["hidden"]["layer0"]["h"] for rate in RATES]
     for narrow, wide in zip(states, states[1:], strict=False):
         assert np.abs(narrow - wide)[:, :4].max() > 1e-3  # each has its own
-    # What the network itself holds is what an evaluation begins with.
+    # An evaluation begins with the network's own state.
     assert not any(map(np.any, jax.tree.leaves(whole.state.net.variables["hidden"])))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact; the right ones kept, refused, or passed over."""
+"""Checkpoints: exact, pruned, refused, or skipped if damaged."""
 
 import dataclasses
 import errno
@@ -33,7 +33,7 @@ def same(a: TrainState, b: TrainState) -> bool:
 
 
 def files_of(step_directory: pathlib.Path) -> list[pathlib.Path]:
-    """Files of a checkpoint, the largest (where the arrays are) first."""
+    """Files of a checkpoint, the largest (with the arrays) first."""
     files = [path for path in step_directory.rglob("*") if path.is_file()]
     return sorted(files, key=lambda path: -path.stat().st_size)
 
@@ -63,7 +63,7 @@ def test_everything_comes_back(net, tmp_path):
     assert found.net.definition is net.definition
 
 
-def test_an_empty_directory_has_nothing_to_restore(net, tmp_path):
+def test_an_empty_directory_has_no_checkpoint(net, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(state_at(net, 0)) is None
         with pytest.raises(CheckpointError, match="no checkpoint with an accuracy"):
@@ -94,7 +94,7 @@ def test_the_last_two_and_the_best_are_kept(net, tmp_path):
         ),
     ],
 )
-def test_one_of_another_network_is_refused(
+def test_a_checkpoint_of_another_network_is_refused(
     net, build_net, tmp_path, settings, about, expected
 ):
     with Checkpoints(tmp_path, about={"groups": 8}) as checkpoints:
@@ -108,7 +108,7 @@ def test_one_of_another_network_is_refused(
         assert checkpoints.steps() == (1,)
 
 
-def test_one_of_another_order_of_units_is_refused(net, tmp_path):
+def test_a_checkpoint_of_another_order_of_units_is_refused(net, tmp_path):
     # The shapes are the same, but captured constants would meet other units.
     (name, group), *_ = net.plan.groups.items()
     other = net.permute({name: np.arange(group.size)[::-1]})
@@ -123,7 +123,7 @@ def test_one_of_another_order_of_units_is_refused(net, tmp_path):
         assert same(restored[0], state_at(other, 1))
 
 
-def test_one_of_another_optimizer_is_refused(net, tmp_path):
+def test_a_checkpoint_of_another_optimizer_is_refused(net, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_at(net, 1), Progress())
         other = TrainState.create(net, optax.adam(0.1), key=jax.random.key(0))
@@ -132,7 +132,7 @@ def test_one_of_another_optimizer_is_refused(net, tmp_path):
 
 
 @pytest.mark.parametrize("harm", [flip_a_bit, cut_in_half, pathlib.Path.unlink])
-def test_a_damaged_one_is_reported_and_the_one_before_is_used(net, tmp_path, harm):
+def test_damage_is_reported_and_the_checkpoint_before_is_used(net, tmp_path, harm):
     directory, said = tmp_path / "checkpoints", []
     with Checkpoints(directory) as checkpoints:
         for step in (1, 2):
@@ -142,7 +142,7 @@ def test_a_damaged_one_is_reported_and_the_one_before_is_used(net, tmp_path, har
         found, progress = checkpoints.restore(state_at(net, 0))
         assert same(found, state_at(net, 1))
         assert progress.epoch == 1
-        # The step can be saved again, and what was damaged is still there to look at.
+        # The step can be saved again, and the damaged files are kept.
         checkpoints.save(state_at(net, 2), Progress(epoch=2))
         assert checkpoints.steps() == (1, 2)
         assert same(checkpoints.restore(state_at(net, 0))[0], state_at(net, 2))
@@ -154,7 +154,9 @@ def test_a_damaged_one_is_reported_and_the_one_before_is_used(net, tmp_path, har
 
 @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt"])
 @pytest.mark.parametrize("content", [b"", b"not JSON"])
-def test_what_orbax_writes_after_the_seal_is_not_needed(net, tmp_path, name, content):
+def test_files_that_orbax_writes_after_the_seal_are_not_needed(
+    net, tmp_path, name, content
+):
     with Checkpoints(tmp_path) as checkpoints:
         for step, accuracy in ((1, 0.5), (2, 0.4)):
             checkpoints.save(state_at(net, step), Progress(), accuracy=accuracy)
@@ -164,7 +166,7 @@ def test_what_orbax_writes_after_the_seal_is_not_needed(net, tmp_path, name, con
         assert same(checkpoints.restore_best(state_at(net, 0))[0], state_at(net, 1))
 
 
-def test_damage_is_a_warning_unless_somebody_listens(net, tmp_path):
+def test_damage_is_a_warning_without_a_callback(net, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_at(net, 1), Progress())
         checkpoints.save(state_at(net, 2), Progress())
@@ -174,7 +176,7 @@ def test_damage_is_a_warning_unless_somebody_listens(net, tmp_path):
             checkpoints.restore(state_at(net, 0))
 
 
-def test_if_all_are_damaged_that_is_an_error(net, tmp_path):
+def test_damage_of_all_checkpoints_is_an_error(net, tmp_path):
     with Checkpoints(tmp_path, report=lambda text: None) as checkpoints:
         checkpoints.save(state_at(net, 1), Progress(), accuracy=0.5)
         checkpoints.wait()
@@ -185,7 +187,7 @@ def test_if_all_are_damaged_that_is_an_error(net, tmp_path):
             checkpoints.restore_best(state_at(net, 0))
 
 
-def test_what_a_killed_process_left_unfinished_is_not_a_checkpoint(net, tmp_path):
+def test_an_unfinished_save_of_a_killed_process_is_no_checkpoint(net, tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state_at(net, 1), Progress())
     shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
@@ -196,7 +198,7 @@ def test_what_a_killed_process_left_unfinished_is_not_a_checkpoint(net, tmp_path
 
 @pytest.fixture
 def held(monkeypatch):
-    """Holds what is written in the background just before its seal, until it is set."""
+    """Blocks a background save just before its seal, until the event is set."""
     event = threading.Event()
     event.reached = threading.Event()
 
@@ -210,7 +212,7 @@ def held(monkeypatch):
     event.set()
 
 
-def test_the_caller_goes_on_while_files_are_written(net, tmp_path, held):
+def test_the_caller_continues_while_files_are_written(net, tmp_path, held):
     state = state_at(net, 1)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, Progress())
@@ -222,11 +224,11 @@ def test_the_caller_goes_on_while_files_are_written(net, tmp_path, held):
         assert same(checkpoints.restore(state_at(net, 0))[0], state)
 
 
-def test_what_was_saved_is_the_state_of_then(net, tmp_path, held):
+def test_a_background_save_has_the_state_of_its_call(net, tmp_path, held):
     expected = state_at(net, 1)
     state = jax.tree.map(lambda leaf: leaf, state_at(net, 1))
 
-    def advance(state):  # as a training step does: gives the old buffers away
+    def advance(state):  # as a training step does: donates the old buffers
         net, opt_state = jax.tree.map(lambda x: x * 0 - 7, (state.net, state.opt_state))
         return dataclasses.replace(state, net=net, opt_state=opt_state)
 
@@ -240,13 +242,13 @@ def test_what_was_saved_is_the_state_of_then(net, tmp_path, held):
     assert same(found, expected)
 
 
-def test_without_background_writing_it_is_there_at_once(net, tmp_path):
+def test_without_background_writing_a_save_is_complete(net, tmp_path):
     with Checkpoints(tmp_path, asynchronous=False) as checkpoints:
         checkpoints.save(state_at(net, 1), Progress())
         assert (tmp_path / "1" / "seal.json").exists()
 
 
-def test_a_process_that_is_killed_before_the_seal_loses_only_that_one(
+def test_a_process_killed_before_the_seal_loses_only_that_checkpoint(
     net, tmp_path, held
 ):
     copy = tmp_path / "as a kill leaves it"
@@ -266,7 +268,7 @@ def test_a_process_that_is_killed_before_the_seal_loses_only_that_one(
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-# What Orbax 0.12 raises when TensorStore cannot write.
+# The error of Orbax 0.12 when TensorStore cannot write.
 WRAPPED = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
 
 
@@ -291,14 +293,14 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(
         assert "steps: 1" in str(raised.value)
         assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["1"]
         assert same(checkpoints.restore(state_at(net, 0))[0], state_at(net, 1))
-        # With space again, the run goes on.
+        # With space again, the run continues.
         checkpoints.save(state_at(net, 2), Progress())
         assert checkpoints.steps() == (2,)
 
 
 @pytest.fixture
 def no_seal(monkeypatch):
-    """Call it, and the disk is full when the last file of a checkpoint is written."""
+    """A call makes the disk full when the last file of a checkpoint is written."""
 
     def fail(directory):
         raise FULL
@@ -327,7 +329,7 @@ def test_an_error_in_the_background_is_raised_by_the_next_save(
         with pytest.raises(CheckpointError, match="checkpoint 2 .* the disk is full"):
             checkpoints.save(state_at(net, 3), Progress())
         assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["1"]
-        checkpoints.wait()  # it was said once
+        checkpoints.wait()  # raised only once
         monkeypatch.undo()
         checkpoints.save(state_at(net, 3), Progress())
         assert checkpoints.steps() == (3,)

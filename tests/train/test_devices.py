@@ -1,4 +1,4 @@
-"""Many devices train as one does: same losses, weights where they were put."""
+"""Training on many devices equals training on one; weights keep their sharding."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_four_devices_have_the_losses_of_one(small, fsdp, norm):
     )
 
 
-def test_weights_stay_where_they_were_put(small):
+def test_weights_keep_their_sharding(small):
     placement = placed(4)
     net = build(small, shards=4)
     _, state = run(net, small, placement, steps=1)
@@ -62,14 +62,14 @@ def test_weights_stay_where_they_were_put(small):
     momentum = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (8, 8)]
     assert momentum
     assert all(x.sharding.spec == P(None, FSDP) for x in momentum)
-    # Small arrays are whole everywhere.
+    # Small arrays are replicated.
     assert state.net.variables["params"]["logits"]["bias"].sharding.spec in (
         P(),
         P(None),
     )
 
 
-def test_gradients_are_added_up_where_the_weights_are(small):
+def test_gradients_are_summed_on_the_devices_of_the_weights(small):
     placement = placed(4)
     state = TrainState.create(build(small, shards=4), sgd(0.1), key=jax.random.key(0))
     step: Any = make_train_step(sgd(0.1), placement=placement)
@@ -77,7 +77,7 @@ def test_gradients_are_added_up_where_the_weights_are(small):
     assert zeros["params"]["hidden2"]["kernel"].sharding.spec == P(None, FSDP)
 
 
-def test_arrays_of_fewer_numbers_are_whole():
+def test_small_arrays_are_replicated():
     mesh = placed(4).mesh
     tree = {"kernel": jnp.zeros((8, 8)), "bias": jnp.zeros(8), "odd": jnp.zeros(99)}
     for smallest, specs in {
@@ -88,8 +88,8 @@ def test_arrays_of_fewer_numbers_are_whole():
         assert {name: place.spec for name, place in places.items()} == specs
 
 
-def test_constrain_holds_what_would_lie_elsewhere():
-    """Inside of jit, zeros lie nowhere until they are told where."""
+def test_constrain_sets_the_sharding_inside_jit():
+    """Inside of jit, zeros have no sharding until they are given one."""
     placement = placed(4)
     zeros = jax.jit(lambda: placement.constrain({"w": jnp.zeros((8, 8))}))()
     assert zeros["w"].sharding.spec == P(None, FSDP)
@@ -108,7 +108,7 @@ def test_no_compilation_after_the_first_steps(small, compilations):
     assert names == []
 
 
-def test_parts_of_a_batch_stay_on_their_devices(small):
+def test_chunks_of_a_batch_stay_on_their_devices(small):
     net = build(small)
     alone, _ = run(net, small, None, accumulate=2)
     together, _ = run(net, small, placed(1), accumulate=2)
@@ -127,7 +127,7 @@ def test_a_network_on_many_devices_runs_and_is_extracted(small):
         )
 
 
-def test_what_was_dealt_out_comes_back_whole(small):
+def test_sharded_weights_come_back_whole(small):
     net, placement = build(small), placed(4)
     whole = placement.local(placement.state(net))
     for found, leaf in zip(jax.tree.leaves(whole), jax.tree.leaves(net), strict=True):
@@ -135,21 +135,21 @@ def test_what_was_dealt_out_comes_back_whole(small):
         np.testing.assert_array_equal(found, leaf)
 
 
-def test_the_batch_is_dealt_out_over_all_devices(small):
+def test_the_batch_is_sharded_over_all_devices(small):
     images, labels = placed(2).batch(small.batch())
     assert images.sharding.spec == P((DATA, FSDP))
     assert images.addressable_shards[0].data.shape == (2, 5)
     np.testing.assert_array_equal(labels, small.batch()[1])
 
 
-def test_what_does_not_divide():
+def test_sizes_that_the_devices_do_not_divide():
     with pytest.raises(ValueError, match="divide the 4 devices, got 3"):
         Placement.over(jax.devices()[:4], fsdp=3)
     with pytest.raises(ValueError, match="over 4 devices, got 6 examples"):
         placed(1).batch(jnp.zeros((6, 2)))
 
 
-def test_adam_s_moments_are_dealt_out_too(small):
+def test_the_moments_of_adam_are_sharded_too(small):
     optimizer, placement = optax.adamw(1e-2), placed(4)
     state = placement.state(
         TrainState.create(build(small), optimizer, key=jax.random.key(0))

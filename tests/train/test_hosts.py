@@ -1,6 +1,6 @@
-"""Two and four processes train as one does, hand a run on, and stop together.
+"""Two and four processes train as one does, resume each other's run, stop together.
 
-Each process has two devices. What they show is what docs/pods.md says of hosts.
+Each process has two devices. These tests support the statements of docs/pods.md.
 """
 
 import json
@@ -50,7 +50,7 @@ def run(program: str, count: int, *arguments: object) -> list[tuple[int, str, st
     try:
         printed = [process.communicate(timeout=300) for process in processes]
     finally:
-        for process in processes:  # where one failed the others may wait for it
+        for process in processes:  # if one failed the others may wait for it
             process.kill()
     return [
         (process.returncode, *texts)
@@ -59,7 +59,7 @@ def run(program: str, count: int, *arguments: object) -> list[tuple[int, str, st
 
 
 def train(count: int, fsdp: int, *folders: pathlib.Path) -> list[dict]:
-    """What each of `count` processes of `two_hosts` prints."""
+    """The output of each of `count` processes of `two_hosts`."""
     ended = run("two_hosts.py", count, fsdp, *folders)
     assert [code for code, *_ in ended] == [0] * count, ended
     return [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
@@ -67,29 +67,29 @@ def train(count: int, fsdp: int, *folders: pathlib.Path) -> list[dict]:
 
 def assert_trains_as(alone: dict, hosts: list[dict]) -> None:
     first, *others = hosts
-    # No host knows other losses, rates or weights.
+    # All hosts have the same losses, rates and weights.
     assert others == [first] * len(others)
     assert first["rates"] == alone["rates"]
-    assert first["restores"]  # a checkpoint that all wrote
+    assert first["restores"]  # a checkpoint written by all
     assert first["stays"]
     for name in ("losses", "accuracy", "weights"):
         np.testing.assert_allclose(first[name], alone[name], rtol=1e-6, atol=1e-6)
 
 
-# One test, so that under pytest-xdist no process of it is started twice.
+# One test, so that under pytest-xdist no process is started twice.
 def test_two_and_four_processes_have_the_losses_of_one(tmp_path):
     (alone,) = train(1, 1, tmp_path / "one")
     # The weights are sharded over devices of two processes, and the batch over all.
     four = train(4, 4, tmp_path / "four")
     assert_trains_as(alone, four)
-    # These have whole weights, and restore what the four had sharded.
+    # These have replicated weights, and restore those that the four had sharded.
     two = train(2, 1, tmp_path / "two", tmp_path / "four")
     assert_trains_as(alone, two)
     for host in two:
         np.testing.assert_allclose(host["others"], four[0]["weights"], rtol=1e-6)
 
 
-def test_a_recipe_on_four_hosts_is_stopped_by_one_and_goes_on_with_two(tmp_path):
+def test_a_recipe_on_four_hosts_is_stopped_by_one_and_continues_on_two(tmp_path):
     (tmp_path / "summary.json").write_text("of an earlier run")
     flags = "--rates 1.0 --schedule static --epochs 1 --batch-size 16"  # 90 steps
     flags = [*flags.split(), "--workdir", tmp_path]
@@ -108,7 +108,7 @@ def test_a_recipe_on_four_hosts_is_stopped_by_one_and_goes_on_with_two(tmp_path)
     ended = run("recipe_host.py", 2, 0, *flags)
     assert [code for code, *_ in ended] == [0, 0], ended
     assert f"Resumed at step {step}" in ended[0][1]
-    assert "Resumed" not in ended[1][1]  # the first one shows what there is to show
+    assert "Resumed" not in ended[1][1]  # only the first one prints
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 1
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]

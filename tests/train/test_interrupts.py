@@ -1,4 +1,4 @@
-"""Signals: the first asks for the end; what comes after it."""
+"""Signals: the first requests a stop; the next ones act by kind."""
 
 import signal
 import threading
@@ -12,14 +12,14 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal():
-    """A shell starts what runs in its background with Ctrl-C ignored."""
+    """A shell starts its background jobs with Ctrl-C ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("sent", BOTH)
-def test_the_first_signal_only_asks(sent):
+def test_the_first_signal_only_requests_a_stop(sent):
     before = [signal.getsignal(number) for number in BOTH]
     with stop_on_interrupt() as stop:
         assert not stop.after(1)
@@ -44,7 +44,7 @@ def test_ctrl_c_after_that_ends_at_once(first):
 def test_sigterm_after_that_changes_nothing(first):
     with stop_on_interrupt() as stop:
         signal.raise_signal(first)
-        signal.raise_signal(signal.SIGTERM)  # would end the process if it were not ours
+        signal.raise_signal(signal.SIGTERM)  # would end the process without our handler
     assert stop.signal is first
 
 

@@ -1,4 +1,4 @@
-"""The loop: what is stopped and resumed ends as what was never stopped, bit for bit."""
+"""The loop: a stopped and resumed run ends as an uninterrupted one, bit for bit."""
 
 import json
 import os
@@ -31,7 +31,7 @@ EPOCHS = 3
 
 
 class Interrupter(Watcher):
-    """Sends a signal when the given step is reported; remembers what it hears."""
+    """Sends a signal when the given step is reported; records all reports."""
 
     def __init__(self, at: int | None = None, sent: signal.Signals = signal.SIGINT):
         self.at, self.sent = at, sent
@@ -96,13 +96,13 @@ def run(build_net, small):
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
-    """A run that nobody stopped, and its directory."""
+    """An uninterrupted run, and its directory."""
     directory = tmp_path_factory.mktemp("whole")
     return run(directory)[0], directory
 
 
 def lines(directory):
-    """The lines of metrics.jsonl without what the clock decides."""
+    """The lines of metrics.jsonl without values of the clock."""
     text = (directory / "metrics.jsonl").read_text()
     found = [json.loads(line) for line in text.splitlines()]
     for line in found:
@@ -124,7 +124,7 @@ def assert_same_run(outcome, directory, whole):
     assert lines(directory) == lines(expected_directory)
 
 
-def test_epoch_by_epoch_is_the_same_as_in_one_go(run, whole, tmp_path):
+def test_epoch_by_epoch_equals_a_single_run(run, whole, tmp_path):
     for epochs in (1, 2, 3):
         outcome, watcher = run(tmp_path, epochs=epochs)
         assert watcher.epochs == [epochs]
@@ -139,7 +139,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_same(run, whole, tmp_path, at
     outcome, watcher = run(tmp_path, at=at, sent=sent)
     assert outcome.interrupted is sent
     assert outcome.accuracy == {}
-    # A step is reported when the next one is under way; that one is kept.
+    # A step is reported during the next one, which is kept.
     assert int(outcome.state.step) == watcher.steps[-1] == at + 1
     assert signal.getsignal(sent) is handler
 
@@ -183,7 +183,7 @@ def test_a_killed_run_is_the_same_when_it_is_resumed(tmp_path, seed, count):
             assert killed[what] == result["whole"][what], killed["at"]
 
 
-def test_a_checkpoint_takes_the_place_of_the_state(run, tmp_path):
+def test_a_checkpoint_replaces_the_state(run, tmp_path):
     run(tmp_path, epochs=1)
     outcome, watcher = run(tmp_path, epochs=1)  # nothing is trained, nothing donated
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(watcher.given))
@@ -192,7 +192,7 @@ def test_a_checkpoint_takes_the_place_of_the_state(run, tmp_path):
 
 def test_lines_have_the_learning_rate_of_their_step(whole):
     rates = [x["learning_rate"] for x in lines(whole[1]) if "learning_rate" in x]
-    # Of three epochs of four steps: drops behind int(3 / 2) and int(3 * 3 / 4).
+    # Of three epochs of four steps: drops after int(3 / 2) and int(3 * 3 / 4).
     assert rates == pytest.approx([0.1] * 4 + [0.01] * 4 + [0.001] * 4)
 
 
@@ -206,7 +206,7 @@ def test_the_best_epoch_is_that_of_the_widest_rate(run, tmp_path):
 
 
 def test_averaged_weights_are_those_evaluated(run, tmp_path):
-    def evaluate(net):  # no two networks have the same
+    def evaluate(net):  # different for every network
         kernel = net.variables["params"]["logits"]["kernel"]
         return dict.fromkeys(net.rates, float(jnp.abs(kernel).mean()))
 
@@ -231,9 +231,7 @@ def test_a_finished_run_is_only_evaluated(run, whole):
     assert lines(directory) == before
 
 
-def test_a_damaged_last_checkpoint_costs_an_epoch_and_nothing_else(
-    run, whole, tmp_path
-):
+def test_a_damaged_last_checkpoint_costs_one_epoch_only(run, whole, tmp_path):
     run(tmp_path, epochs=2)
     for path in (tmp_path / "checkpoints" / "8").rglob("d/*"):
         path.write_bytes(b"")
@@ -252,7 +250,7 @@ def test_the_network_learns(whole, small):
     assert len(losses) == EPOCHS * data.steps_per_epoch(32, 8)
 
 
-def test_the_time_that_data_takes_is_told_apart(run, whole, small, tmp_path):
+def test_the_time_of_data_is_measured_separately(run, whole, small, tmp_path):
     """Every batch takes a tenth of a second, a step of this network far less."""
 
     def slow(step):

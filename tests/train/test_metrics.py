@@ -10,13 +10,13 @@ from mslice_jax.train import MetricsFile, make_evaluate
 
 
 def test_accuracy_counts_every_example_once(net, small, compilations):
-    # A network that always answers class 1: zero weights, and a bias that says so.
+    # A network that always predicts class 1: zero weights, and a bias for class 1.
     params = net.variables["params"]
     zero = {name: {k: 0 * v for k, v in leaf.items()} for name, leaf in params.items()}
     zero["logits"]["bias"] = jnp.array([0.0, 1.0, 0.0])
     net = net.replace({"params": zero})
     labels = np.array([1, 1, 0, 2, 1, 0, 1], np.int32)
-    # Batches of 3, 3 and 1: the last is filled up.
+    # Batches of 3, 3 and 1: the last is padded.
     evaluate = make_evaluate(small.x[:7], labels, batch_size=3)
     with compilations() as names:
         assert evaluate(net) == {0.5: pytest.approx(4 / 7), 1.0: pytest.approx(4 / 7)}

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: they end a run, or are left out; never are they kept."""
+"""Numbers that are not finite end a run, or are skipped; they are never saved."""
 
 import json
 import math
@@ -26,7 +26,7 @@ KEY = jax.random.key(3)
 
 
 def spoiled(small, at):
-    """The batches, of which some (by step, 0 is the first) hold a NaN."""
+    """The batches, some of them (by step, 0 is the first) with a NaN."""
 
     def batches(start):
         step = start
@@ -68,7 +68,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_rate(
         assert checkpoints.steps() == (4,)
 
 
-def test_nothing_that_came_of_it_is_saved_between(net, small, tmp_path):
+def test_no_state_after_it_is_saved(net, small, tmp_path):
     batches = spoiled(small, lambda step: step == 1)
     with pytest.raises(NotFiniteError, match="step 2"):
         run(net, small, tmp_path, batches, save_every_steps=1)
@@ -76,7 +76,7 @@ def test_nothing_that_came_of_it_is_saved_between(net, small, tmp_path):
         assert checkpoints.steps() == (1,)
 
 
-def test_steps_that_are_skipped_change_nothing_but_their_number(net, small, tmp_path):
+def test_skipped_steps_change_only_the_step_number(net, small, tmp_path):
     outcome = run(
         net, small, tmp_path, spoiled(small, lambda step: step == 5), skip=True
     )
@@ -122,9 +122,7 @@ def test_a_hundred_skipped_steps_in_a_row_end_the_run(net, small, tmp_path):
 
 
 @pytest.mark.parametrize("nan_first", [True, False])
-def test_an_evaluation_that_is_no_number_is_not_the_best(
-    net, small, tmp_path, nan_first
-):
+def test_an_evaluation_of_nan_is_not_the_best(net, small, tmp_path, nan_first):
     found = iter([math.nan, 0.6, 0.2] if nan_first else [0.6, math.nan, 0.2])
     outcome = run(
         net,
@@ -140,7 +138,7 @@ def test_an_evaluation_that_is_no_number_is_not_the_best(
     assert int(best.step) == (8 if nan_first else 4)
 
 
-def test_one_score_that_is_no_number_removes_no_checkpoint(net, tmp_path):
+def test_a_score_of_nan_removes_no_checkpoint(net, tmp_path):
     state = TrainState.create(net, optax.sgd(0.1), key=KEY)
     scores = (0.9, math.nan, math.inf, 0.4, 0.3)
     with Checkpoints(tmp_path) as checkpoints:
@@ -181,8 +179,8 @@ def test_float16_needs_a_loss_scale(net, small):
         step(state, small.batch(), (1.0,))
 
 
-def test_small_gradients_survive_float16_by_the_scale(net, small):
-    """A loss of a millionth: gradients below what float16 holds (6e-8)."""
+def test_the_loss_scale_preserves_small_gradients(net, small):
+    """A loss of a millionth: its gradients are below the smallest float16 (6e-8)."""
     x, y = small.batch()
 
     def loss(logits, labels):
@@ -205,7 +203,7 @@ def test_small_gradients_survive_float16_by_the_scale(net, small):
     found, metrics, state = moved(LossScale.start(2.0**15), jnp.float16)
     lost, _, _ = moved(LossScale.start(1.0), jnp.float16)
     size = np.abs(expected).max()
-    assert np.abs(found - expected).max() < 0.1 * size + 3e-8  # steps of the weights
+    assert np.abs(found - expected).max() < 0.1 * size + 3e-8  # spacing of the weights
     np.testing.assert_allclose(metrics[1.0]["loss"], whole[1.0]["loss"], rtol=1e-2)
     assert float(state.loss_scale.scale) == 2.0**15
     assert int(state.loss_scale.finite) == 1
@@ -229,7 +227,7 @@ def test_an_overflow_changes_the_scale_alone(net, small):
         state, _ = step(state, (x, y), (1.0, 0.5))
         scales.append(float(state.loss_scale.scale))
     assert scales[0] == 2.0**23  # 2**24 times anything overflows 65504
-    # Down to what fits; two finite steps later it tries the double.
+    # The scale falls until it fits; two finite steps later it tries the double.
     low = scales.index(min(scales))
     assert scales[low : low + 3] == [min(scales), min(scales), 2 * min(scales)]
     after = jax.tree.map(np.array, state.net.variables["params"])

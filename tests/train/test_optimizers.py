@@ -27,7 +27,7 @@ def test_multi_step_does_not_drop_before_the_first_step():
     assert [float(rate(0)), float(rate(1))] == [1.0, 1.0]
 
 
-def test_warm_up_climbs_from_a_tenth_and_does_not_move_the_drops():
+def test_warm_up_rises_from_a_tenth_and_does_not_move_the_drops():
     rate = multi_step(1.0, epochs=4, steps_per_epoch=3, warmup_epochs=1)
     found = [float(rate(step)) for step in (0, 1, 2, 3, 5, 6)]
     np.testing.assert_allclose(found, [0.1, 0.4, 0.7, 1, 1, 0.1], rtol=1e-6)
@@ -51,13 +51,13 @@ def test_sgd_reads_the_schedule_at_its_own_step():
     np.testing.assert_allclose([first, second], [-1 * (3 + 1), -2 * (3 + 1)])
 
 
-def test_sgd_clips_the_gradient_before_anything_else():
+def test_sgd_clips_the_gradient_first():
     optimizer = sgd(1.0, momentum=0.0, weight_decay=0.5, clip=2.5)
     weights = {"a": jnp.array(2.0), "b": jnp.array(0.0)}
     update, _ = optimizer.update(
         {"a": jnp.array(3.0), "b": jnp.array(4.0)}, optimizer.init(weights), weights
     )
-    # A norm of 5 becomes one of 2.5; the decay is not clipped.
+    # A norm of 5 becomes 2.5; the decay is not clipped.
     np.testing.assert_allclose([update["a"], update["b"]], [-(1.5 + 1), -2.0])
 
 

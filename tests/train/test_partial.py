@@ -1,4 +1,4 @@
-"""Partial restore: the right numbers, and no more bytes than they need."""
+"""Partial restore: correct numbers, and no more bytes than they need."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ from tests.citizens import attention, branches, convolution, modern, recurrent
 from tests.citizens.citizen import RATES
 
 CITIZENS = (
-    attention.decoder("split"),  # fused QKV, of which three runs are kept
+    attention.decoder("split"),  # fused QKV: three runs are kept
     attention.decoder("reshape"),
     attention.decoder("interleaved"),
     branches.inception(),
@@ -42,7 +42,7 @@ CITIZENS = (
 
 @pytest.fixture
 def all_in_blocks(monkeypatch):
-    """Small leaves too, as if a block cost nothing: there are no others here."""
+    """Small leaves too, as if a block cost nothing: this test has no larger ones."""
     monkeypatch.setattr(blocks, "_IN_INDEX", 0)
     monkeypatch.setattr(blocks, "_PER_BLOCK", 0)
     blocks._cheapest.cache_clear()
@@ -66,7 +66,7 @@ def assert_same_trees(found, expected) -> None:
 
 
 @pytest.mark.parametrize("citizen", CITIZENS, ids=str)
-def test_it_is_the_network_that_is_cut_by_hand(citizen, tmp_path, all_in_blocks):
+def test_it_equals_the_network_cut_by_hand(citizen, tmp_path, all_in_blocks):
     net = ms.upgrade(*citizen.arguments(), rates=RATES, **citizen.call)
     save(tmp_path, state_of(net))
     types = jax.eval_shape(lambda: net)
@@ -117,7 +117,7 @@ def test_keys_among_the_variables(tmp_path):
 # -- which checkpoint
 
 
-def test_averaged_weights_are_those_to_ship(net, tmp_path, all_in_blocks):
+def test_averaged_weights_are_restored(net, tmp_path, all_in_blocks):
     state = state_of(net, average=True)
     averaged = jax.tree.map(lambda x: x + 1, state.averaged)
     save(tmp_path, dataclasses.replace(state, averaged=averaged))
@@ -161,7 +161,7 @@ def test_types_are_those_of_the_checkpoint(net, tmp_path, all_in_blocks):
         restore_narrow(tmp_path, net, 0.5)
 
 
-def test_what_cannot_be_restored_says_why(net, build_net, tmp_path):
+def test_errors_of_restore_narrow(net, build_net, tmp_path):
     with pytest.raises(CheckpointError, match="no whole checkpoint in"):
         restore_narrow(tmp_path, net, 0.5)
     save(tmp_path, state_of(net))
@@ -211,25 +211,25 @@ def wide(rates=(0.25, 0.5, 1.0), **settings) -> ms.Sliceable:
 
 
 @counted
-@pytest.mark.parametrize("shards", [1, 4])  # with 4, of each part its lead is kept
-def test_it_reads_little_more_than_the_narrow_network_has(tmp_path, shards):
+@pytest.mark.parametrize("shards", [1, 4])  # with 4, the prefix of each part is kept
+def test_it_reads_few_bytes_more_than_the_narrow_network(tmp_path, shards):
     net = wide(shards=shards)
     save(tmp_path, state_of(net))
-    restore_narrow(tmp_path, net, 0.25)  # what is imported is read as well
+    restore_narrow(tmp_path, net, 0.25)  # imports are read as well
     for rate, width in ((0.25, 256), (0.5, 512), (1.0, 1024)):
         numbers = 64 * width + width + width * width + width + width * 10 + 10
         before = benchmark.bytes_read()
         small = restore_narrow(tmp_path, net, rate)
         read = benchmark.bytes_read() - before
-        # Less would be no reading at all: random mantissas hardly compress.
+        # Less would be impossible: random mantissas hardly compress.
         assert 0.85 * 4 * numbers < read < 1.15 * 4 * numbers
         assert_same_trees(small.variables, ms.extract(net, rate).variables)
 
 
-def test_blocks_end_where_what_a_rate_keeps_ends():
+def test_blocks_end_at_the_widths_of_the_rates():
     found = choose_blocks(wide().plan, wide().variables)
-    # A quarter of 1024 is 256. Of a bias that is 1024 bytes, and a block as small would
-    # be in the index, which is read in any case.
+    # A quarter of 1024 is 256. For a bias that is 1024 bytes; so small a block is in
+    # the index, which is read in any case.
     assert found == {
         "params/Dense_0/bias": [512],
         "params/Dense_1/bias": [512],
@@ -248,7 +248,7 @@ def test_blocks_of_a_flattened_image():
     net = ms.upgrade(
         network, {"params": weights}, np.zeros((1, 4, 4, 3), np.float32), rates=(0.5, 1)
     )
-    # Of every 64 channels the first 32 are kept: 4 x 4 runs.
+    # The first 32 of every 64 channels are kept: 4 x 4 runs.
     assert choose_blocks(net.plan, net.variables) == {"params/out": [32, 100]}
 
 
@@ -274,11 +274,11 @@ def test_the_benchmark_runs(tmp_path, capsys):
     assert "decoder1" in capsys.readouterr().out
 
 
-# -- the whole of it, from blocks
+# -- all of it, from blocks
 
 
 @pytest.mark.parametrize("devices", [(1, 1), (1, 4), (4, 1), (4, 2)])
-def test_all_of_it_comes_back_on_other_devices(tmp_path, devices):
+def test_a_full_restore_on_other_devices(tmp_path, devices):
     def on(count: int, net) -> TrainState:
         placement = Placement.over(jax.devices()[:count], fsdp=count)
         return placement.state(state_of(net, average=True))
@@ -302,7 +302,7 @@ def test_all_of_it_comes_back_on_other_devices(tmp_path, devices):
     assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
 
 
-# -- who reads
+# -- readers
 
 
 def test_orbax_reads_the_leading_parts(tmp_path, monkeypatch):
@@ -319,7 +319,7 @@ def test_orbax_reads_the_leading_parts(tmp_path, monkeypatch):
 
 
 def test_another_layout_is_read_by_orbax_alone(tmp_path, monkeypatch):
-    """More is read then, and the same comes of it."""
+    """Orbax reads more then, and the result is the same."""
     net = wide(shards=4)
     save(tmp_path, state_of(net))
 
@@ -331,7 +331,7 @@ def test_another_layout_is_read_by_orbax_alone(tmp_path, monkeypatch):
     assert_same_trees(small.variables, ms.extract(net, 0.25).variables)
 
 
-def test_an_array_that_is_not_there_is_another_layout(tmp_path):
+def test_a_missing_array_is_another_layout(tmp_path):
     net = wide()
     save(tmp_path, state_of(net))
     with pytest.raises(LayoutError):

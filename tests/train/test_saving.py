@@ -1,4 +1,4 @@
-"""When checkpoints are written, by whom, and on which mesh they are read."""
+"""Times of checkpoints, their writing process, and the mesh of a restore."""
 
 import os
 import pathlib
@@ -54,12 +54,12 @@ def run(net, small, folder, **settings):
 
 def test_checkpoints_every_n_steps(net, small, tmp_path):
     _, saved = run(net, small, tmp_path, save_every_steps=3)
-    # Epochs end after 4 and 8; a checkpoint of step 3 stands at batch 3 of the first.
+    # Epochs end after 4 and 8; the checkpoint of step 3 is at batch 3 of the first.
     assert saved == [(3, 0, 3), (4, 1, 0), (6, 1, 2), (8, 2, 0)]
 
 
 def test_checkpoints_every_so_many_minutes(net, small, tmp_path, monkeypatch):
-    clock = iter(range(0, 10**6, 20))  # every look at it takes twenty seconds
+    clock = iter(range(0, 10**6, 20))  # every reading advances it by twenty seconds
     monkeypatch.setattr("mslice_jax.train.loop.time.perf_counter", lambda: next(clock))
     _, saved = run(net, small, tmp_path, save_every_minutes=1e-3)
     assert [step for step, _, _ in saved] == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -103,7 +103,7 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(net, tmp_path)
 
 
 def test_fsdp_may_change_between_two_parts_of_a_run(small, tmp_path):
-    net = build(small, shards=2)  # another setting, which stays
+    net = build(small, shards=2)  # another setting, which is fixed
 
     def stands(fsdp):
         placement = Placement(Placement.over(fsdp=fsdp).mesh, smallest=8)
@@ -135,7 +135,7 @@ def test_fsdp_may_change_between_two_parts_of_a_run(small, tmp_path):
         )
 
 
-def test_restore_narrow_reads_the_weights_that_the_optimizer_would_evaluate(
+def test_restore_narrow_reads_the_evaluated_weights_of_the_optimizer(
     net, small, tmp_path
 ):
     optimizer = optax.contrib.schedule_free_sgd(0.1)

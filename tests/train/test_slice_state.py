@@ -1,4 +1,4 @@
-"""The state of an optimizer, cut to the network that is trained on alone."""
+"""The state of an optimizer, cut for training the narrow network alone."""
 
 import dataclasses
 
@@ -26,8 +26,8 @@ def widths(tree):
     ],
     ids=["adam", "lookahead", "schedule_free", "inject_hyperparams"],
 )
-def test_the_extracted_network_goes_on_as_the_rate_would(net, small, optimizer):
-    """At rate 0.5 alone, what is outside of it has no gradient and no part in it."""
+def test_the_extracted_network_continues_like_the_rate(net, small, optimizer):
+    """At rate 0.5 alone, everything outside of it has zero gradient and no effect."""
     state = TrainState.create(net, optimizer, key=jax.random.key(7))
     step = make_train_step(optimizer)
     for number in range(2):
@@ -35,7 +35,7 @@ def test_the_extracted_network_goes_on_as_the_rate_would(net, small, optimizer):
     alone = ms.extract(state.net, 0.5)
     begun = TrainState.create(alone, optimizer, key=jax.random.key(7))
     sliced = state.net.slice_state(state.opt_state, 0.5)
-    assert widths(sliced) == widths(begun.opt_state)  # those of a new one
+    assert widths(sliced) == widths(begun.opt_state)  # the widths of a new state
     alone = dataclasses.replace(begun, opt_state=jax.tree.map(jnp.copy, sliced))
     narrow = make_train_step(optimizer)
     for number in (2, 3):
@@ -69,7 +69,7 @@ def test_a_factored_moment_cannot_be_sliced(net):
     state = optimizer.init(net.variables["params"])
     with pytest.raises(ms.PlanError, match=r"shape .* for params/hidden1/kernel"):
         net.slice_state(state, 0.5)
-    whole = optax.adafactor(0.01)  # too small to be factored: single zeros instead
+    whole = optax.adafactor(0.01)  # too small to be factored: single zeros
     net.slice_state(whole.init(net.variables["params"]), 0.5)
 
 

@@ -22,7 +22,7 @@ def test_gradients_are_summed_over_the_rates_of_a_step(net, small):
         jax.grad(label_loss)(params, x, y, 8),
         jax.grad(label_loss)(params, x, y, 4),
     )
-    plain = optax.sgd(1.0)  # the update is the gradient, with its sign turned
+    plain = optax.sgd(1.0)  # the update is the negative gradient
     state, metrics = make_train_step(plain)(fresh(net, plain), (x, y), (1.0, 0.5))
     found = jax.tree.map(jnp.subtract, params, state.net.variables["params"])
 
@@ -89,7 +89,7 @@ def test_all_rates_of_a_step_see_the_same_images_and_the_next_step_others(net, s
     assert np.abs(first - third).max() > 0.1
 
 
-def test_batch_statistics_go_through_the_rates_in_their_order(build_net, small):
+def test_batch_statistics_are_updated_by_the_rates_in_order(build_net, small):
     net = build_net(norm="shared")
     x, y = small.batch()
     hidden = net.variables["params"]["hidden1"]
@@ -98,7 +98,7 @@ def test_batch_statistics_go_through_the_rates_in_their_order(build_net, small):
     optimizer = sgd(0.1)
     state, _ = make_train_step(optimizer)(fresh(net, optimizer), (x, y), (1.0, 0.5))
 
-    # From zero: 0.1 of the batch's mean. Again, for the half that rate 0.5 has.
+    # From zero: 0.1 of the batch's mean. Then again, for the half of rate 0.5.
     expected = np.where(np.arange(8) < 4, 0.9 * 0.1 + 0.1, 0.1) * mean
     found = state.net.variables["batch_stats"]["BatchNorm_0"]["mean"]
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -114,7 +114,7 @@ def test_a_rate_that_was_not_trained_keeps_its_own_norms_statistics(build_net, s
     assert np.abs(after["0.5"]["mean"] - before["0.5"]["mean"]).max() > 0
 
 
-def test_a_step_uses_its_state_up_and_leaves_the_callers_weights(net, small):
+def test_a_step_donates_its_state_and_keeps_the_callers_weights(net, small):
     optimizer = sgd(0.1)
     state = fresh(net, optimizer)
     make_train_step(optimizer)(state, small.batch(), (1.0,))

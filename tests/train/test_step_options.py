@@ -1,4 +1,4 @@
-"""What a step can do beyond the original, against the same written out by hand."""
+"""Options of a step beyond the original, against the same written out by hand."""
 
 import functools
 
@@ -13,11 +13,11 @@ import mslice_jax as ms
 from mslice_jax.train import Distillation, TrainState, cross_entropy, make_train_step
 from tests.train.conftest import label_loss, narrow_logits
 
-GRADIENT = optax.sgd(1.0)  # its update is the gradient, with the sign turned
+GRADIENT = optax.sgd(1.0)  # its update is the negative gradient
 
 
 def gradients(net, batch, rates, **settings):
-    """What a step adds up, and its metrics."""
+    """The summed gradients of a step, and its metrics."""
     state = TrainState.create(net, GRADIENT, key=jax.random.key(7))
     step = make_train_step(GRADIENT, **settings)
     state, metrics = step(state, batch, rates)
@@ -36,7 +36,7 @@ def rate_step(net, batch, **settings):
 
 
 def equations(jaxpr, name):
-    """Those of a primitive, also within others."""
+    """The equations of a primitive, also within others."""
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == name:
@@ -80,7 +80,7 @@ def test_the_widest_teaches_the_others(net, small, rates):
     share, temperature = 0.75, 2.0
 
     def student_loss(params):
-        taught = narrow_logits(net.variables["params"], x, 8)  # no gradient flows here
+        taught = narrow_logits(net.variables["params"], x, 8)  # without a gradient
         targets = jax.nn.softmax(taught / temperature)
         log_p = jax.nn.log_softmax(narrow_logits(params, x, 4) / temperature)
         soft = -jnp.mean(jnp.sum(targets * log_p, axis=1)) * temperature**2
@@ -100,7 +100,7 @@ def test_the_widest_teaches_the_others(net, small, rates):
     np.testing.assert_allclose(metrics[1.0]["loss"], teacher, rtol=1e-6)
 
 
-def test_a_teacher_outside_teaches_all_rates(net, small):
+def test_an_external_teacher_teaches_all_rates(net, small):
     x, y = small.batch()
     table = jnp.array(
         [[1.0, -1.0, 0.0], [0.0, 2.0, 0.0], [0.5] * 3, [0.0] * 3, [1.0] * 3]
@@ -134,12 +134,12 @@ def test_loss_weights(net, small):
     )
     found, metrics = gradients(net, (x, y), (1.0, 0.5), loss_weights={0.5: 3.0})
     assert_close(found, expected)
-    # What is reported is not weighted.
+    # The reported losses are not weighted.
     loss = label_loss(params, x, y, 4)
     np.testing.assert_allclose(metrics[0.5]["loss"], loss, rtol=1e-6)
 
 
-def test_parts_of_a_batch_add_up(net, small):
+def test_chunks_of_a_batch_add_up(net, small):
     x, y = small.batch()
     whole, metrics = gradients(net, (x, y), (1.0, 0.5))
     for parts in (2, 8):
@@ -152,7 +152,7 @@ def test_parts_of_a_batch_add_up(net, small):
     assert_close(found, whole)
 
 
-def test_batch_norms_see_one_part_after_the_other(build_net, small):
+def test_batch_norms_see_one_chunk_after_the_other(build_net, small):
     net = build_net(norm="switchable")
     x, y = small.batch()
     state = TrainState.create(net, GRADIENT, key=jax.random.key(7))
@@ -160,7 +160,7 @@ def test_batch_norms_see_one_part_after_the_other(build_net, small):
     after, _ = step(state, (x, y), (1.0,))
     first = net.variables["params"]["hidden1"]
     h = x @ first["kernel"] + first["bias"][None]
-    mean = 0.0  # parts are every second example
+    mean = 0.0  # a chunk is every second example
     for part in (h[0::2], h[1::2]):
         mean = 0.9 * mean + 0.1 * part.mean(0)
     found = after.net.variables["batch_stats"]["BatchNorm_0"]["1.0"]["mean"]
@@ -177,13 +177,13 @@ def test_remat_keeps_the_results_of_dense_layers_alone(net, small):
     plain = rate_step(net, small.batch())
     again = rate_step(net, small.batch(), remat=True)
     dots = [len(equations(jaxpr, "dot_general")) for jaxpr in (plain, again)]
-    # Three layers forwards; backwards twice as many, less the gradient of the images.
+    # Three layers forward; backward twice as many, less the gradient of the images.
     assert dots == [3 + 2 * 3 - 1] * 2
     relus = [len(equations(jaxpr, "max")) for jaxpr in (plain, again)]
     assert relus[1] > relus[0] > 0
 
 
-def test_bfloat16_is_for_the_network_alone(net, small):
+def test_bfloat16_is_used_in_the_network_alone(net, small):
     x, y = small.batch()
     whole, _ = gradients(net, (x, y), (1.0, 0.5))
     found, metrics = gradients(net, (x, y), (1.0, 0.5), compute_dtype=jnp.bfloat16)
@@ -194,7 +194,7 @@ def test_bfloat16_is_for_the_network_alone(net, small):
     assert all(jax.tree.leaves(differs))
 
 
-def test_bfloat16_is_what_every_dense_layer_computes_in(net, small):
+def test_every_dense_layer_computes_in_bfloat16(net, small):
     jaxpr = rate_step(net, small.batch(), compute_dtype=jnp.bfloat16)
     dots = equations(jaxpr, "dot_general")
     assert len(dots) == 8
@@ -208,7 +208,7 @@ class Dropping(nn.Module):
         return nn.Dense(3)(x)
 
 
-def test_every_step_drops_others_and_a_repeated_one_the_same(small):
+def test_dropout_differs_between_steps_and_repeats_in_a_repeated_step(small):
     x, _ = small.batch()
     model, frozen = Dropping(), optax.sgd(0.0)  # the same weights in every step
     net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=(0.5, 1.0))
@@ -228,21 +228,21 @@ def test_every_step_drops_others_and_a_repeated_one_the_same(small):
     assert abs(losses(accumulate=2)[0] - first) > 1e-3
 
 
-def test_every_part_of_a_batch_drops_others(small):
+def test_dropout_differs_between_chunks_of_a_batch(small):
     x, y = small.batch()
     model = Dropping()
     net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=(0.5, 1.0))
     state = TrainState.create(net, GRADIENT, key=jax.random.key(7))
-    # Parts are every second example, so these two are the same four.
+    # A chunk is every second example, so these two are the same four.
     batch = np.repeat(x[:4], 2, axis=0), np.repeat(y[:4], 2)
-    taught = Distillation(weight=0.0)  # so that the step returns what it teaches
+    taught = Distillation(weight=0.0)  # so that the step returns its logits
     step = make_train_step(GRADIENT, accumulate=2, distillation=taught)
     zeros = step.zeros(net.variables["params"])
     logits = np.array(step.rate_step(state, zeros, batch, None, rate=1.0)[3])
     assert np.abs(logits[0::2] - logits[1::2]).max() > 1e-3
 
 
-def test_average_by_hand(net, small):
+def test_moving_average_by_hand(net, small):
     optimizer = optax.sgd(0.1)
     state = TrainState.create(net, optimizer, key=jax.random.key(7), average=True)
     step = make_train_step(optimizer, average=0.15)
@@ -257,7 +257,7 @@ def test_average_by_hand(net, small):
     assert without.eval_net is without.net
 
 
-def test_programs_compiled_beforehand_are_those_that_run(net, small, compilations):
+def test_programs_compiled_beforehand_are_used(net, small, compilations):
     for settings in ({}, {"distillation": Distillation(), "accumulate": 2}):
         state = TrainState.create(net, GRADIENT, key=jax.random.key(7))
         step = make_train_step(GRADIENT, **settings)
@@ -303,7 +303,7 @@ def test_bad_distillation(settings):
         Distillation(**settings)
 
 
-def test_what_a_state_or_batch_cannot_do(net, small):
+def test_bad_states_and_batches(net, small):
     state = TrainState.create(net, GRADIENT, key=jax.random.key(7))
     with pytest.raises(ValueError, match="equal parts, got 8 examples"):
         make_train_step(GRADIENT, accumulate=3)(state, small.batch(), (1.0,))

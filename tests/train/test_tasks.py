@@ -1,4 +1,4 @@
-"""Any batch, any outputs, any collection: against the same written out by hand."""
+"""Any batch, any outputs, any collection, against the same written out by hand."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ from mslice_jax.train import (
 )
 
 STILL = optax.sgd(0.0)
-GRADIENT = optax.sgd(1.0)  # its update is the gradient, with the sign turned
+GRADIENT = optax.sgd(1.0)  # its update is the negative gradient
 RATES = (0.5, 1.0)
 KEY = jax.random.key(7)
 
@@ -90,7 +90,7 @@ def test_a_tree_of_a_batch_and_a_tree_of_outputs():
     )
 
 
-def test_a_loss_of_ones_own_keeps_its_first_argument_and_needs_no_classes(net, small):
+def test_a_custom_loss_needs_no_classes(net, small):
     x, _ = small.batch()
     target = jnp.zeros((8, 3))
     step = make_train_step(STILL, loss=lambda y, t: jnp.mean((y - t) ** 2))
@@ -138,7 +138,7 @@ def test_masked_tokens_by_hand():
         token_cross_entropy(jnp.array(logits), jnp.array(targets[:, :2]))
 
 
-def test_a_language_model_counts_tokens_wherever_they_stand(words):
+def test_a_language_model_counts_tokens_at_any_position(words):
     net, tokens = words
     targets = np.roll(tokens, -1, axis=1)
     mask = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]], np.float32)
@@ -153,7 +153,7 @@ def test_a_language_model_counts_tokens_wherever_they_stand(words):
         "perplexity": np.exp(loss),
     }
     batch = {"tokens": tokens, "targets": targets, "mask": mask}
-    # Two parts of a batch have 3 and 3 tokens in other sentences: 0, 2 and 1, 3.
+    # Two chunks of a batch have 3 and 3 tokens in other sentences: 0, 2 and 1, 3.
     updates = []
     for parts in (1, 2):
         step = make_train_step(GRADIENT, task=language_model(), accumulate=parts)
@@ -164,13 +164,13 @@ def test_a_language_model_counts_tokens_wherever_they_stand(words):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *updates
     )
-    # Batches of 3 and 1 sentences; the second of no token that counts at all.
+    # Batches of 3 and 1 sentences; the second has no token that counts.
     parts = [tuple(x[s] for x in (tokens, targets, mask)) for s in ([0, 1, 3], [2])]
     found = evaluate_task(lambda: parts, language_model())(net)[0.5]
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_unequal_parts_weigh_by_their_tokens(words):
+def test_unequal_chunks_weigh_by_their_tokens(words):
     net, tokens = words
     mask = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 1], [0, 0, 0]], np.float32)  # 6 and 1
     results = []
@@ -214,7 +214,7 @@ def test_train_is_passed_only_where_the_model_takes_it(small):
             x = nn.relu(nn.Dense(8)(x))
             return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(x))
 
-    class PassingOn(nn.Module):  # its signature does not tell
+    class PassingOn(nn.Module):  # its signature does not show train
         inner: nn.Module
 
         def __call__(self, x, **more):
@@ -237,9 +237,9 @@ def test_train_is_passed_only_where_the_model_takes_it(small):
             found.append(float(metrics[1.0]["loss"]))
         losses[kind] = found
     differ = [first != second for first, second in losses.values()]
-    assert differ == [False, True, False, True]  # where it drops
+    assert differ == [False, True, False, True]  # with dropout
 
-    def function(variables, x):  # knows neither train nor mutable nor rngs
+    def function(variables, x):  # takes neither train nor mutable nor rngs
         params = variables["params"]
         return jax.nn.relu(x @ params["a"]) @ params["b"]
 
@@ -250,7 +250,7 @@ def test_train_is_passed_only_where_the_model_takes_it(small):
 
 
 class Counting(nn.Module):
-    """Own collections: a count of calls, and the hidden state of the last batch."""
+    """Custom collections: a count of calls, and the hidden state of the last batch."""
 
     @nn.compact
     def __call__(self, x):
@@ -271,7 +271,7 @@ def memory_by_hand(params, batches, width):
     return h
 
 
-def test_own_collections_pass_through_and_each_rate_carries_its_own(small, tmp_path):
+def test_custom_collections_pass_through_and_each_rate_has_its_own(small, tmp_path):
     model = Counting()
     batches = [small.batch(n) for n in range(3)]
     x = batches[0][0]
@@ -298,7 +298,7 @@ def test_own_collections_pass_through_and_each_rate_carries_its_own(small, tmp_p
         fresh(net, carry=["memories"])
 
 
-def test_what_the_call_makes_reaches_the_loss(small):
+def test_collections_made_by_the_call_reach_the_loss(small):
     class Sowing(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -321,7 +321,7 @@ def test_what_the_call_makes_reaches_the_loss(small):
     np.testing.assert_allclose(metrics[1.0]["loss"], loss((logits, made), y), rtol=1e-5)
 
 
-def test_streams_that_are_named_are_drawn_from(small):
+def test_named_streams_are_drawn_from(small):
     class Noisy(nn.Module):
         @nn.compact
         def __call__(self, x):

@@ -61,7 +61,7 @@ def main(
     placement = Placement(Placement.over(fsdp=fsdp).mesh, smallest=16)
     state = TrainState.create(net, optimizer, key=jax.random.key(0))
     state = placement.state(state)
-    again = placement.state(state)  # what lies on other hosts cannot be placed twice
+    again = placement.state(state)  # data of other hosts cannot be placed twice
     pairs = zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True)
     stays = all(a is b for a, b in pairs)
     step = make_train_step(optimizer, placement=placement)

@@ -1,4 +1,4 @@
-"""Networks that others wrote, to try the transformation on, package by package."""
+"""Networks from other people's packages, as tests of the transformation."""
 
 from experiments.benchmarks.families import (
     diffrax,

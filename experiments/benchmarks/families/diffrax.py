@@ -1,4 +1,4 @@
-"""Neural differential equations, of Equinox modules and solved by Diffrax."""
+"""Neural differential equations, with Equinox modules and the solvers of Diffrax."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ WIDTH, TIMES = 64, jnp.linspace(0.0, 1.0, 5)
 
 
 def field(inputs: int, outputs: int, seed: int) -> Any:
-    """Three dense layers, bounded at the end."""
+    """Three dense layers, with a bounded output."""
     return load("equinox").nn.MLP(
         inputs,
         outputs,
@@ -26,7 +26,7 @@ def field(inputs: int, outputs: int, seed: int) -> Any:
 
 
 def ordinary(adjoint: str) -> Network:
-    """The time derivative is a perceptron; steps of adaptive size."""
+    """The time derivative is a perceptron; the step size is adaptive."""
     diffrax = load("diffrax")
 
     def solve(model: Any, start: jax.Array) -> jax.Array:
@@ -47,7 +47,7 @@ def ordinary(adjoint: str) -> Network:
 
 
 def latent() -> Network:
-    """A state of the network's own width moves, and a dense layer reads it."""
+    """An ODE of the network's own width, and a dense layer on its states."""
     diffrax, nn = load("diffrax"), load("equinox").nn
     keys = jax.random.split(jax.random.key(1))
 
@@ -73,7 +73,7 @@ def latent() -> Network:
 
 
 def controlled() -> Network:
-    """A state that data drives: its derivative is a matrix times that of a spline."""
+    """A controlled equation: the derivative is a matrix times that of a spline."""
     diffrax, nn = load("diffrax"), load("equinox").nn
     keys, channels = jax.random.split(jax.random.key(1)), 4
 

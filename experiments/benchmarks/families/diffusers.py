@@ -40,7 +40,7 @@ def unet() -> Network:
 
 
 def control() -> Network:
-    """ControlNet: the encoder half of the denoiser, with a picture to follow."""
+    """ControlNet: the encoder half of the denoiser, with an image as condition."""
     model = load("diffusers").FlaxControlNetModel(
         sample_size=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -78,7 +78,7 @@ def _family(name: str, build: Any, *, at_most: float = 0.3) -> Family:
 
 
 FAMILIES = (
-    # Groups of its norms straddle the parts of a skip connection, and keep them whole.
+    # Groups of its norms straddle the parts of a skip connection, which fixes them.
     _family("Stable Diffusion U-Net", unet, at_most=0.35),
     _family("ControlNet", control),
     _family("AutoencoderKL", autoencoder),

@@ -17,7 +17,7 @@ def as_network(make: Callable[[], Any], size: int) -> Network:
 
 
 def variant(file: str, name: str, *, size: int = 64, **settings: Any) -> Network:
-    """A named network of Equimo, made smaller by settings of its own."""
+    """A named network of Equimo, made smaller by `settings`."""
     module = load(f"equimo.models.{file}")
     kind = getattr(module, name)
     return as_network(lambda: kind(num_classes=10, **settings), size)

@@ -13,8 +13,8 @@ def as_network(make: Callable[[], Any], *inputs: Any, **call: Any) -> Network:
     """An Equinox module for one example as a function of its arrays and of a batch.
 
     Args:
-      make: builds the module; run abstractly, its arrays are then drawn.
-      *inputs: a batch of what the module takes.
+      make: builds the module; run abstractly, its arrays are drawn afterwards.
+      *inputs: a batch of the module's inputs.
       **call: keyword arguments of the module.
     """
     equinox = load("equinox")

@@ -1,4 +1,4 @@
-"""What a network family is, and random weights for it."""
+"""Network families, and random weights for them."""
 
 import dataclasses
 import importlib
@@ -45,7 +45,7 @@ class Network:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What `mslice_jax.upgrade` takes; an NNX model holds its variables."""
+        """Arguments of `mslice_jax.upgrade`; an NNX model holds its variables."""
         if isinstance(self.model, nnx.Module):
             return self.model, *self.inputs
         return self.model, self.variables, *self.inputs
@@ -61,9 +61,9 @@ class Family:
       module: the name to import.
       build: makes the network; imports the package.
       maskable: whether no mean and no softmax runs over an axis that narrows, so that
-        the narrow network equals the full one with zeros for what is dropped.
-      at_most: the share of its parameters that rate .5 may keep; a quarter, and what
-        belongs to inputs, outputs and windows. Where it is more, a comment says why.
+        the narrow network equals the full one with zeros for its dropped units.
+      at_most: the share of its parameters that rate .5 may keep: a quarter, and that of
+        inputs, outputs and windows. Where it is more, a comment says why.
       quick: whether all its proofs take seconds.
     """
 
@@ -80,7 +80,7 @@ class Family:
 
 
 NEAR_ONE = "scale", "gamma", "var", "weight"
-"""What the names of scales and variances contain."""
+"""Parts of the names of scales and variances."""
 
 
 def drawn(types: Tree, seed: int = 0) -> Tree:
@@ -89,8 +89,8 @@ def drawn(types: Tree, seed: int = 0) -> Tree:
     The last axis counts the outputs. Kernels of convolutions have variance 2 / fan in,
     other arrays of two axes and more 1 / fan in (with more, softmax over unscaled
     products nears a step, and rounding shows). Scales and variances are near 1,
-    everything else is near 0. No two units are alike, so that a proof notices when two
-    are mixed up.
+    everything else is near 0. No two units are alike, so that a proof notices a swap of
+    two.
     """
     rng = np.random.default_rng(seed)
 

@@ -39,12 +39,12 @@ def example(folder: str, name: str, *without: str) -> Any:
     Args:
       folder: the example.
       name: the file.
-      *without: what its training needs, and its network does not.
+      *without: modules that its training needs, and its network does not.
     """
     here = pathlib.Path(load("flax_examples").__path__[0], folder)
     neighbours = [path.stem for path in here.glob("*.py")]
     stand_ins = {package: mock.MagicMock() for package in without}
-    with mock.patch.dict(sys.modules, stand_ins):  # forgets the neighbours, too
+    with mock.patch.dict(sys.modules, stand_ins):  # removes the neighbours, too
         for neighbour in neighbours:
             sys.modules.pop(neighbour, None)
         with mock.patch.object(sys, "path", [str(here), *sys.path]):
@@ -159,7 +159,7 @@ def sampling() -> Network:
             return logits[:, 0], new["cache"]
 
         ids = sample(prompt, cache, next_logits, jax.random.key(1), eos_token=-1)
-        # Tokens alone would tell little of a network.
+        # Tokens alone would show little of a network.
         return full.apply(variables, ids)
 
     variables = from_linen(full, prompt).variables

@@ -1,7 +1,7 @@
 """ResNet of flaxmodels, in Linen: it normalizes its input itself.
 
-Its other networks do not run with JAX 0.10: they name an argument of `reshape` that is
-gone, or want images of 224 x 224.
+Its other networks do not run with JAX 0.10: they name an argument of `reshape` that was
+removed, or need images of 224 x 224.
 """
 
 import jax
@@ -10,7 +10,7 @@ from experiments.benchmarks.families.family import Family, Network, drawn, image
 
 
 def resnet() -> Network:
-    """ResNet-18, which holds the mean and deviation of ImageNet as constants."""
+    """ResNet-18, with the mean and deviation of ImageNet as constants."""
     model = load("flaxmodels").ResNet18(
         output="logits", pretrained=None, num_classes=10
     )

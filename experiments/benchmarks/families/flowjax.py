@@ -12,7 +12,7 @@ DIMENSION = 4
 
 
 def flow(kind: str, **settings: Any) -> Network:
-    """Two layers that a standard normal distribution goes through."""
+    """Two layers that transform a standard normal distribution."""
     model = getattr(load("flowjax.flows"), kind)(
         jax.random.key(0),
         base_dist=load("flowjax.distributions").Normal(jnp.zeros(DIMENSION)),

@@ -1,4 +1,4 @@
-"""Modules of Linen, NNX and Equinox as a `Network`, with drawn weights or their own."""
+"""Modules of Linen, NNX and Equinox as a `Network`, with drawn or initial weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,8 +24,8 @@ def from_linen(
       model: the module.
       *inputs: of a call.
       returns: picks arrays from the output, where it has more than arrays.
-      own: whether the weights are the module's own start, `stirred`; where other
-        weights make no sense, as for the eigenvalues of a state space.
+      own: whether the weights are the module's initial ones, `stirred`; for modules
+        where other weights make no sense, as for the eigenvalues of a state space.
       **call: keyword arguments of a call.
     """
 
@@ -57,10 +57,10 @@ def from_nnx(
 
 
 def stirred(variables: Tree, seed: int = 0) -> Tree:
-    """Variables as their package starts them, but no two units alike.
+    """Initial variables of a package, with no two units alike.
 
     Every entry moves by some hundredths of itself; arrays whose entries all start alike
-    (zeros, ones) get noise besides, as small as the outputs of a layer need.
+    (zeros, ones) get noise besides, small enough for the outputs of a layer.
     """
     rng = np.random.default_rng(seed)
 
@@ -87,9 +87,9 @@ def from_equinox(
 
     Args:
       module: the module; its arrays of other types stay in the function.
-      call: what is computed, as call(module, *inputs).
+      call: the computation, as call(module, *inputs).
       *inputs: of a call.
-      own: whether the weights are the module's own start, `stirred`.
+      own: whether the weights are the module's initial ones, `stirred`.
     """
     equinox = load("equinox")
     arrays, static = equinox.partition(module, equinox.is_inexact_array)

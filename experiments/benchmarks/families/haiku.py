@@ -66,7 +66,7 @@ def mobilenet() -> Network:
 
 
 def vqvae() -> Network:
-    """An autoencoder of images whose code is a codebook's nearest entry."""
+    """An autoencoder of images; its code is the nearest entry of a codebook."""
 
     def forward(x: jax.Array) -> Any:
         hk = load("haiku")
@@ -106,7 +106,7 @@ def convolutional_lstm() -> Network:
 
 
 def decoder() -> Network:
-    """The transformer of Haiku's examples, from its modules: attention is causal."""
+    """The transformer of Haiku's examples, from its modules, with causal attention."""
 
     def forward(ids: jax.Array) -> jax.Array:
         hk = load("haiku")

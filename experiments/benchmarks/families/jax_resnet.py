@@ -9,7 +9,7 @@ from experiments.benchmarks.families.family import Family, Network, drawn, image
 
 
 def network(name: str, **settings: Any) -> Network:
-    """One block in each of the four stages, of a network that has more of them."""
+    """A network with one block in each of the four stages."""
     kind = getattr(load("jax_resnet"), name)
     model = kind(n_classes=10, stage_sizes=[1, 1, 1, 1], **settings)
     x = image(2, 32, 32, 3)

@@ -22,7 +22,7 @@ def load_keras() -> Any:
     """Keras, with JAX as its backend unless the environment says otherwise."""
     os.environ.setdefault("KERAS_BACKEND", "jax")
     keras = load("keras")
-    keras.utils.clear_session()  # layers are numbered from one again
+    keras.utils.clear_session()  # restarts the numbers in names of layers
     return keras
 
 
@@ -31,8 +31,8 @@ def as_network(model: Any, *, readout: int = 0) -> Network:
 
     Args:
       model: its variables may be without values, as in `application`.
-      readout: the hidden size, for a model without a head: then a linear map of every
-        output's last axis to 10 numbers stands in for the head.
+      readout: the hidden size, for a model without a head: a linear map of every
+        output's last axis to 10 numbers then stands in for the head.
     """
     scope = load("keras").StatelessScope
     trained, names = model.trainable_variables, named_variables(model)
@@ -63,18 +63,18 @@ def as_network(model: Any, *, readout: int = 0) -> Network:
 
 
 def named_variables(model: Any) -> dict[str, Any]:
-    """The variables of a Keras model by name, those that are trained first."""
+    """The variables of a Keras model by name, the trainable ones first."""
     named: dict[str, Any] = {}
     for variable in (*model.trainable_variables, *model.non_trainable_variables):
         name = variable.path
-        while name in named:  # Keras does not keep its layers' names apart
+        while name in named:  # Keras does not make its layers' names unique
             name += "'"
         named[name] = variable
     return named
 
 
 def example(name: str, shape: tuple[int | None, ...]) -> Any:
-    """An input of a Keras model, by the name and shape that it asks for."""
+    """An input of a Keras model, by its name and shape."""
     if len(shape) >= 4:
         return image(*(2 if size is None else size for size in shape))
     if "mask_positions" in name:

@@ -33,7 +33,7 @@ TINY = {
 
 
 def task(backbone: str, head: str | None, settings: dict[str, Any]) -> Any:
-    """A backbone with tiny settings, with the head of a task on it if there is one."""
+    """A backbone with tiny settings, and the head of a task if there is one."""
     load_keras()
     models = load("keras_hub").models
     kind = getattr(models, backbone)
@@ -42,13 +42,13 @@ def task(backbone: str, head: str | None, settings: dict[str, Any]) -> Any:
     model = kind(**tiny | settings)
     if head is None:
         return model
-    # Only a classifier has to be told the number of its outputs.
+    # Only a classifier takes the number of its outputs.
     classes = {} if head.endswith("LM") else {"num_classes": 10}
     return getattr(models, head)(backbone=model, preprocessor=None, **classes)
 
 
 def network(backbone: str, head: str | None, settings: dict[str, Any]) -> Network:
-    """A backbone and its head; where it has none, a linear map stands in for one."""
+    """A backbone and its head; without a head, a linear map stands in for one."""
     model = task(backbone, head, settings)
     if head is None:
         return as_network(model, readout=settings.get("num_output_channels", 64))
@@ -56,7 +56,7 @@ def network(backbone: str, head: str | None, settings: dict[str, Any]) -> Networ
 
 
 def generation(backbone: str, head: str) -> Network:
-    """What a decoder generates, greedily: a while loop around it with its cache."""
+    """Greedy generation of a decoder: a while loop around it with its cache."""
     model = task(backbone, head, {})
     model.compile(sampler="greedy")
     forward, variables = as_network(model), named_variables(model)
@@ -66,7 +66,7 @@ def generation(backbone: str, head: str) -> Network:
         inputs = {"token_ids": ids, "padding_mask": given}
         with load("keras").StatelessScope(state, initialize_variables=False):
             inputs = model.generate_step(inputs, stop_token_ids=None)
-        # Tokens alone would tell little of a network.
+        # Tokens alone would show little of a network.
         return forward.function(values, inputs)
 
     given = jnp.broadcast_to(jnp.arange(16) < 6, (2, 16))
@@ -95,7 +95,7 @@ FAMILIES = (
     family("DeBERTa-v3", "DebertaV3Backbone", "DebertaV3MaskedLM", bucket_size=8),
     family("ESM-2", "ESMBackbone", "ESMMaskedPLM"),
     family("Falcon", "FalconBackbone", "FalconCausalLM"),
-    # A Fourier transform over the hidden axis keeps it whole.
+    # A Fourier transform over the hidden axis fixes it.
     family("FNet", "FNetBackbone", "FNetMaskedLM", at_most=0.55),
     family(
         "Gemma 3",

@@ -1,4 +1,4 @@
-"""Mamba-2 and Mamba-3, in NNX, of the packages of that name."""
+"""Mamba-2 and Mamba-3, in NNX, from the packages of that name."""
 
 from collections.abc import Callable
 from typing import Any

@@ -10,7 +10,7 @@ from experiments.benchmarks.families.frameworks import stirred
 
 
 def memory(kind: str) -> Network:
-    """Two residual layers of a memory over a sequence with a start in its middle."""
+    """Two residual layers of a memory; the sequence restarts in its middle."""
     package = load("memax.linen.train_utils")
     (model,) = package.get_residual_memory_models(
         hidden=64, output=5, models=[kind], model_kwargs={}

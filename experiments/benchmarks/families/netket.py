@@ -14,7 +14,7 @@ SITES, SPIN = 10, 0.5
 
 
 def netket() -> Any:
-    """The package; left alone it would set JAX to double precision."""
+    """The package; by default it sets JAX to double precision."""
     os.environ.setdefault("NETKET_ENABLE_X64", "0")
     return load("netket")
 
@@ -51,7 +51,7 @@ def deep_set() -> Network:
 
 
 def group_convolution(mode: str) -> Network:
-    """A network that every translation and reflection of a chain leaves alone."""
+    """A network that is invariant under translations and reflections of a chain."""
     package = netket()
     chain = package.graph.Chain(SITES)
     return wave_function(
@@ -62,7 +62,7 @@ def group_convolution(mode: str) -> Network:
 
 
 def autoregressive(kind: str, **sizes: Any) -> Network:
-    """Amplitudes as a product of conditional ones, each of the sites before."""
+    """Amplitudes as a product of conditional ones, each given the sites before."""
     space = netket().hilbert.Spin(SPIN, SITES)
     return wave_function(
         lambda models: getattr(models, kind)(

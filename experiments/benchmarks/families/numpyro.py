@@ -11,7 +11,7 @@ DIMENSION = 4
 
 
 def network(kind: str, *settings: Any, **more: Any) -> Network:
-    """One of the networks that the flows of NumPyro take."""
+    """A network that the flows of NumPyro use."""
     init, apply = getattr(load("numpyro.nn"), kind)(DIMENSION, *settings, **more)
     _, variables = init(jax.random.key(0), (DIMENSION,))
     return Network(

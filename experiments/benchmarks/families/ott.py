@@ -54,6 +54,6 @@ def _family(name: str, build: Callable[[], Network], **settings: Any) -> Family:
 FAMILIES = (
     _family("ICNN", convex, maskable=True),
     _family("velocity (MLP)", velocity, maskable=True),
-    # Groups of its norms straddle the parts of a skip connection, and keep them whole.
+    # Groups of its norms straddle the parts of a skip connection, which fixes them.
     _family("velocity (U-Net)", unet, at_most=0.4),
 )

@@ -20,7 +20,7 @@ VOCABULARY, WIDTH = 61, 64
 
 
 class Decoder(nn.Module):
-    """Two layers of attention and dense layers, as anyone would write them in Linen."""
+    """Two layers of attention and dense layers, in plain Linen."""
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
@@ -63,15 +63,15 @@ def weights() -> Network:
 def products() -> Network:
     """Both factors of every product are rounded to eight bits.
 
-    Where sums of many layers decide what is rounded, units in another order round to
-    other whole numbers; so this one is small.
+    Sums of many layers in another order of units would round to other integers, so this
+    network is small.
     """
     types = {"weight_qtype": jnp.int8, "act_qtype": jnp.int8}
     return trained(Perceptron(), image(4, 8), **types)
 
 
 def stored() -> Network:
-    """Weights that are stored as whole numbers of eight bits with their scales."""
+    """Weights that are stored as integers of eight bits with their scales."""
     qwix, ids = load("qwix"), tokens(*IDS, vocabulary=VOCABULARY)
     rule = qwix.QuantizationRule(module_path=".*", weight_qtype=jnp.int8)
     model = qwix.quantize_model(Decoder(), qwix.PtqProvider([rule]))

@@ -15,7 +15,7 @@ VOCABULARY, LENGTH = 61, 12
 
 def griffin(*kinds: str) -> tuple[Any, jax.Array, jax.Array]:
     """The module, tokens, and their positions."""
-    # It was written for a typeguard of long ago.
+    # It was written for an old typeguard.
     with mock.patch.object(load("typeguard"), "typechecked", lambda function: function):
         common = load("recurrentgemma.common")
     config = common.GriffinConfig(

@@ -1,6 +1,6 @@
 """Spiking networks and state spaces of spyx, in NNX.
 
-A spike is a step with a derivative of its own (`custom_jvp` or `custom_vjp`).
+A spike is a step with a custom derivative (`custom_jvp` or `custom_vjp`).
 """
 
 from collections.abc import Callable

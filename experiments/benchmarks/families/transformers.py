@@ -102,7 +102,7 @@ def clip() -> Network:
 
 
 def wav2vec2() -> Network:
-    """Sound to letters."""
+    """Speech to letters."""
     config = tiny(
         "Wav2Vec2Config",
         conv_dim=(32, 32),
@@ -118,7 +118,7 @@ def wav2vec2() -> Network:
 
 
 def whisper() -> Network:
-    """Sound to text."""
+    """Speech to text."""
     config = tiny(
         "WhisperConfig",
         num_mel_bins=8,
@@ -139,14 +139,14 @@ def whisper() -> Network:
 
 
 def generation(model: str, config: str, **search: Any) -> Network:
-    """What a model generates: a while loop around the model with its caches."""
+    """Generation of a model: a while loop around it with its caches."""
     speaker, variables = model_of(model, tiny(config))
     encoded = speaker.config.is_encoder_decoder
 
     def function(variables: Any, prompt: jax.Array) -> jax.Array:
         params = variables["params"]
         ids = speaker.generate(prompt, params=params, max_length=12, **search).sequences
-        # Tokens alone would tell little of a network.
+        # Tokens alone would show little of a network.
         return speaker(
             prompt if encoded else ids,
             **({"decoder_input_ids": ids} if encoded else {}),
@@ -221,7 +221,7 @@ FAMILIES = (
     ),
     family("OPT", text, "FlaxOPTForCausalLM", "OPTConfig", word_embed_proj_dim=64),
     family("Pegasus", pair, "FlaxPegasusForConditionalGeneration", "PegasusConfig"),
-    # The inputs of a group stay whole: its convolution halves instead of quartering.
+    # The inputs of a group are fixed: its convolution halves instead of quartering.
     family(
         "RegNet",
         vision,
