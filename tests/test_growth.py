@@ -198,8 +198,11 @@ def test_a_number_at_narrow_widths(follow, number, expected):
     assert follow.at(number, {"a": 16, "b": 9, "c": 16}) == number
 
 
-def test_one_unit_has_no_variance():
+def test_one_unit_has_no_variance_and_no_entropy():
     assert one(A, -1.0, less=1).at(1 / 15, {"a": 1}) == math.inf
+    assert one(A, -1.0, log=True).at(1 / math.log(16), {"a": 1}) == math.inf
+    assert one(A, -1.0, log=True).at(-1 / math.log(16), {"a": 1}) == -math.inf
+    assert one(A, 1.0, log=True).at(math.log(16), {"a": 1}) == 0
 
 
 @pytest.mark.parametrize(

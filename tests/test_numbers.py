@@ -240,6 +240,52 @@ def test_every_number_that_may_be_a_size_is_in_the_report(name):
         )
 
 
+def _average_before_a_layer(p, x):
+    h = sum(x @ p["in"][i] for i in range(4)) / 4
+    return (h + jnp.tanh(h @ p["up"]) @ p["down"]) @ p["out"]
+
+
+def _average_before_an_outer_product(p, x):
+    h = jnp.tanh(x @ p["in"][0]) / 4
+    gated = jnp.einsum("bd,hd->bhd", h, p["up"].T)
+    return jnp.einsum("bhd,hd->bd", jnp.sin(gated), p["down"]) @ p["out"]
+
+
+def _average_before_heads(p, x):
+    h = jnp.tanh(x @ p["in"][0]) / 4
+    repeated = jnp.broadcast_to(
+        h[:, None], (x.shape[0], p["down"].shape[0], h.shape[1])
+    )
+    return jnp.einsum("bhd,hd->bd", jnp.sin(repeated), p["down"]) @ p["out"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    "network",
+    [
+        _average_before_a_layer,
+        _average_before_an_outer_product,
+        _average_before_heads,
+    ],
+)
+def test_an_average_of_four_is_no_mean_over_the_four_units_that_read_it(network, check):
+    rng = np.random.default_rng(0)
+    shapes = {"in": (4, 5, 8), "up": (8, 4), "down": (4, 8), "out": (8, 3)}
+    p = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    p = jax.tree.map(np.float32, p)
+    x = rng.normal(size=(2, 5)).astype(np.float32)
+    net = ms.upgrade(network, p, x, rates=(0.5, 1.0), check=check)
+    cut = {
+        "in": p["in"][..., :4],
+        "up": p["up"][:4, :2],
+        "down": p["down"][:2, :4],
+        "out": p["out"][:4],
+    }
+    np.testing.assert_allclose(
+        ms.slice_apply(net, x, 0.5), network(cut, x), rtol=1e-5, atol=1e-6
+    )
+
+
 def _decay(n):
     return 2.0 ** (-8.0 / n * jnp.arange(1, n + 1))[None]
 

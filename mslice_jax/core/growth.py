@@ -134,7 +134,10 @@ class Follow:
             sizes = [
                 math.prod(width(a, w) for a, _ in self.axes) for w in (widths, FULL)
             ]
-            return number * (math.log(sizes[0]) / math.log(sizes[1])) ** exponent
+            share = math.log(sizes[0]) / math.log(sizes[1])
+            if not share and exponent < 0:  # of one entry, as 1 / jnp.log(1) is
+                return math.copysign(math.inf, number)
+            return number * share**exponent
         if self.less:
             (exponent,) = {e for _, e in self.axes}
             sizes = [

@@ -162,12 +162,17 @@ def _scaled(e: Eqn, at: int, number: Any, power: float, x: Known) -> Known:
 
 
 def spread(e: Eqn, x: Known, new: Sequence[Axis]) -> Known:
-    """A value repeated along new axes: a fresh 1/n among its numbers follows."""
+    """A value repeated along new axes: a fresh 1/n among its numbers follows.
+
+    In a backward pass it is the transpose of a mean. Going forward it is chance: an
+    average of four branches that a layer of four units reads.
+    """
     if not new:
         return x
     over = grown_by(new)
     growth, pending = x.growth, list(x.pending)
-    for waiting in [p for p in pending if p.fresh and narrowing(over)]:
+    is_transpose = narrowing(over) and (x.cotangent or e.backward)
+    for waiting in [p for p in pending if p.fresh and is_transpose]:
         found = [m for m in matches(waiting, over, e.rounding()) if m.follow.narrows]
         if found and one_meaning(found):
             e.flow.follow(waiting.uses, waiting.value, found[0].follow, direct=True)

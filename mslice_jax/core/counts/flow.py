@@ -10,6 +10,7 @@ No function here looks at more than one equation.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,7 +58,7 @@ def count(
       known: what is known of its inputs.
       wanted: how its results grow, where that is known from elsewhere.
     """
-    flow = _Flow(analysis)
+    flow = _Flow(analysis, backward=bool(wanted))
     flow.counts.results = flow.run(frame, known)
     for result, growth in zip(flow.counts.results, wanted, strict=False):
         flow.reach(result, growth)
@@ -68,6 +69,9 @@ def count(
             flow.see(use, flow.values[use], axis, "it could stand for several axes")
     flow.look_through(frame)
     return flow.counts
+
+
+_TRANSPOSED = re.compile(r"(^|[/(])transpose\(")
 
 
 class Eqn:
@@ -123,6 +127,12 @@ class Eqn:
         aval: Any = self.eqn.outvars[0].aval
         return aval.shape
 
+    @property
+    def backward(self) -> bool:
+        """Whether it is part of a backward pass: as JAX names it, or what calls it."""
+        names = str(self.eqn.source_info.name_stack)
+        return self.flow.backward or bool(_TRANSPOSED.search(names))
+
     def use(self, operand: int) -> Use:
         """The place of an operand."""
         return Use(id(self.frame), self.index, operand)
@@ -155,8 +165,10 @@ def _of_identities(e: Eqn, outs: Sequence[Known]) -> Sequence[Known]:
 class _Flow:
     """One run through a program and all that it calls."""
 
-    def __init__(self, analysis: Any):
+    def __init__(self, analysis: Any, *, backward: bool):
         self.analysis = analysis
+        self.backward = backward
+        """Whether what runs is a backward pass, or is called by one."""
         self.counts = Counts()
         self.values = self.counts.values
         self.ambiguous: dict[Use, Axis] = {}
@@ -442,10 +454,14 @@ def _results(e: Eqn) -> Sequence[Known]:
     folded = is_folded(e.frame, e.index)
     if folded:
         e.flow.tabulated(e)
+    calls = e.index in e.frame.children
     f = unknown if folded else _TABLE.get(e.name)
     if f is None:
-        f = _TABLE[CALL] if e.index in e.frame.children else unknown
+        f = _TABLE[CALL] if calls else unknown
+    around = e.flow.backward
+    e.flow.backward = around or (calls and e.backward)
     found = f(e)
+    e.flow.backward = around
     outs = [found] * len(e.eqn.outvars) if isinstance(found, Known) else found
     made = tuple(dict.fromkeys(each for known in e.ins for each in known.made))
     if made and not any(k.data or k.parameter or k.weight for k in e.ins):

@@ -15,6 +15,9 @@ _LEFT = re.compile(
     "|correlation_jnp|covariance_jnp|counted_ones|epsilon"
     "|means-convolution|averages_|energy_of_terms|numpy_root|while_loop"
 )
+# An identity of several parts is made of the kept positions of each; reciprocals are of
+# single precision.
+_OTHERWISE = re.compile("identity|reciprocal")
 SPELLINGS = [
     name
     for name in FOLLOWS
@@ -32,6 +35,8 @@ def count(n: Builder, r: random.Random) -> str:
 @block(2, 3, 4, often=8)
 def spelt(n: Builder, r: random.Random) -> None:
     name = r.choice(SPELLINGS)
+    if found := _OTHERWISE.search(name):
+        n.not_by_hand = f"{found[0]} is right, and spelt otherwise"
     n.emit(f"x = spelt({name!r}, x, {n.vector('s')}, {count(n, r)})")
     n.not_maskable = "a mean over channels"
 
