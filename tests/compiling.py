@@ -4,6 +4,7 @@ This does not import JAX, whose environment has to be set before.
 """
 
 import importlib.metadata
+import os
 
 _JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
 
@@ -26,3 +27,14 @@ QUICK: dict[str, bool | int] = {
 
 AS_FOR_USERS: dict[str, bool | int] = {EMITTERS: True} if HAS_EMITTERS else {}
 """`compiler_options` that put back what `FLAGS` leave out."""
+
+
+def xla_flags(devices: int, given: str = "") -> str:
+    """`XLA_FLAGS` of a process with so many devices; those that are given win."""
+    quick = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "true"
+    flags = {
+        "xla_force_host_platform_device_count": devices,
+        **(FLAGS if quick else {}),
+    }
+    more = [f"--{name}={value}" for name, value in flags.items() if name not in given]
+    return " ".join([given, *more]).strip()

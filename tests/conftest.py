@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.compiling import AS_FOR_USERS, FLAGS
+from tests.compiling import AS_FOR_USERS, xla_flags
 
 
 def _strict_environment() -> None:
@@ -29,11 +29,7 @@ def _strict_environment() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Two thirds of the time of the suite would be compilation.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-    quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "true"
-    given = os.environ.get("XLA_FLAGS", "")
-    flags = {"xla_force_host_platform_device_count": 4, **(FLAGS if quick else {})}
-    more = [f"--{name}={value}" for name, value in flags.items() if name not in given]
-    os.environ["XLA_FLAGS"] = " ".join([given, *more]).strip()
+    os.environ["XLA_FLAGS"] = xla_flags(4, os.environ.get("XLA_FLAGS", ""))
     # (4,) + (3, 4) is more often a mistake than meant.
     os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
     # Tests compile the same programs again under other names: a cache for the run, and

@@ -20,6 +20,7 @@ from experiments.benchmarks import tpu_topology
 from experiments.benchmarks.tpu_topology import Config, Row, added, collectives
 from experiments.settings import Settings
 from mslice_jax.models import CifarResNet
+from tests.compiling import xla_flags
 from tests.train.test_hosts import free_port
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def test_the_program_runs_on_two_hosts(tmp_path):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(2),
     }
     hosts = [
         subprocess.Popen(

@@ -12,6 +12,9 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
+
+from tests.compiling import xla_flags
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -30,7 +33,7 @@ def run(program: str, count: int, *arguments: object) -> list[tuple[int, str, st
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(2),
     }
     processes = [
         subprocess.Popen(
@@ -76,7 +79,14 @@ def assert_trains_as(alone: dict, hosts: list[dict]) -> None:
         np.testing.assert_allclose(first[name], alone[name], rtol=1e-6, atol=1e-6)
 
 
-# One test, so that under pytest-xdist no process is started twice.
+def test_two_processes_have_the_losses_of_one(tmp_path):
+    (alone,) = train(1, 1, tmp_path / "one")
+    # The weights are sharded over devices of both processes.
+    assert_trains_as(alone, train(2, 4, tmp_path / "two"))
+
+
+# One test, so that no process is started twice.
+@pytest.mark.nightly
 def test_two_and_four_processes_have_the_losses_of_one(tmp_path):
     (alone,) = train(1, 1, tmp_path / "one")
     # The weights are sharded over devices of two processes, and the batch over all.
@@ -89,6 +99,7 @@ def test_two_and_four_processes_have_the_losses_of_one(tmp_path):
         np.testing.assert_allclose(host["others"], four[0]["weights"], rtol=1e-6)
 
 
+@pytest.mark.nightly
 def test_a_recipe_on_four_hosts_is_stopped_by_one_and_continues_on_two(tmp_path):
     (tmp_path / "summary.json").write_text("of an earlier run")
     flags = "--rates 1.0 --schedule static --epochs 1 --batch-size 16"  # 90 steps
