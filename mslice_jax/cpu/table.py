@@ -23,9 +23,7 @@ def _convolves(n: Narrow, lhs: Any, rhs: Any) -> bool:
 
 def _convolve(library: str, n: Narrow, lhs: Any, rhs: Any) -> Any:
     form = convolution.with_cpu_gradient(n.bind, n.params, library)
-    with jax.named_scope(
-        work.SCOPE
-    ):  # products count for the convolution that they are
+    with jax.named_scope(work.SCOPE):  # its products count as a convolution
         return form(lhs, rhs)
 
 
