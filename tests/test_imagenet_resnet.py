@@ -58,7 +58,7 @@ def test_the_defaults_of_the_recipe_are_the_usual_ones():
     assert imagenet_resnet.RECIPE.model is ImageNetResNet
 
 
-@pytest.mark.parametrize("depth", [18, 0, 51])
+@pytest.mark.parametrize("depth", [20, 0, 51])
 def test_an_unknown_depth(depth):
     with pytest.raises(ValueError, match="50, 101, 152, got"):
         ImageNetResNet(depth=depth)

@@ -185,12 +185,17 @@ def test_second_derivatives_forward_mode_and_vmap(net_and_images):
 def test_a_barrier_is_kept_in_programs_of_ms_jit():
     """Otherwise XLA computes the values before it once for each reader."""
 
-    def read_twice(x, y):
+    def read_twice(x, y, images, kernel):
         z = lax.optimization_barrier(x * y + 1)
-        return jnp.exp(z), z.T + 1
+        return jnp.exp(z), z.T + 1, lax.conv(images, kernel, (1, 1), "SAME")
 
-    x = jnp.ones((256, 256))
-    text = ms.jit(read_twice).lower(x, x).compile().as_text()
+    # With a convolution, without which it is the program of jax.jit.
+    x, images, kernel = (
+        jnp.ones((256, 256)),
+        jnp.ones((2, 8, 8, 8)),
+        jnp.ones((8, 8, 3, 3)),
+    )
+    text = ms.jit(read_twice).lower(x, x, images, kernel).compile().as_text()
     entry = text[text.index("ENTRY") :]
     readers = [line for line in entry.splitlines() if "fusion(%x.1, %y.1)" in line]
     assert len(readers) == 1, readers
