@@ -30,8 +30,9 @@ class NnxVisionTransformer(nnx.Module):
     as everywhere in NNX; by default the shares are 0.
 
     Args:
-      patch_size, layers, heads, hidden, mlp, image_size, num_classes, dropout,
-        attention_dropout, dtype: as in `VisionTransformer`.
+      patch_size, layers, heads, hidden, mlp: as in `VisionTransformer`.
+      image_size, num_classes, dtype: as in `VisionTransformer`.
+      dropout, attention_dropout: as in `VisionTransformer`.
       channels: of the images.
       rngs: the streams "params" and, where units are dropped, "dropout".
 
