@@ -53,7 +53,7 @@ class Pronounce(nn.Module):
 
         def turn(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             r, z, n = jnp.split(x, 3, axis=-1)
-            to_r, to_z, to_n = jnp.split(h @ kernel + bias, 3, axis=-1)
+            to_r, to_z, to_n = jnp.split(h @ kernel + bias[None], 3, axis=-1)
             z = nn.sigmoid(z + to_z)
             n = nn.tanh(n + nn.sigmoid(r + to_r) * to_n)
             h = (1 - z) * n + z * h
