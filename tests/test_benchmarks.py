@@ -44,6 +44,7 @@ def test_analysis(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
     assert "decoder1" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_train_step(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = train_step.Config(
         depth=8,

@@ -5,7 +5,6 @@ module holds them in its attributes. The narrow network by hand is the same code
 the narrow number of units, on weights that NumPy cut.
 """
 
-import itertools
 import math
 import re
 
@@ -124,9 +123,10 @@ def follows(name, full, kept):
     tolerance = next((t for part, t in TOLERANCE.items() if part in name), 2e-4)
     sizes = {**kept, 1.0: full}
     by_hand = {rate: network(spelling, size) for rate, size in sizes.items()}
-    for way, check in itertools.product(WAYS, CHECKS):
+    # Read alone, without a proof, both ways are the same equations.
+    for way, check in (WAYS[0], True), (WAYS[1], True), (WAYS[1], False):
         fixed = way == "held fixed"
-        if name in ONLY_OWN and (fixed or not check):
+        if name in ONLY_OWN and fixed:
             continue
         apply = network(spelling, full if fixed else None)
         try:
@@ -174,10 +174,10 @@ def test_the_width_changes_no_verdict(name, full, kept):
     follows(name, full, kept)
 
 
-@pytest.mark.parametrize("at", range(0, len(FOLLOWS), 8))
-def test_the_width_changes_no_verdict_of_every_eighth(at):
+@pytest.mark.parametrize("at", range(0, len(FOLLOWS), 20))
+def test_the_width_changes_no_verdict_of_every_twentieth(at):
     """The three widths in turn; all of them every night."""
-    full, kept = OTHER_WIDTHS[at // 8 % len(OTHER_WIDTHS)]
+    full, kept = OTHER_WIDTHS[at // 20 % len(OTHER_WIDTHS)]
     follows(list(FOLLOWS)[at], full, kept)
 
 

@@ -89,7 +89,8 @@ def test_gradients(name):
 
     def derivatives(convolve, jit):
         def curved(x, w):
-            return jnp.sum(jnp.tanh(convolve(x, w)) * cotangent)
+            # Where tanh is flat its derivative, 1 - tanh^2, is mostly rounding.
+            return jnp.sum(jnp.tanh(convolve(x, w) / 16) * cotangent)
 
         def all_of_them(x, w):
             y, pull = jax.vjp(convolve, x, w)

@@ -28,6 +28,7 @@ def small(monkeypatch):
     monkeypatch.setattr(gpu_report, "RATES", (0.5, 0.75, 1.0))
 
 
+@pytest.mark.nightly
 def test_it_stops_in_time_and_continues(small, tmp_path, capsys):
     flags = ["--models", "tiny", "--epochs", "1", "--float32", "--out", str(tmp_path)]
     assert gpu_report.main([*flags, "--minutes", "0.001"]) == 3

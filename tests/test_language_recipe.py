@@ -130,6 +130,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(
         assert whole[rate]["loss"] == parts[rate]["loss"]
 
 
+@pytest.mark.nightly
 def test_a_decoder_is_trained_too(capsys, tmp_path, song):
     args = "--model decoder --heads 4 --kv-heads 2 --layers 2 --scan --tokens words"
     args = [*args.split(), "--vocabulary", 20, "--batch-size", 4, "--length", 8]

@@ -111,7 +111,7 @@ def test_a_window_along_the_units_fixes_them():
         ms.upgrade(f, FULL, X, STARTS, rates=(0.5, 1.0))
 
 
-@pytest.mark.parametrize("cell", [nn.SimpleCell, nn.GRUCell, nn.LSTMCell])
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell])
 def test_recurrent_both_ways_with_lengths(cell):
     class Net(nn.Module):
         width: int

@@ -310,7 +310,10 @@ def test_flags_that_do_not_exist_exit_with_code_2(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("norm", "number", "exit_code"),
-    [("switchable", signal.SIGINT, 130), ("shared", signal.SIGTERM, 143)],
+    [
+        ("switchable", signal.SIGINT, 130),
+        pytest.param("shared", signal.SIGTERM, 143, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_signal_reports_the_saved_step_and_how_to_continue(
     capsys, tmp_path, monkeypatch, norm, number, exit_code
@@ -471,6 +474,7 @@ def test_a_batch_that_the_devices_do_not_divide_ends_with_one_line(capsys, tmp_p
     assert "that the 4 devices divide; got 30" in error
 
 
+@pytest.mark.nightly
 def test_vgg_is_a_recipe_too(capsys, tmp_path):
     args = "--widen 0.125 --groups 4 --rates 1.0 --schedule static --epochs 1"
     args = [*args.split(), "--train-examples", "64"]
@@ -520,6 +524,7 @@ def test_settings_that_may_change_when_a_run_continues():
     assert changed({**before, "temperature": 1.0}, settings) == []
 
 
+@pytest.mark.nightly
 def test_the_sharding_of_weights_may_change_when_a_run_continues(capsys, tmp_path):
     args = ["--rates", "1", "0.5", "--shards", "2", "--train-examples", "64"]
     for epochs, fsdp in ((1, 2), (2, 4)):

@@ -145,6 +145,7 @@ def test_auxiliary_heads_are_in_both_modes_and_run_in_training_alone():
     assert count(without["params"]) == 6_624_904
 
 
+@pytest.mark.nightly
 def test_upgraded_in_training_mode_the_auxiliary_heads_narrow_too():
     def make(widen):
         return models.googlenet(num_classes=5, widen=widen)

@@ -408,7 +408,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_change_no_batch_ignore_ctrl_c_and_end(tmp_path):
     pytest.importorskip("grain", reason="needs the extra imagenet")
     program, out = tmp_path / "program.py", tmp_path / "batches.npz"

@@ -139,7 +139,7 @@ FAMILIES = (
     _family("MLP", mlp, maskable=True, quick=True),
     _family("ResNet", lambda: resnet(v2=False), maskable=True),
     _family("ResNetV2", lambda: resnet(v2=True), maskable=True),
-    _family("MobileNetV1", mobilenet, maskable=True, quick=True),
+    _family("MobileNetV1", mobilenet, maskable=True),
     _family("VQ-VAE", vqvae),
     _family("LSTM", lambda: recurrent("LSTM"), maskable=True, quick=True),
     _family("GRU", lambda: recurrent("GRU"), maskable=True),
