@@ -46,8 +46,7 @@ def assert_close(found, expected):
         jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
     ):
         largest = np.abs(other).max()
-        # Second derivatives are sums of 180 products, rounded in another order.
-        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-5 * largest)
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("name", CASES)
