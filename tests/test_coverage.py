@@ -380,6 +380,7 @@ def test_complex_weights_are_filled_with_nan_too() -> None:
 # The table.
 
 
+@pytest.mark.nightly
 def test_run_is_written_and_made_into_a_page(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,

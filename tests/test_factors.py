@@ -217,6 +217,7 @@ def kan_layer(p, x):
     return y.reshape(batch, outs, ins).sum(2)
 
 
+@pytest.mark.nightly
 def test_both_axes_of_edges():
     sizes = [(8, 3), (16, 8), (2, 16)]
     full, narrow = {}, {}

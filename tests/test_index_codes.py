@@ -348,3 +348,14 @@ def test_other_matrices_of_positions_fix_the_axes_that_they_mix(name):
     jax.tree.map(
         np.testing.assert_array_equal, dict(ms.extract(net, 0.25).variables), narrow
     )
+
+
+def test_a_column_of_positions_fixes_the_units_that_it_tells_apart():
+    def network(p, x):
+        h = (x @ p["w"]).T
+        first = lax.reshape(jnp.arange(8), (8, 1)) < 4
+        return jnp.where(first, h, -h).T @ p["o"]
+
+    p = {"w": np.ones((5, 8), np.float32), "o": np.ones((8, 3), np.float32)}
+    with pytest.raises(ms.PlanError, match="narrow"):
+        ms.upgrade(network, p, np.ones((2, 5), np.float32), rates=(0.5, 1.0))

@@ -103,6 +103,7 @@ def _settings(workdir):
     return evaluate._run(workdir, language_model.RECIPE)[1]
 
 
+@pytest.mark.nightly
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(
     capsys, tmp_path, monkeypatch, song
 ):

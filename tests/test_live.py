@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 
 import mslice_jax as ms
+from mslice_jax.core.rules.live import live
 
 RNG = np.random.default_rng(0)
 
@@ -151,3 +152,15 @@ def test_effects_are_kept():
     jax.block_until_ready(ms.slice_apply(net, X, 0.5))
     jax.effects_barrier()
     np.testing.assert_allclose(seen[-1], np.tanh(X @ HALF["a"]).sum(), rtol=1e-4)
+
+
+def names(function, *args):
+    """The primitives that are left of a function."""
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return [eqn.primitive.name for eqn in live(jaxpr).eqns]
+
+
+def test_an_input_that_nothing_else_reads_keeps_what_is_made_of_it():
+    # As running statistics do, whose update nobody asks for.
+    assert names(lambda x, s: (s + 1.0, x * 2.0)[1], 1.0, 2.0) == ["add", "mul"]
+    assert names(lambda x, s: (s + 1.0, x * s)[1], 1.0, 2.0) == ["mul"]

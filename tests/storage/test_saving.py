@@ -107,6 +107,8 @@ MADE = {
     "nnx switchable": lambda: nnx_model("switchable"),
     "nnx extracted": lambda: extracted(*nnx_model("shared")),
 }
+# Of each kind one, with programs of its own, which take a second or two to make.
+QUICK = ("function", "mixed", "linen calibrated", "nnx extracted")
 
 
 def same(a, b):
@@ -135,7 +137,13 @@ def test_the_whole_network_comes_back(name, tmp_path):
         np.testing.assert_array_equal(got, ms.slice_apply(net, X, rate))
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.nightly])
+        for name in MADE
+    ],
+)
 def test_without_the_model_it_computes_the_same(name, tmp_path):
     _, net = MADE[name]()
     alone = ms.load(ms.save(net, tmp_path / "net"))

@@ -79,6 +79,7 @@ def assert_trains_as(alone: dict, hosts: list[dict]) -> None:
         np.testing.assert_allclose(first[name], alone[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_two_processes_have_the_losses_of_one(tmp_path):
     (alone,) = train(1, 1, tmp_path / "one")
     # The weights are sharded over devices of both processes.

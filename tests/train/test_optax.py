@@ -142,15 +142,15 @@ REFUSED = {
 }
 # Functions of gradients and weights that ask for nothing else: every night.
 PLAIN = {
-    "acprop", "adadelta", "adafactor", "adagrad", "adamax", "adamaxw", "adan",
-    "adaptive_grad_clip", "add_decayed_weights", "add_noise", "ademamix", "adopt",
-    "amsgrad", "centralize", "clip", "clip_by_block_rms", "clip_by_global_norm",
-    "cocob", "dadapt_adamw", "dowg", "ema", "fromage", "identity",
-    "keep_params_nonnegative",
-    "lamb", "lars", "lion", "madgrad", "nadam", "nadamw", "noisy_sgd", "normalize",
-    "normalize_by_update_norm", "novograd", "optimistic_adam_v2",
-    "optimistic_gradient_descent", "radam", "rmsprop", "rprop", "sign_sgd", "signum",
-    "simplified_ademamix", "sm3", "yogi",
+    "acprop", "adabelief", "adadelta", "adafactor", "adagrad", "adamax", "adamaxw",
+    "adan", "adaptive_grad_clip", "add_decayed_weights", "add_noise", "ademamix",
+    "adopt", "amsgrad", "apply_every", "centralize", "clip", "clip_by_block_rms",
+    "clip_by_global_norm", "cocob", "dadapt_adamw", "dowg", "ema", "fromage",
+    "galore", "identity", "keep_params_nonnegative", "lamb", "lars", "lion",
+    "madgrad", "MultiSteps", "nadam", "nadamw", "named_chain", "noisy_sgd",
+    "normalize", "normalize_by_update_norm", "novograd", "optimistic_adam_v2",
+    "optimistic_gradient_descent", "radam", "rmsprop", "rprop", "sign_sgd",
+    "signum", "simplified_ademamix", "sm3", "yogi",
 }  # fmt: skip
 # Pieces that the optimizers above are made of, and aliases.
 PIECES = {
