@@ -12,6 +12,7 @@ pytest-xdist, so that its networks are compiled once (pyproject.toml).
 
 import atexit
 import contextlib
+import gc
 import os
 import pathlib
 import shutil
@@ -48,6 +49,10 @@ def _strict_environment() -> None:
 
 
 _strict_environment()
+
+# Traces live as long as their programs; looking through all of them after every seven
+# hundred new objects is a twentieth of the suite's time.
+gc.set_threshold(50_000, 50, 100)
 
 import jax  # noqa: E402  (the environment comes first)
 

@@ -33,6 +33,15 @@ def close(found, want):
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture(autouse=True)
+def _collected():
+    """A collection looks through what a test made, not through all that is imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 USES = {
     "nothing": lambda net: None,
     "called": lambda net: [ms.slice_apply(net, X, r) for r in (0.25, 0.5, 1.0)],

@@ -164,6 +164,7 @@ def test_only_programs_of_ms_jit_use_the_form(net_and_images):
     assert sorted(windows(ms.jit, half, *net_and_images)) == six
 
 
+@pytest.mark.nightly
 def test_second_derivatives_forward_mode_and_vmap(net_and_images):
     net, x = net_and_images
 

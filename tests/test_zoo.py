@@ -76,7 +76,16 @@ def test_the_table_has_every_network():
     assert all(getattr(models, name) is make for name, make in FACTORIES.items())
 
 
-@pytest.mark.parametrize("name", ["vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_b_32",
+        *(
+            pytest.param(n, marks=pytest.mark.nightly)
+            for n in ("vit_b_16", "vit_l_16", "vit_l_32")
+        ),
+    ],
+)
 def test_vits_of_nnx_have_the_same_parameters(name):
     make = getattr(vit_nnx, name)
     model = nnx.eval_shape(lambda: make(layers=1, rngs=nnx.Rngs(0)))
@@ -204,8 +213,15 @@ def test_the_last_window_crosses_the_edge(n, window):
     [
         (models.vgg11(widen=1 / 64, num_classes=3), 32),
         (
-            models.vit_b_16(
-                layers=1, image_size=16, dropout=0.1, attention_dropout=0.1
+            models.VisionTransformer(
+                patch_size=8,
+                layers=1,
+                heads=2,
+                hidden=16,
+                mlp=32,
+                image_size=16,
+                dropout=0.1,
+                attention_dropout=0.1,
             ),
             16,
         ),

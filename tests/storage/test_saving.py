@@ -579,8 +579,8 @@ def test_every_cut_and_changed_byte_is_noticed(tmp_path, model):
         bad.write_bytes(content[:end])
         with pytest.raises(ms.StorageError):
             ms.load(bad, model)
-    noticed, places = 0, np.linspace(0, len(content) - 1, 400).astype(int)
-    for at in places:
+    noticed, places = 0, np.linspace(0, len(content) - 1, 250).astype(int)
+    for turn, at in enumerate(places):
         bad.write_bytes(
             content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :]
         )  # fmt: skip
@@ -591,7 +591,7 @@ def test_every_cut_and_changed_byte_is_noticed(tmp_path, model):
             assert "\n" not in str(error)
             continue
         # Some bytes, such as dates, carry no data.
-        if at % 7 == 0:
+        if turn % 40 == 0:  # of those that load
             np.testing.assert_array_equal(found(0.5, X), expected)
         for got, x in zip(
             jax.tree.leaves(found), jax.tree.leaves(net.variables), strict=True

@@ -107,7 +107,6 @@ def family(name: str, member: str, size: int = 32, **settings: Any) -> Family:
         module="keras",
         build=functools.partial(application, member, size, **settings),
         maskable=name not in ("ConvNeXt",),  # layer norms
-        quick=name == "MobileNet",
     )
 
 
