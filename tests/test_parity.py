@@ -58,6 +58,15 @@ def test_logits_equal_the_original_at_every_rate(case):
         )
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        # The other network of group norms has the same gradients to find.
+        pytest.param(name, marks=[pytest.mark.nightly] * (name == "cifar_resnet11_gn8"))
+        for name in golden_weights.NAMES
+    ],
+    indirect=True,
+)
 def test_losses_and_gradients_equal_the_original(case):
     golden = case.golden
     total: dict = jax.tree.map(np.zeros_like, golden.grads)

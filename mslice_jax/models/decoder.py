@@ -42,8 +42,7 @@ class Decoder(nn.Module):
       >>> from mslice_jax.models import Decoder
       >>> model = Decoder(vocab=100, units=32, layers=2, heads=4, kv_heads=2)
       >>> tokens = jax.numpy.zeros((4, 16), int)
-      >>> variables = model.init(jax.random.key(0), tokens)
-      >>> model.apply(variables, tokens).shape
+      >>> jax.eval_shape(model.init_with_output, jax.random.key(0), tokens)[0].shape
       (4, 16, 100)
     """
 

@@ -42,8 +42,17 @@ def check(f, grad=True):
     np.testing.assert_allclose(permuted, f(FULL, X), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("vmapped", [False, True])
-@pytest.mark.parametrize("kind", ["lax", "checkpointed", "bounded"])
+@pytest.mark.parametrize(
+    ("kind", "vmapped"),
+    [
+        ("lax", False),
+        ("lax", True),
+        pytest.param("checkpointed", False, marks=pytest.mark.nightly),
+        ("checkpointed", True),
+        ("bounded", False),
+        ("bounded", True),
+    ],
+)
 def test_a_while_loop_with_a_buffer(kind, vmapped):
     def f(p, x):
         def run(h, steps):

@@ -21,7 +21,7 @@ from tests.fuzz.kept import KEPT
 from tests.fuzz.proofs import RATES, Facts, ProofError, check
 from tests.fuzz.recipe import numbered
 
-RUN, READ = 8, 16  # how many networks; `.ci/nightly` has more
+RUN, READ = 6, 12  # how many networks; `.ci/nightly` has more
 SEEDS = st.integers(0, 2**16 - 1)
 RECIPES = st.lists(SEEDS, min_size=4, max_size=7)
 
