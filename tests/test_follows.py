@@ -209,6 +209,18 @@ def test_numbers_that_stay(name):
     assert bool(told) == bool(meets)
 
 
+def test_a_number_that_could_stand_for_several_axes_is_told():
+    def apply(p, x):
+        h, k = jnp.tanh(x @ p["a"]), jnp.tanh(x @ p["c"])
+        both = (h[:, :, None] * k[:, None, :]).sum((1, 2)) / 24
+        return both[:, None] + h @ p["b"] + k @ p["d"]
+
+    shapes = {"a": (5, 24), "b": (24, 2), "c": (5, 24), "d": (24, 2)}
+    p = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    with pytest.warns(ms.NumberWarning, match="24 beside .*stand for several axes"):
+        ms.upgrade(apply, p, np.ones((3, 5), "f"), rates=(0.25, 1.0), check=False)
+
+
 def test_of_axes_of_one_size_the_units_are_counted():
     """As many rows as units: what is constant along both is a mean over one."""
     follows, _ = read(lambda h, s: h + jnp.full(h.shape, 1 / 24), rows=24)

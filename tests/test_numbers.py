@@ -383,6 +383,29 @@ def test_a_number_of_a_backward_pass_is_a_warning_of_the_gradient():
         slope(upgraded(strict=True))
 
 
+def test_a_number_beside_a_summed_gradient_is_told():
+    """The gradient of a scale is a sum over rows, and is scaled by a root of units."""
+
+    @jax.custom_vjp
+    def scaled(h, s):
+        return h * s[None]
+
+    def backward(kept, g):
+        h, s = kept
+        return g * s[None], (g * h).sum(0) / math.sqrt(24)
+
+    scaled.defvjp(lambda h, s: (scaled(h, s), (h, s)), backward)
+
+    def apply(p, x):
+        return scaled(jnp.tanh(x @ p["a"]), p["s"]) @ p["b"]
+
+    p = {"a": np.ones((5, 24), "f"), "s": np.ones(24, "f"), "b": np.ones((24, 2), "f")}
+    x = np.ones((3, 5), "f")
+    slope = jax.grad(lambda net: ms.slice_apply(net, x, 0.25).sum())
+    with pytest.warns(ms.NumberWarning, match=r"4\.89898 .* it scales a gradient"):
+        jax.eval_shape(slope, ms.upgrade(apply, p, x, rates=(0.25, 1.0), check=False))
+
+
 @pytest.mark.parametrize("weight", [0.1, 0.01, 0.001])
 def test_the_weight_of_a_term_is_no_size(weight):
     """A penalty of 0.01 over 100 units looks like their mean."""
