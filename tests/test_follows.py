@@ -217,7 +217,7 @@ def test_a_number_that_could_stand_for_several_axes_is_told():
 
     shapes = {"a": (5, 24), "b": (24, 2), "c": (5, 24), "d": (24, 2)}
     p = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    with pytest.warns(ms.NumberWarning, match="24 beside .*stand for several axes"):
+    with pytest.warns(ms.NumberWarning, match="24 beside .* stays .* sum over"):
         ms.upgrade(apply, p, np.ones((3, 5), "f"), rates=(0.25, 1.0), check=False)
 
 
