@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "mslice_jax"
 FILES = ("core", "adapters", "reorder.py", "sliceable.py", "upgrade.py")
 TESTS = (
-    "rates unify dims growth live lookups call shape_rules rules_parallel rules "
+    "rates unify dims growth follows live lookups call shape_rules rules_parallel rules "
     "bad_input report index_codes numbers factors trees types screen shards copies "
     "sliceable memory rules_means agreement random_constants control derivatives norms "
     "programs networks nnx_module primitives counts"
@@ -218,7 +218,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=15, help="of tests, a mutant")
+    parser.add_argument("--seconds", type=float, default=30, help="of tests, a mutant")
     parser.add_argument("--tests", nargs="+", default=PATHS, help="paths")
     parser.add_argument("--again", action="store_true", help="survivors too")
     default = Path(tempfile.gettempdir()) / "mslice-jax-mutants"
