@@ -36,10 +36,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "mslice_jax"
 FILES = ("core", "adapters", "reorder.py", "sliceable.py", "upgrade.py")
 TESTS = (
-    "rates unify dims growth follows live lookups call shape_rules rules_parallel rules "
-    "bad_input report index_codes numbers factors trees types screen shards copies "
-    "sliceable memory rules_means agreement random_constants control derivatives norms "
-    "programs networks nnx_module primitives counts"
+    "rates unify dims growth follows live lookups call shape_rules rules_parallel "
+    "rules bad_input report index_codes numbers factors trees types screen shards "
+    "copies sliceable memory rules_means agreement random_constants control "
+    "derivatives norms programs networks nnx_module primitives"
 )
 PATHS = [f"{PACKAGE}/core", "tests/functions", "tests/frameworks"]
 PATHS += [f"tests/test_{name}.py" for name in TESTS.split()]
