@@ -97,6 +97,11 @@ FOLLOWS = {
     "beside a parameter": (lambda h, s: h * (total(h) / (24 * s[None])), [SIZE]),
     "remainder": (lambda h, s: h + lax.rem(total(h), 24.0) / 24, [SIZE, SIZE]),
     "in two roots": (lambda h, s: h - total(h) / ROOT / ROOT, [ROOTS, ROOTS]),
+    "mean, and once more": (lambda h, s: h - total(h) / 24 / 24, [SIZE]),
+    "in two roots, and once more": (
+        lambda h, s: h - total(h) / ROOT / ROOT / 24,
+        [ROOTS, ROOTS],
+    ),
     # before a sum
     "before": (lambda h, s: h - total(h / 24), [SIZE]),
     "before, by an inverse": (lambda h, s: h - total(h * (1 / 24)), [INVERSE]),

@@ -97,6 +97,19 @@ def test_a_number_cancels_a_part_of_a_growth():
     assert square == [({B: 1.0}, one(B, 1.0))]
 
 
+def test_of_two_ways_the_one_that_leaves_least():
+    """9 is all units of B, or the square of 3; so is a root of the one by the other."""
+    three = Unit(3, "d")
+    ways = [
+        ({three: 2.0}, one(three, 2.0)),
+        ({B: 0.5, three: 1.0}, Follow(((B, 0.5), (three, 1.0)))),
+        ({B: 1.0}, one(B, 1.0)),
+    ]
+    grown = {B: 1.0, three: 2.0}
+    assert cancelled(9, -1, grown) == ways[:1]
+    assert cancelled(9, -1, grown, partly=True) == ways
+
+
 def test_a_number_of_two_meanings():
     ways = cancelled(16, -1, {A: 1.0, C: 1.0})
     assert [cancels for cancels, _ in ways] == [{C: 1.0}, {A: 1.0}]

@@ -39,7 +39,7 @@ TESTS = (
     "rates unify dims growth follows live lookups call shape_rules rules_parallel "
     "rules bad_input report index_codes numbers factors trees types screen shards "
     "copies sliceable memory rules_means agreement random_constants control "
-    "derivatives norms programs networks nnx_module primitives"
+    "derivatives norms programs networks nnx_module primitives importance"
 )
 PATHS = [f"{PACKAGE}/core", "tests/functions", "tests/frameworks"]
 PATHS += [f"tests/test_{name}.py" for name in TESTS.split()]
@@ -140,12 +140,11 @@ def chosen(tests: dict[str, dict], file: str, edit: Edit, seconds: float) -> lis
     """Tests that run the statement, the quickest first, of many files."""
     first, last = edit.lines
     wanted = ((1 << (last + 1)) - 1) ^ ((1 << first) - 1)
-    found = []
-    for name, test in tests.items():
-        lines = int(test["lines"].get(file, "0"), 16)
-        # What an import runs, no test runs; so those count that run the file.
-        if lines & wanted or (lines and not edit.inside):
-            found.append((test["seconds"], name))
+    lines = {name: int(t["lines"].get(file, "0"), 16) for name, t in tests.items()}
+    run = [name for name in tests if lines[name] & wanted]
+    if not (run and edit.inside):  # of what an import runs, those that run the file
+        run = [name for name in tests if lines[name]]
+    found = [(tests[name]["seconds"], name) for name in run]
     earlier: dict[str, int] = {}
     ranked = []
     for cost, name in sorted(found):

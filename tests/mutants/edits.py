@@ -42,9 +42,9 @@ class Edit:
       start: line (from 1) and byte of the line where the replaced text begins.
       end: where it ends.
       text: what stands there instead.
-      lines: first and last line of the statement, without the statements inside of it;
-        a test that runs one of them can notice.
-      inside: whether it stands in a function, and not in what an import runs.
+      lines: first and last line of the statement, without the statements inside of it
+        (of a function with them): a test that runs one of them can notice.
+      inside: whether it belongs to a function, and not to what only an import runs.
     """
 
     kind: str
@@ -88,13 +88,13 @@ def _statements(body: list[ast.stmt], inside: bool) -> Iterator[Edit]:
         blocks += [case.body for case in getattr(statement, "cases", ())]
         within = inside or isinstance(statement, _FUNCTIONS)
         last = statement.end_lineno or statement.lineno
-        if blocks:
+        if blocks and not isinstance(statement, _FUNCTIONS):
             last = max(blocks[0][0].lineno - 1, statement.lineno)
         lines = (statement.lineno, last)
         for kind, node, text in _slips(statement):
             start = (node.lineno, node.col_offset)
             end = (node.end_lineno or 0, node.end_col_offset or 0)
-            yield Edit(kind, start, end, text, lines, inside)
+            yield Edit(kind, start, end, text, lines, within)
         for block in blocks:
             yield from _statements(block, within)
 

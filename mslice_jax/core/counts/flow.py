@@ -339,6 +339,7 @@ class _Flow:
             for waiting, match in together or ():
                 self.follow(waiting.uses, waiting.value, match.follow, direct=True)
                 growth = times(growth, match.cancels, -1)
+                summed = times(summed, match.cancels, -1)
                 pending = tuple(p for p in pending if p is not waiting)
             self._are_alternatives([p for p, _ in together or ()])
         if found and growth is known.growth:
