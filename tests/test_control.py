@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
+from mslice_jax.core.groups import Parameter
 from mslice_jax.core.patterns import matches, no_match
+from mslice_jax.core.settings import Settings, choices
 from tests.citizens.citizen import Tree, random_inputs, shaken
 from tests.networks import CITIZENS
 from tests.test_proofs import assert_close, assert_trees_equal, output, run, upgraded
@@ -165,6 +167,18 @@ class Attention(nn.Module):
         scores = jax.nn.softmax(0.1 * jnp.einsum("bthd,bshd->bhts", query, key))
         y = jnp.einsum("bhts,bshd->bthd", scores, value)
         return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out")(y)
+
+
+def test_what_patterns_say_of_each_axis():
+    settings = Settings(
+        (0.5, 1.0), include=("a", "c"), exclude=("a:0",), inner=("a:1", "c")
+    )
+    not_included = "not in include=a, c"
+    assert choices(settings, {"a": 2, "b": 2, "c": 1}) == {
+        "a": Parameter("a", whole={0: "excluded by 'a:0'"}, inner=frozenset({1})),
+        "b": Parameter("b", whole={0: not_included, 1: not_included}),
+        "c": Parameter("c", inner=frozenset({0})),
+    }
 
 
 TOKENS = random_inputs(2, 3, 12)

@@ -398,20 +398,24 @@ def test_a_custom_vmap_rule_is_kept():
 
 
 def test_a_custom_transpose_is_kept():
-    """linear_call: seven times the function's own gradient."""
+    """linear_call: seven times the function's own gradient; of two residuals."""
 
     def apply(p, x):
         h = x @ p["w1"]
         scale = jnp.asarray(TABLE)[: h.shape[-1]][None]
         h = jax.custom_derivatives.linear_call(
-            lambda s, h: h * s, lambda s, g: 7 * g * s, scale, h
+            lambda s, h: h * s[0] * s[1],
+            lambda s, g: 7 * g * s[0] * s[1],
+            (scale, jnp.exp(scale)),
+            h,
         )
         return h @ p["w2"]
 
     x = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
     net = ms.upgrade(apply, weights(), x, rates=(0.5, 1.0))
     grads = jax.grad(lambda net: jnp.sum(ms.slice_apply(net, x, 0.5)))(net).variables
-    cotangent = np.ones((4, 3)) @ weights()["w2"][:KEPT].T * TABLE[:KEPT]
+    scale = TABLE[:KEPT] * np.exp(TABLE[:KEPT])
+    cotangent = np.ones((4, 3)) @ weights()["w2"][:KEPT].T * scale
     np.testing.assert_allclose(
         grads["w1"][:, :KEPT], 7 * x.T @ cotangent, rtol=1e-5, atol=1e-5
     )

@@ -200,9 +200,11 @@ STAYS = {
     # what is told
     "root beside a sum": (lambda h, s: h - total(h) / ROOT, "is a sum over the axis"),
     "parameter": (lambda h, s: h + s[None] * 24, "it scales a parameter"),
+    "queries": (lambda h, s: jnp.tanh((h / ROOT) @ jnp.sin(h).T) @ h,
+                "what it scales is contracted over the axis"),
     "table of the size": (lambda h, s: h + table(-8 / 24), "of a table"),
     "positions": (lambda h, s: h * jnp.sin(jnp.arange(24) / 24)[None], "positions"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STAYS)

@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 
 import mslice_jax as ms
+from mslice_jax.core.rules.order import PLACE, SAME, of_constant
 
 RNG = np.random.default_rng(0)
 TOKENS, UNITS, KEPT = 16, 12, 3
@@ -359,3 +360,47 @@ def test_a_column_of_positions_fixes_the_units_that_it_tells_apart():
     p = {"w": np.ones((5, 8), np.float32), "o": np.ones((8, 3), np.float32)}
     with pytest.raises(ms.PlanError, match="narrow"):
         ms.upgrade(network, p, np.ones((2, 5), np.float32), rates=(0.5, 1.0))
+
+
+# Of ids and positions, (5, 16) each; by the names of the primitives.
+SUMS = {
+    "add": lax.add,
+    "and": lax.bitwise_and,
+    "atan2": lambda i, p: lax.atan2(floats(i), floats(p)),
+    "clamp": lambda i, p: lax.clamp(p, i, jnp.full_like(i, 20)),
+    "max": lax.max,
+    "min": lax.min,
+    "nextafter": lambda i, p: lax.nextafter(floats(i), floats(p)),
+    "or": lax.bitwise_or,
+    "rem": lambda i, p: lax.rem(i, p + 1),
+    "shift_left": lax.shift_left,
+    "shift_right_arithmetic": lax.shift_right_arithmetic,
+    "shift_right_logical": lax.shift_right_logical,
+    "sub": lax.sub,
+    "xor": lax.bitwise_xor,
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_what_tells_positions_apart_stays_whole(name):
+    """Read off the plan alone: ids beside positions; beside ones nothing is fixed."""
+    full = {"e": normal(TOKENS, UNITS), "w": normal(UNITS, 3)}
+    shapes = {}
+    for beside in (jnp.arange, lambda n: jnp.ones(n, int)):
+
+        def f(p, ids, beside=beside):
+            i, places = jnp.broadcast_arrays(ids[:, None], beside(TOKENS)[None])
+            return jnp.tanh(floats(SUMS[name](i, places)) @ p["e"]) @ p["w"]
+
+        net = ms.upgrade(f, full, IDS, rates=(0.25, 1.0), check=False)
+        shapes[beside] = jax.tree.map(np.shape, net.plan.slice(full, 0.25))["e"]
+    assert list(shapes.values()) == [(TOKENS, KEPT), (TOKENS // 4, KEPT)]
+
+
+def test_numbers_count_along_any_axis():
+    for axis in range(3):
+        positions = np.indices((4, 3, 5))[axis]
+        order = of_constant(positions)
+        assert order.along == tuple(PLACE if i == axis else SAME for i in range(3))
+        assert order.counts
+        assert not of_constant(positions**2).counts

@@ -111,6 +111,38 @@ def test_a_window_along_the_units_fixes_them():
         ms.upgrade(f, FULL, X, STARTS, rates=(0.5, 1.0))
 
 
+ROWS_OF_UNITS = {
+    "gather": (
+        lambda row, i: row[i],
+        lambda t, ids: t[np.arange(len(t)), ids],
+    ),
+    "scatter": (
+        lambda row, i: row.at[i].add(2.0).max(),
+        lambda t, ids: (t + 2.0 * (np.arange(5) == ids[:, None])).max(1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS_OF_UNITS)
+def test_a_row_for_each_unit(name):
+    """Each unit has a row of a table, at an index of its own: one axis of units."""
+    of_unit, by_hand = ROWS_OF_UNITS[name]
+    full = {"a": normal(4, UNITS), "t": normal(UNITS, 5), "c": normal(UNITS, 3)}
+    x = normal(4, 4)
+
+    def f(p, x):
+        h = x @ p["a"]
+        found = jax.vmap(of_unit)(p["t"], (h > 0).sum(0))
+        return (h * found[None]) @ p["c"]
+
+    net = ms.upgrade(f, full, x, rates=(0.25, 1.0))
+    (group,) = net.plan.groups.values()
+    assert group.size == UNITS
+    a, t, c = full["a"][:, :KEPT], full["t"][:KEPT], full["c"][:KEPT]
+    want = (x @ a * by_hand(t, (x @ a > 0).sum(0))) @ c
+    np.testing.assert_allclose(ms.slice_apply(net, x, 0.25), want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell])
 def test_recurrent_both_ways_with_lengths(cell):
     class Net(nn.Module):

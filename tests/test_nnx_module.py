@@ -172,6 +172,19 @@ def test_layers_have_the_sizes_of_narrow_ones(name: str):
     assert sizes(small) == sizes(Chain(*layers(8)))
 
 
+def test_norms_without_parameters():
+    layers = [
+        nnx.Linear(6, 16, use_bias=False, rngs=R),
+        nnx.LayerNorm(16, use_scale=False, use_bias=False, rngs=R),
+        nnx.Linear(16, 2, use_bias=False, rngs=R),
+    ]
+    net = ms.upgrade(Chain(*layers), X, rates=RATES)
+    a, b = (np.asarray(layers[i].kernel[...]) for i in (0, 2))
+    h = X @ a[:, :8]
+    h = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(net.to_nnx(0.5)(X), h @ b[:8], rtol=1e-4, atol=1e-5)
+
+
 def test_a_hard_coded_size():
     class Heads(nnx.Module):
         def __init__(self):

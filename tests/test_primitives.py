@@ -9,7 +9,7 @@ import pytest
 from jax.extend.core import Primitive
 
 from experiments.primitive_table import ELSEWHERE, PAGE, page
-from mslice_jax.core.rules import FIXED, RULES
+from mslice_jax.core.rules import FIXED, RULES, base
 
 # Modules with primitives that a function can trace to; Pallas' own are in kernels.
 HOMES = (
@@ -67,6 +67,10 @@ def test_every_primitive_is_accounted_for(installed):
 def test_nothing_is_listed_twice():
     assert not set(ELSEWHERE) & set(RULES)
     assert set(FIXED) <= set(RULES)
+    before = RULES["tanh"]
+    with pytest.raises(ValueError, match="'tanh' has two rules"):
+        base.rule("tanh")(lambda t: [])
+    assert RULES["tanh"] is before
 
 
 def test_the_page_equals_the_code():

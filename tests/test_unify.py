@@ -135,3 +135,21 @@ def test_a_fixed_axis_has_a_reason(eq):
     # An axis that nothing fixed has no reason; the first part with one gives it.
     assert eq.freeze(Dim(5), {}).reason is None
     assert eq.freeze(eq.concat([c, b, a]), {}).reason is b.fixed
+
+
+def test_a_unit_of_a_plan_that_is_split_is_told_with_the_split(eq):
+    for swapped in (False, True):
+        eq.why = Reason("a reshape")
+        merged = eq.product([Dim(2), Dim(4)])
+        eq.why = None  # as between results and what the plan says of them
+        unit = Dim(8)
+        unit.group = "units"
+        eq.equate(*((merged, unit) if swapped else (unit, merged)))
+    assert eq.clashes == [("units", "splits it (a reshape)")] * 2
+
+
+def test_units_of_a_plan_that_become_one_are_told(eq):
+    a, b = Dim(8), Dim(8)
+    a.group, b.group = "a", "b"
+    eq.equate(a, b)
+    assert eq.clashes == [("a", "ties it to b")]

@@ -213,7 +213,8 @@ class Equations:
         """Notes that a unit of the plan is split, or tied to another unit."""
         groups = [dim.group for dim in (a, b) if dim.group is not None]
         text = f"ties it to {groups[1]}" if len(groups) == 2 else "splits it"
-        self.clashes.append((groups[0], f"{text} ({self.why or b.why})"))
+        why = self.why or b.why
+        self.clashes.append((groups[0], f"{text} ({why})" if why else text))
 
     def _refine_products(self, a: Dim, b: Dim) -> None:
         left, right = factors(a)[::-1], factors(b)[::-1]  # pop from the outermost

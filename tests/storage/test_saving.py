@@ -619,6 +619,18 @@ def test_a_model_that_does_not_fit(tmp_path):
         ms.load(path, Model(nnx.Rngs(0)))
 
 
+def test_batch_norms_elsewhere_than_saved(tmp_path):
+    """A layer norm has arrays of the same names and shapes as a group norm."""
+    _, net = nnx_model("group")
+    path = ms.save(net, tmp_path / "net", programs=False)
+    other = Model(nnx.Rngs(0))
+    other.norm = nnx.LayerNorm(16, rngs=nnx.Rngs(0))
+    other.eval()
+    said = r"batch norms at \[\['norm'\]\]; the model has them at \[\]"
+    with pytest.raises(ms.StorageError, match=said):
+        ms.load(path, other)
+
+
 def test_load_uses_only_the_code_of_a_trained_nnx_model(tmp_path):
     model, net = nnx_model("group")
     path = ms.save(net, tmp_path / "net", programs=False)
