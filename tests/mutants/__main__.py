@@ -42,6 +42,7 @@ TESTS = (
     "derivatives norms programs networks nnx_module primitives importance"
 )
 PATHS = [f"{PACKAGE}/core", "tests/functions", "tests/frameworks"]
+PATHS += ["tests/storage/test_saving.py"]
 PATHS += [f"tests/test_{name}.py" for name in TESTS.split()]
 CPU, WALL = 3, 7200  # times the seconds of the tests; seconds at the most
 
