@@ -133,13 +133,13 @@ def test_a_row_for_each_unit(name):
     def f(p, x):
         h = x @ p["a"]
         found = jax.vmap(of_unit)(p["t"], (h > 0).sum(0))
-        return (h * found[None]) @ p["c"]
+        return (h * found.sum()) @ p["c"]  # nothing else makes them one
 
     net = ms.upgrade(f, full, x, rates=(0.25, 1.0))
     (group,) = net.plan.groups.values()
     assert group.size == UNITS
     a, t, c = full["a"][:, :KEPT], full["t"][:KEPT], full["c"][:KEPT]
-    want = (x @ a * by_hand(t, (x @ a > 0).sum(0))) @ c
+    want = (x @ a * by_hand(t, (x @ a > 0).sum(0)).sum()) @ c
     np.testing.assert_allclose(ms.slice_apply(net, x, 0.25), want, rtol=1e-4, atol=1e-4)
 
 
