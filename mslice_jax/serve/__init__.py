@@ -1,0 +1,1 @@
+"""Serve a network whose width follows the load."""
