@@ -105,34 +105,37 @@ class SlackFit:
         if not waiting:
             return Decision(shed=shed)
         head = waiting[0]
-        ends, choices = _choices(table.scaled(1.0), head.length, self.buckets)
+        latencies = _latencies(table.scaled(1.0), head.length)
+        ends, choices, quickest = _choices(latencies, self.buckets)
         slack = (head.deadline - now) / table.factor
         # The same slack, a rounding less, is in the same bucket.
         at = bisect.bisect_right(ends, slack * (1 + 1e-9)) - 1
-        rate, most = choices[max(at, 0)]
+        rate, most = choices[at] if at >= 0 else quickest
         chosen = batch_of(head, waiting, max(most, head.rows), rate, table.rates)
         return Decision(chosen, head.at(rate, table.rates), shed)
 
 
-def _choices(
-    table: LatencyTable, length: int | None, buckets: int
-) -> tuple[list[float], list[tuple[float, int]]]:
-    """The ends of the buckets in seconds, and the choice of each."""
-    return _choices_of(tuple(sorted(_p99s(table, length))), buckets)
+_Choice = tuple[float, int]  # a rate and a batch
 
 
-def _p99s(table: LatencyTable, length: int | None) -> list[tuple[float, int, float]]:
-    return [
-        (table.p99_ms(rate, batch, length) / 1e3, batch, rate)
-        for rate in table.rates
-        for batch in table.batches
-    ]
+def _latencies(
+    table: LatencyTable, length: int | None
+) -> tuple[tuple[float, int, float], ...]:
+    """(seconds, batch, rate) of every program, the quickest first."""
+    return tuple(
+        sorted(
+            (table.p99_ms(rate, batch, length) / 1e3, batch, rate)
+            for rate in table.rates
+            for batch in table.batches
+        )
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _choices_of(
+def _choices(
     latencies: tuple[tuple[float, int, float], ...], buckets: int
-) -> tuple[list[float], list[tuple[float, int]]]:
+) -> tuple[list[float], list[_Choice], _Choice]:
+    """The ends of the buckets in seconds, the choice of each, and the quickest."""
     low, high = latencies[0][0], latencies[-1][0]
     ends = [low + (high - low) * (i + 1) / buckets for i in range(buckets)]
     quickest = (latencies[0][2], latencies[0][1])
@@ -144,4 +147,4 @@ def _choices_of(
         before = choices[-1] if choices else quickest
         choices.append((best[2], best[1]) if best else before)
         begin = end
-    return ends, choices
+    return ends, choices, quickest

@@ -96,7 +96,9 @@ class Elastic:
         """Decide; see the class."""
         if not queue:
             return Decision()
-        rates, within = self.usable(table), self.within(table) / table.factor
+        rates = self.usable(table)
+        # A little more, as the sum of many times rounds.
+        within = self.within(table) / table.factor * (1 + 1e-9)
         # The table times the factor, or the time that is left divided by it: the same.
         order = sorted(queue, key=by_deadline)
         slack = [(request.deadline - now) / table.factor for request in order]

@@ -53,10 +53,13 @@ class Request:
         """Refuse what no policy could ever serve.
 
         Raises:
-          PolicyError: for a rate, length or number of rows that the table lacks.
+          PolicyError: for a rate, length or number of rows that the table lacks, or
+            wishes that contradict each other.
         """
         if self.rate is not None and self.rate not in table.rates:
             raise PolicyError(f"rate {self.rate} is not one of {table.rates}.")
+        if self.rate is not None and self.rate < self.min_rate:
+            raise PolicyError(f"rate {self.rate} is below min_rate {self.min_rate}.")
         if self.min_rate > table.rates[-1]:
             raise PolicyError(
                 f"min_rate {self.min_rate} is above the widest, {table.rates[-1]}."

@@ -125,8 +125,8 @@ def replay(
         raise TraceError(
             f"expected a mean and a duration above 0, got {per_second}, {seconds}."
         )
-    times, counts = recorded
-    span = float(times[-1] - times[0]) if len(times) > 1 else 0.0
+    times, counts = recorded.times - recorded.times[0], recorded.counts
+    span = float(times[-1])
     if not span > 0:
         raise TraceError("the record has no length: all of it is at one time.")
     if counts is None:
