@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import profile as profile
     from . import schedules as schedules
+    from . import serve as serve
     from . import train as train
 
 __version__ = importlib.metadata.version("mslice_jax")
 
 # Imported when they are asked for: a program that only runs a network needs none.
-_LATER = ("data", "models", "nn", "profile", "schedules", "train")
+_LATER = ("data", "models", "nn", "profile", "schedules", "serve", "train")
 
 __all__ = [
     "GroupNormError",
@@ -63,6 +64,7 @@ __all__ = [
     "report",
     "save",
     "schedules",
+    "serve",
     "slice_apply",
     "train",
     "upgrade",

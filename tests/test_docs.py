@@ -64,6 +64,7 @@ MODULES = (
     "mslice_jax.models.vit_nnx",
     "mslice_jax.profile",
     "mslice_jax.plots",
+    "mslice_jax.serve",
 )
 
 

@@ -71,6 +71,13 @@ ORDER = {
         {"table"},
         {"compilation"},
     ),
+    "serve": (
+        {"batches", "traces"},
+        {"latency", "recorded"},
+        {"policy"},
+        {"mixed", "baselines", "simulator"},
+        {"elastic", "pictures"},
+    ),
 }
 # These may import less than their row: they are of use without the rest.
 ONLY = {
@@ -258,7 +265,7 @@ def test_optional_packages_are_imported_lazily():
     script = """
 import sys
 import mslice_jax as ms
-rooms = ("data", "models", "nn", "profile", "schedules", "train")
+rooms = ("data", "models", "nn", "profile", "schedules", "serve", "train")
 print(*(r for r in rooms if f"mslice_jax.{r}" in sys.modules))
 print(*(getattr(ms, r).__name__ for r in rooms))
 """
@@ -273,7 +280,7 @@ print(*(getattr(ms, r).__name__ for r in rooms))
     assert before == ""
     assert after == " ".join(
         f"mslice_jax.{room}"
-        for room in ("data", "models", "nn", "profile", "schedules", "train")
+        for room in ("data", "models", "nn", "profile", "schedules", "serve", "train")
     )
 
 

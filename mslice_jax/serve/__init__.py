@@ -1,1 +1,61 @@
-"""Serve a network whose width follows the load."""
+"""Serve a network whose width follows the load.
+
+A policy says which requests run now and at which rate; a latency table says what that
+takes; a trace says when requests come; and `simulate` plays them on a virtual clock.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .baselines import SlackFit as SlackFit
+    from .baselines import Window as Window
+    from .elastic import Elastic as Elastic
+    from .elastic import LatencyFirst as LatencyFirst
+    from .elastic import fixed as fixed
+    from .latency import Latency as Latency
+    from .latency import LatencyTable as LatencyTable
+    from .latency import SlowDown as SlowDown
+    from .latency import TableError as TableError
+    from .pictures import plot_attainment as plot_attainment
+    from .pictures import plot_serving as plot_serving
+    from .policy import Decision as Decision
+    from .policy import Policy as Policy
+    from .policy import PolicyError as PolicyError
+    from .policy import Request as Request
+    from .recorded import Recorded as Recorded
+    from .recorded import read_csv as read_csv
+    from .recorded import replay as replay
+    from .simulator import Simulation as Simulation
+    from .simulator import simulate as simulate
+    from .traces import TraceError as TraceError
+    from .traces import diurnal as diurnal
+    from .traces import gamma as gamma
+    from .traces import mmpp as mmpp
+    from .traces import poisson as poisson
+    from .traces import step as step
+
+# Imported when it is asked for.
+_WHERE = {
+    "baselines": ("SlackFit", "Window"),
+    "elastic": ("Elastic", "LatencyFirst", "fixed"),
+    "latency": ("Latency", "LatencyTable", "SlowDown", "TableError"),
+    "pictures": ("plot_attainment", "plot_serving"),
+    "policy": ("Decision", "Policy", "PolicyError", "Request"),
+    "recorded": ("Recorded", "read_csv", "replay"),
+    "simulator": ("Simulation", "simulate"),
+    "traces": ("TraceError", "diurnal", "gamma", "mmpp", "poisson", "step"),
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = sorted(_MODULE)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE:
+        return getattr(importlib.import_module(f".{_MODULE[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -62,8 +62,12 @@ class Window:
         # n·r²·t is compared with the largest square that fits, free of rounding.
         fit = [r for r in table.rates if (r / widest) ** 2 * work <= left * (1 + 1e-9)]
         rate = fit[-1] if fit else table.rates[0]
-        chosen = batch_of(came[0], came, largest, rate, table.rates)
-        return Decision(chosen, came[0].at(rate, table.rates), shed)
+        head, rate = came[0], came[0].at(rate, table.rates)
+        chosen = batch_of(head, came, largest, rate, table.rates)
+        # Five do not run in a bucket of eight where four and one take less.
+        ways = table.ways(rate, head.length, among=(rate,))
+        size = max(ways.first(sum(it.rows for it in chosen)), head.rows)
+        return Decision(batch_of(head, came, size, rate, table.rates), rate, shed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -105,5 +105,6 @@ def test_the_factor_falls_slowly_and_not_below_one():
 
 def test_a_slower_machine_is_as_a_slower_table():
     table = LatencyTable({(1.0, 1): (3, 2)})
-    assert table.scaled(2).p99_ms(1.0, 1) == 6 and table.scaled(2).median_ms(1.0, 1) == 4
+    assert table.scaled(2).p99_ms(1.0, 1) == 6
+    assert table.scaled(2).median_ms(1.0, 1) == 4
     assert table.factor == 1 and table.scaled(2).scaled(3).factor == 3

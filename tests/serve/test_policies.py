@@ -10,7 +10,7 @@ from mslice_jax.serve.baselines import SlackFit, Window
 from mslice_jax.serve.elastic import Elastic, LatencyFirst, fixed
 from mslice_jax.serve.latency import LatencyTable
 from mslice_jax.serve.policy import PolicyError, Request
-from mslice_jax.serve.simulate import simulate
+from mslice_jax.serve.simulator import simulate
 from tests.serve.test_batches import most_in_time
 
 FEW = settings(max_examples=40, deadline=None)
@@ -130,7 +130,13 @@ def test_settings_that_cannot_work():
         fixed(0.3, slo_s=1.0).check(SQUARES)
     with pytest.raises(PolicyError, match="above 0"):
         Elastic(slo_s=0.0)
-    for options in ({"rate": 0.3}, {"min_rate": 1.5}, {"rows": 5}, {"length": 8}, {"rate": 0.5, "min_rate": 0.6}):
+    for options in (
+        {"rate": 0.3},
+        {"min_rate": 1.5},
+        {"rows": 5},
+        {"length": 8},
+        {"rate": 0.5, "min_rate": 0.6},
+    ):
         with pytest.raises(PolicyError):
             queue(1, **options)[0].check(SQUARES)
 
@@ -186,7 +192,7 @@ def tables(draw, lengths=(None,)):
     steps = st.integers(1, 6)
     entries = {}
     for length in lengths:
-        above = {b: 0 for b in (1, 2, 4)}
+        above = dict.fromkeys((1, 2, 4), 0)
         for rate in (0.25, 0.5, 1.0):
             before = 0
             for batch in (1, 2, 4):
@@ -259,7 +265,9 @@ options = st.fixed_dictionaries(
 )
 wishes = st.sampled_from([{}, {}, {"min_rate": 0.5}, {"min_rate": 0.8}, {"rate": 0.5}])
 gaps = st.lists(
-    st.tuples(st.integers(0, 12), options | st.just({}), wishes), min_size=1, max_size=14
+    st.tuples(st.integers(0, 12), options | st.just({}), wishes),
+    min_size=1,
+    max_size=14,
 )
 
 

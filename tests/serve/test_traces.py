@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mslice_jax.serve import traces
-from mslice_jax.serve.replay import Recorded, read_csv, replay
+from mslice_jax.serve.recorded import Recorded, read_csv, replay
 from mslice_jax.serve.traces import TraceError
 
 ALL = {
@@ -171,4 +171,4 @@ def test_recorded_traces_are_read(shared, name, counts, rows):
     assert len(recorded.times) == rows and recorded.times[0] == 0
     found = replay(recorded, 100, 30)
     assert len(found) == pytest.approx(3000, rel=0.05)
-    assert 0 <= found[0] and found[-1] <= 30
+    assert found[0] >= 0 and found[-1] <= 30

@@ -9,11 +9,15 @@ from mslice_jax.serve import traces
 from mslice_jax.serve.elastic import Elastic, fixed
 from mslice_jax.serve.latency import LatencyTable
 from mslice_jax.serve.policy import Decision, PolicyError
-from mslice_jax.serve.simulate import simulate
+from mslice_jax.serve.simulator import simulate
 
 # 10 ms at full width, r² of it at others; a batch of eight takes as long as five rows.
 TABLE = LatencyTable(
-    {(r, b): (10 * r * r * n,) * 2 for r in (0.25, 0.5, 1.0) for b, n in ((1, 1), (8, 5))}
+    {
+        (r, b): (10 * r * r * n,) * 2
+        for r in (0.25, 0.5, 1.0)
+        for b, n in ((1, 1), (8, 5))
+    }
 )
 ACCURACY = {0.25: 0.9, 0.5: 0.92, 1.0: 0.95}
 
@@ -28,9 +32,7 @@ def test_one_batch_after_the_other():
 
 
 def test_http_takes_its_part_of_the_deadline():
-    done = simulate(
-        fixed(1.0, slo_s=0.02), [0.0], TABLE, slo_s=0.02, overhead_s=0.004
-    )
+    done = simulate(fixed(1.0, slo_s=0.02), [0.0], TABLE, slo_s=0.02, overhead_s=0.004)
     assert np.allclose([done.started, done.finished], [[0.002], [0.014]])
     # Of 13 ms, 4 are HTTP's: nothing that takes 10 is in time, and the policy knows.
     policy = fixed(1.0, slo_s=0.013)
