@@ -8,7 +8,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from .batches import Batches
 
@@ -65,7 +65,7 @@ class LatencyTable:
 
     def __init__(
         self,
-        entries: Mapping[tuple, Latency | tuple[float, float]],
+        entries: Mapping[Any, Latency | tuple[float, float]],
         *,
         factor: float = 1.0,
     ) -> None:
