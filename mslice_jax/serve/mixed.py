@@ -118,7 +118,8 @@ def _walk(
     """
     groups: dict[tuple, _Group] = {}
     of_kind: dict[tuple, _Group] = {}
-    for request, left in waiting:
+    for pair in waiting:
+        request = pair[0]
         group = of_kind.get(request.kind)  # few kinds, many requests
         if group is None:
             at = request.at(rate, table.rates)
@@ -127,7 +128,7 @@ def _walk(
             if group is None:
                 group = groups[key] = _Group(request, rate, table, rates)
             of_kind[request.kind] = group
-        group.waiting.append((request, left))
+        group.waiting.append(pair)
         group.rows += request.rows
 
     # Most rates that are too wide need no plan to show it.
@@ -156,10 +157,10 @@ def _walk(
             if elapsed > within:
                 return None
             if first is None:
-                first = (
-                    taken,
-                    table.served(group.rate, rows, group.length, group.among),
-                )
+                ran = table.served(group.rate, rows, group.length, group.among)
+                first = (taken, ran)
+            if skip:
+                break  # some are late in any case: nothing depends on what follows
         if group.at < len(group.waiting):
             heapq.heapreplace(heads, (group.waiting[group.at][1], number, group))
         else:
