@@ -126,8 +126,8 @@ def bucket(signature: Signature, requests: Sequence[Request]) -> tuple[int, int 
       ValueError: if there are none, their rows are more than the largest bucket holds,
         or their lengths differ where lengths are exact.
     """
-    rows = sum(request.rows for request in requests)
-    if not 1 <= rows <= (most := signature.batches[-1]):
+    rows, most = sum(request.rows for request in requests), signature.batches[-1]
+    if not 1 <= rows <= most:
         raise ValueError(f"a batch holds 1 to {most} rows; got {rows}.")
     batch = next(size for size in signature.batches if size >= rows)
     lengths = {request.length for request in requests if request.length is not None}

@@ -1,7 +1,7 @@
 """What a network takes and returns, by name: types, and which axes are free."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class Tensor:
         return tuple(shape)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Lengths:
     """Inputs have an axis of free length: buckets, and what fills up shorter ones.
 
@@ -54,6 +54,7 @@ class Lengths:
     """
 
     buckets: Sequence[int]
+    _: KW_ONLY
     axes: Mapping[str, int] | None = None
     pad_value: float | Mapping[str, float] = 0
     mask: str | None = None
