@@ -20,6 +20,7 @@ from ..sliceable import Sliceable
 from . import independence
 from .compilations import Compilations
 from .compiled import Compiled, compile_all, lowered
+from .heap import give_back
 from .narrow_trees import NarrowTrees, Slicer
 from .reading import read
 from .requests import InvalidRequest, Request, bucket, check, filled, taken_out
@@ -223,6 +224,7 @@ class Executor:
         for part in parts:
             weights.add(part)
         self._weights, self._leaves = weights, None
+        give_back()  # what compiling needed
         return self
 
     def _check_independent(self, weights: NarrowTrees) -> None:
@@ -380,6 +382,7 @@ class Executor:
             self._weights = new
             for part in reversed(others):
                 new.add(part)
+        give_back()  # the old ones
 
     def _check_same(self, net: Sliceable) -> None:
         if net.definition != self._net.definition or net.part != self._net.part:

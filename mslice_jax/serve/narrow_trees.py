@@ -14,6 +14,7 @@ import jax
 
 from ..core.rates import SubNetwork
 from ..sliceable import Sliceable, extract
+from .heap import give_back
 
 
 class Slicer:
@@ -99,8 +100,11 @@ class NarrowTrees:
                 self._kept.move_to_end(part)
                 return found
             # Before the new one is cut, so that it has room.
+            dropped = 0
             while self._kept and not self._fits(part):
-                self._kept.popitem(last=False)
+                dropped += self._slicers[self._kept.popitem(last=False)[0]].bytes
+        if dropped:
+            give_back()
         # Not under the lock: others go on with what they have.
         found = self._slicers[part](self.leaves)
         with self._lock:
