@@ -63,6 +63,7 @@ MODULES = (
     "mslice_jax.models.import_torch",
     "mslice_jax.models.vit_nnx",
     "mslice_jax.profile",
+    "mslice_jax.serve",
     "mslice_jax.plots",
 )
 

@@ -1,4 +1,4 @@
-"""Serving a network that narrows: every request in time, as wide as the moment allows.
+"""Serve a network whose width follows the load.
 
 Names are imported when they are asked for.
 """

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 def give_back() -> None:
-    """Gives free memory back where the C library can be asked to; takes milliseconds."""
+    """Gives back what is free, where the C library can be asked to; takes a while."""
     _trim()(0)
 
 
