@@ -16,6 +16,8 @@ from ..core.rates import SubNetwork
 from ..sliceable import Sliceable, extract
 from .heap import give_back
 
+_WORTH_IT = 8_000_000  # bytes: to give back takes as long as to cut about so many
+
 
 class Slicer:
     """Cuts the tree of one sub-network; compiled beforehand.
@@ -79,6 +81,7 @@ class NarrowTrees:
         self._slicers, self._limit = slicers, memory_bytes
         self._kept: collections.OrderedDict[SubNetwork, list[Any]]
         self._kept = collections.OrderedDict()  # used longest ago first
+        self._dropped = 0  # bytes since memory was given back
         self._lock = threading.Lock()
 
     @property
@@ -100,10 +103,11 @@ class NarrowTrees:
                 self._kept.move_to_end(part)
                 return found
             # Before the new one is cut, so that it has room.
-            dropped = 0
             while self._kept and not self._fits(part):
-                dropped += self._slicers[self._kept.popitem(last=False)[0]].bytes
-        if dropped:
+                self._dropped += self._slicers[self._kept.popitem(last=False)[0]].bytes
+            give = self._dropped >= _WORTH_IT
+            self._dropped = 0 if give else self._dropped
+        if give:
             give_back()
         # Not under the lock: others go on with what they have.
         found = self._slicers[part](self.leaves)
