@@ -99,8 +99,8 @@ def memory(config: Config, mode: str) -> dict[str, float]:
                 x = rng.normal(size=(batch, 64)).astype(np.float32)
                 executor.run(rate, [{"x": x}])
             # Two arrays may be views of one buffer.
-        live = {x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays()}
-        held = max(held, sum(live.values()) / 1e6)
+            live = {x.unsafe_buffer_pointer(): x.nbytes for x in jax.live_arrays()}
+            held = max(held, sum(live.values()) / 1e6)
     return {
         "weights": sum(x.nbytes for x in jax.tree.leaves(net)) / 1e6,
         "live arrays": held,
