@@ -77,6 +77,10 @@ ORDER = {
         {"policy"},
         {"mixed", "baselines", "simulator"},
         {"elastic", "pictures"},
+        {"compilations", "heap", "signature", "weights"},
+        {"compiled", "narrow_trees", "reading", "rows"},
+        {"independence"},
+        {"executor"},
     ),
 }
 # These may import less than their row: they are of use without the rest.

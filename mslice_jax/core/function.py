@@ -81,6 +81,15 @@ class Function(abc.ABC):
         kinds = {parameter.kind for parameter in self._parameters(kwargs).values()}
         return inspect.Parameter.VAR_KEYWORD in kinds
 
+    def positional(self, kwargs: Mapping[str, Any]) -> list[str]:
+        """The names of the inputs of a call by position, as far as it tells them."""
+        _, *inputs = self._parameters(kwargs).values() or [None]  # after the variables
+        kinds = (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.POSITIONAL_ONLY,
+        )
+        return [parameter.name for parameter in inputs if parameter.kind in kinds]
+
     def _parameters(self, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
             return inspect.signature(self.called(kwargs)).parameters

@@ -1,7 +1,9 @@
 """Serve a network whose width follows the load.
 
-A policy says which requests run now and at which rate; a latency table says what that
-takes; a trace says when requests come; and `simulate` plays them on a virtual clock.
+An executor holds a program for every rate and size of a batch. A policy says which
+requests run now and at which rate; a latency table says what that takes; a trace says
+when requests come; and `simulate` plays them on a virtual clock. Names are imported
+when they are asked for.
 """
 
 import importlib
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from .elastic import Elastic as Elastic
     from .elastic import LatencyFirst as LatencyFirst
     from .elastic import fixed as fixed
+    from .executor import Executor as Executor
     from .latency import Latency as Latency
     from .latency import LatencyTable as LatencyTable
     from .latency import SlowDown as SlowDown
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from .recorded import Recorded as Recorded
     from .recorded import read_csv as read_csv
     from .recorded import replay as replay
+    from .rows import InvalidRequest as InvalidRequest
+    from .rows import Rows as Rows
+    from .signature import Lengths as Lengths
+    from .signature import Tensor as Tensor
     from .simulator import Simulation as Simulation
     from .simulator import simulate as simulate
     from .traces import TraceError as TraceError
@@ -35,14 +42,16 @@ if TYPE_CHECKING:
     from .traces import poisson as poisson
     from .traces import step as step
 
-# Imported when it is asked for.
 _WHERE = {
     "baselines": ("SlackFit", "Window"),
     "elastic": ("Elastic", "LatencyFirst", "fixed"),
+    "executor": ("Executor",),
     "latency": ("Latency", "LatencyTable", "SlowDown", "TableError"),
     "pictures": ("plot_attainment", "plot_serving"),
     "policy": ("Decision", "Policy", "PolicyError", "Request"),
     "recorded": ("Recorded", "read_csv", "replay"),
+    "rows": ("InvalidRequest", "Rows"),
+    "signature": ("Lengths", "Tensor"),
     "simulator": ("Simulation", "simulate"),
     "traces": ("TraceError", "diurnal", "gamma", "mmpp", "poisson", "step"),
 }
