@@ -32,6 +32,10 @@ class TorchExport(NamedTuple):
 def export_torch(net: Sliceable, r: float | Mapping[str, float]) -> TorchExport:
     """The network at a rate, as PyTorch has it.
 
+    GoogLeNet's auxiliary heads narrow with it if it was upgraded in training mode. A
+    network upgraded in evaluation does not read them: they stay full, and do not fit
+    the narrow network in training.
+
     Args:
       net: a network of `mslice_jax.models`, sliceable, of any norm strategy; of shared
         norms `calibrate` should have measured those of each rate.
