@@ -25,7 +25,7 @@ ROOMS = (
     {"importance"},
     {"report", "calibrate", "reorder", "storage"},
     {"nn", "models", "schedules", "data"},
-    {"train", "profile", "plots"},
+    {"train", "profile", "plots", "choose"},
     {"serve"},
 )
 # So do the modules of a package that has an order.

@@ -57,15 +57,20 @@ class Layers:
       rows: in the order in which they run; then those that only hold parameters.
       uncounted: primitives of which XLA's count is not known to be the same.
       loops: the lengths of loops that run more than once; 0: known at run time alone.
+      constants: whether the program makes constants, which are counted nowhere.
     """
 
     rows: tuple[Layer, ...]
     uncounted: tuple[str, ...]
     loops: tuple[int, ...]
+    constants: bool
 
 
 def layers(
-    analysis: Analysis, widths: Widths, leaves: Sequence[Path], parameters: dict[Path, int]
+    analysis: Analysis,
+    widths: Widths,
+    leaves: Sequence[Path],
+    parameters: dict[Path, int],
 ) -> Layers:
     """What each layer costs.
 
@@ -75,16 +80,16 @@ def layers(
       leaves: for each variable the path of its layer and its own name.
       parameters: by such a path, how many numbers the rate reads.
     """
-    walk = _Walk(analysis, widths, {leaf[:-1] or leaf for leaf in leaves})
+    walk = _Walk(analysis, widths, {_of_leaf(leaf) for leaf in leaves})
     walk.named = any(walk.lead(names) for names in _all_names(analysis.frame))
-    weights = [_Value(walk.of_leaf(leaf), weight=True) for leaf in leaves]
+    weights = [_Value(_of_leaf(leaf), weight=True) for leaf in leaves]
     others = len(analysis.frame.jaxpr.invars) - len(weights)
     inputs = [_Value(()) for _ in range(others)]
     for out in walk.run(analysis.frame, [*weights, *inputs], (), 1):
         if out is not None:
             out.left = True
     for leaf, count in parameters.items():
-        walk.row(walk.of_leaf(leaf)).parameters += count
+        walk.row(_of_leaf(leaf)).parameters += count
     return walk.result()
 
 
@@ -115,14 +120,10 @@ class _Walk:
         self.rows: dict[Path, _Row] = {}
         self.uncounted: dict[str, None] = {}
         self.loops: list[int] = []
-        self.named = False
+        self.constants = self.named = False
 
     def row(self, path: Path) -> _Row:
         return self.rows.setdefault(path, _Row())
-
-    def of_leaf(self, leaf: Path) -> Path:
-        """The layer of a weight: the module that holds it, or itself at the top."""
-        return leaf[:-1] or leaf
 
     def run(
         self, frame: Frame, operands: Sequence[_Value | None], names: Path, times: int
@@ -135,7 +136,8 @@ class _Walk:
 
         for index, eqn in enumerate(frame.jaxpr.eqns):
             if is_folded(frame, index):
-                continue  # a constant, made once
+                self.constants = True
+                continue  # made once
             ins = [read(var) for var in eqn.invars]
             here = (*names, *_names(eqn))
             if frame.children.get(index):
@@ -286,7 +288,14 @@ class _Walk:
                 activation_bytes=sum(value.bytes for value in left),
             )
             found.append(layer)
-        return Layers(tuple(found), tuple(self.uncounted), tuple(self.loops))
+        return Layers(
+            tuple(found), tuple(self.uncounted), tuple(self.loops), self.constants
+        )
+
+
+def _of_leaf(leaf: Path) -> Path:
+    """The layer of a weight: the module that holds it, or itself at the top."""
+    return leaf[:-1] or leaf
 
 
 def _data(value: _Value | None) -> _Value | None:

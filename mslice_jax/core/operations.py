@@ -15,27 +15,95 @@ from .flops import contraction, product
 from .rules import Frame
 
 ENTRY = frozenset(
-    """abs add add_any and ceil clamp conj convert_element_type div eq floor ge gt imag
-    is_finite le lt max min mul ne neg nextafter not or population_count real
-    reduce_precision rem round select_n shift_left shift_right_arithmetic
-    shift_right_logical sign square sub xor""".split()
+    [
+        "abs",
+        "add",
+        "add_any",
+        "and",
+        "ceil",
+        "clamp",
+        "conj",
+        "convert_element_type",
+        "div",
+        "eq",
+        "floor",
+        "ge",
+        "gt",
+        "imag",
+        "is_finite",
+        "le",
+        "lt",
+        "max",
+        "min",
+        "mul",
+        "ne",
+        "neg",
+        "nextafter",
+        "not",
+        "or",
+        "population_count",
+        "real",
+        "reduce_precision",
+        "rem",
+        "round",
+        "select_n",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "sign",
+        "square",
+        "sub",
+        "xor",
+    ]
 )
 """Primitives that are one operation for each entry of their result."""
 
 NONE = frozenset(
-    """atan2 bitcast_convert_type broadcast broadcast_in_dim cbrt concatenate copy
-    copy_p cos dynamic_slice dynamic_update_slice empty exp exp2 expand_dims expm1 iota
-    log log1p logistic optimization_barrier pad pow pvary rev reshape rsqrt sin slice
-    split sqrt squeeze stop_gradient tan tanh transpose""".split()
+    [
+        "atan2",
+        "bitcast_convert_type",
+        "broadcast",
+        "broadcast_in_dim",
+        "cbrt",
+        "concatenate",
+        "copy",
+        "copy_p",
+        "cos",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "empty",
+        "exp",
+        "exp2",
+        "expand_dims",
+        "expm1",
+        "iota",
+        "log",
+        "log1p",
+        "logistic",
+        "optimization_barrier",
+        "pad",
+        "pow",
+        "pvary",
+        "rev",
+        "reshape",
+        "rsqrt",
+        "sin",
+        "slice",
+        "split",
+        "sqrt",
+        "squeeze",
+        "stop_gradient",
+        "tan",
+        "tanh",
+        "transpose",
+    ]
 )
 """Primitives that XLA's count of FLOPs leaves out: moves, exponentials, roots."""
 
 _REDUCE = frozenset(
     f"reduce_{name}" for name in ("sum", "max", "min", "prod", "and", "or", "xor")
 )
-_WINDOW = frozenset(
-    f"reduce_window_{name}" for name in ("sum", "max", "min")
-)
+_WINDOW = frozenset(f"reduce_window_{name}" for name in ("sum", "max", "min"))
 
 
 def operations(
@@ -51,8 +119,8 @@ def operations(
 
     Returns:
       How many, and whether XLA is known to count the same. Of what XLA writes as other
-      operations (a sort, a cumulative sum, random bits, gathers that check their
-      indices) only a sum into an array counts, one for each update.
+      operations (a sort, a cumulative sum, random bits) only a sum into an array
+      counts, one for each update.
     """
     eqn = frame.jaxpr.eqns[index]
     found = contraction(analysis, frame, index, padding=False)
@@ -75,6 +143,8 @@ def operations(
         return float((window - 1) * size(eqn.outvars[0])), True
     if name == "integer_pow":
         return float(_multiplications(params["y"]) * size(eqn.outvars[0])), True
+    if name == "gather":
+        return _gathered(params, size(eqn.invars[1]), size(eqn.outvars[0])), True
     if name in ("scatter-add", "scatter_add", "scatter-mul", "scatter_mul"):
         return float(size(eqn.invars[2])), False
     return 0.0, False
@@ -90,6 +160,16 @@ def sizes(
 def entries(shape: tuple[Any, ...]) -> int:
     """How many entries; an axis of free size (the batch) counts as 1."""
     return math.prod(n for n in shape if isinstance(n, int))
+
+
+def _gathered(params: Any, indices: int, results: int) -> float:
+    """Of a look-up only what is done about indices that are out of bounds."""
+    match params["mode"].name:
+        case "FILL_OR_DROP":  # two comparisons and an and; then a choice for each entry
+            return float(3 * indices + results)
+        case "CLIP":
+            return float(indices)
+    return 0.0
 
 
 def _multiplications(power: int) -> int:

@@ -32,7 +32,7 @@ class RateProfile:
         the report counts them, for the inputs of this call.
       xla_flops: XLA's count of the same program before it optimizes. NaN where the
         backend has none.
-      flops_differ: why the two counts are more than 2 % apart; empty where they are not.
+      flops_differ: why the two counts are more than 2 % apart; empty if they are not.
       latency_p99_ms: the 99th percentile of the times; of less than 100 the longest.
       weight_bytes: of all variables of the extracted network, statistics and the norms
         of narrower rates among them.
@@ -74,8 +74,8 @@ class RateProfile:
 class Profile(Mapping[float, RateProfile]):
     """What each rate costs, by rate in ascending order, and where it was measured.
 
-    A mapping like a dict. `print` shows it as a table; `save` and `Profile.load` keep it
-    as JSON, so that `choose_rate` and a server need not measure again.
+    A mapping like a dict. `print` shows it as a table; `save` and `Profile.load` keep
+    it as JSON, so that `choose_rate` and a server need not measure again.
 
     Attributes:
       costs: rate -> its costs.

@@ -159,7 +159,7 @@ def _layer(data: Any) -> Layer:
     )
 
 
-def _of(kind: type, data: Any, key: str) -> Any:
+def _of(kind: Any, data: Any, key: str) -> Any:
     value = data[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{key} is {value!r}")
@@ -177,7 +177,7 @@ def _number(data: Any, key: str) -> float:
     """A number of at least 0; null is one that is unknown."""
     if data[key] is None:
         return math.nan
-    value = float(_of((int, float), data, key))  # type: ignore[arg-type]
+    value = float(_of((int, float), data, key))
     if not 0 <= value < math.inf:
         raise ValueError(f"{key} is {value!r}")
     return value
