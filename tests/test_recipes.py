@@ -25,6 +25,7 @@ from experiments import (
     inputs,
     optimizers,
     prepare,
+    profile,
 )
 from experiments.recipe import Recipe, main
 from experiments.screen import Bar, TensorBoard
@@ -619,7 +620,7 @@ def test_a_profile_is_shown_layer_by_layer_and_again(finished, capsys, tmp_path)
     picture = tmp_path / "costs.png"
     args = [str(workdir), "--per-layer", "--repeats", "1", "--batch", "2"]
     args += ["--output", str(output), "--picture", str(picture)]
-    assert experiments.profile.main(args) == 0
+    assert profile.main(args) == 0
     screen = capsys.readouterr().out
     assert sorted(workdir.rglob("*")) == before
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -633,7 +634,7 @@ def test_a_profile_is_shown_layer_by_layer_and_again(finished, capsys, tmp_path)
         for name in ("parameters", "flops", "activation_bytes"):
             assert sum(row[name] for row in cost["layers"]) == cost[name]
         assert f"{cost['flops']:,.0f}" in screen
-    assert experiments.profile.main([str(output), "--per-layer"]) == 0
+    assert profile.main([str(output), "--per-layer"]) == 0
     assert capsys.readouterr().out == screen[screen.index("r = 1") :]
     wrong = {
         "settings.json": [str(tmp_path)],
@@ -642,7 +643,7 @@ def test_a_profile_is_shown_layer_by_layer_and_again(finished, capsys, tmp_path)
         "the JSON file of a profile": [str(picture)],
     }
     for message, args in wrong.items():
-        assert experiments.profile.main(args) == 2
+        assert profile.main(args) == 2
         assert message in capsys.readouterr().err
 
 
