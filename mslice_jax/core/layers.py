@@ -19,6 +19,7 @@ from .operations import entries, operations, sizes
 from .paths import Path
 from .rules import Frame
 from .rules.folding import is_folded
+from .rules.loops import counts_of_scan
 
 TOP = "(top)"
 """The name of what belongs to no layer: the network's own operations between them."""
@@ -212,8 +213,8 @@ class _Walk:
                 _leave(outs)
             case "scan":
                 length = eqn.params["length"]
-                start = eqn.params["num_consts"]
-                end = start + eqn.params["num_carry"]
+                start, carried = counts_of_scan(eqn.params)
+                end = start + carried
                 carry = [_data(value) for value in ins[start:end]]
                 if length != 1:
                     self.loops.append(length)
