@@ -9,8 +9,7 @@ Restores the network of a recipe's run, and measures parameters, FLOPs, memory a
 latency of each rate; `--per-layer` is the table of the PyTorch original's profiler
 (layer, output, parameters, FLOPs, bytes of activations, share of the FLOPs), each of
 its numbers at the rate. A file that `--output` wrote is shown without measuring, and is
-what `ms.choose_rate(net, profile="costs.json", latency_ms=5)` takes. On two CPU cores
-it takes half a minute for the digits' ResNet-11.
+what `ms.choose_rate(net, profile="costs.json", latency_ms=5)` takes.
 """
 
 import dataclasses
