@@ -78,6 +78,23 @@ def network(
     return _restored(recipe, settings, dataset, checkpoint)
 
 
+def with_example(
+    workdir: str | Path,
+    *,
+    checkpoint: Literal["last", "best"] = "last",
+    recipe: prepare.Recipe | None = None,
+) -> tuple[ms.Sliceable, Any]:
+    """The trained network in the form that is saved, and one input of a call.
+
+    Args and errors are those of `network`.
+    """
+    recipe, settings = _run(Path(workdir), recipe)
+    dataset = recipe.kind.load(settings, run=settings.workdir)
+    net = _restored(recipe, settings, dataset, checkpoint)
+    net = recipe.kind.shipped(recipe, settings, dataset, net)
+    return net, recipe.kind.example(settings, dataset)
+
+
 def main(args: list[str] | None = None, recipe: prepare.Recipe | None = None) -> int:
     """The command; returns the exit code: 0, or 2 for a setting that does not fit."""
     print_anything()

@@ -25,7 +25,7 @@ import math
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ from rich.console import Console
 import mslice_jax as ms
 from mslice_jax import data
 from mslice_jax.core.rates import rate_key
-from mslice_jax.profile import RateProfile, profile
+from mslice_jax.profile import Profile, RateProfile, profile
 from mslice_jax.train import (
     Batch,
     CheckpointError,
@@ -207,9 +207,7 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
     )
 
 
-def costs(
-    net: ms.Sliceable, example: Any, console: Console
-) -> dict[float, RateProfile]:
+def costs(net: ms.Sliceable, example: Any, console: Console) -> Profile:
     """The cost of each rate for one example."""
     with busy(console, "Measuring what each rate costs"):
         return profile(net, example)
@@ -217,7 +215,7 @@ def costs(
 
 def as_summary(
     numbers: Numbers,
-    profiles: dict[float, RateProfile],
+    profiles: Mapping[float, RateProfile],
     quantity: Quantity = ACCURACY,
 ) -> dict[str, Any]:
     """Results for JSON; NaN, for FLOPs that a device does not count, is null."""

@@ -230,7 +230,7 @@ def show_table(
     table = Table(
         title=title,
         title_justify="left",
-        caption=f"For one {quantity.example}: FLOPs as XLA counts them; latency on "
+        caption=f"For one {quantity.example}: all FLOPs of a call; latency on "
         f"{device}, batch of 1. {name.capitalize()} and loss are of the held-out "
         "examples.",
         caption_justify="left",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .adapters.norms import GroupNormError as GroupNormError
 from .adapters.norms import NormWarning as NormWarning
 from .calibrate import calibrate as calibrate
+from .choose import choose_rate as choose_rate
 from .core.counts import NumberWarning as NumberWarning
 from .core.errors import PlanError as PlanError
 from .core.errors import RateError as RateError
@@ -52,6 +53,7 @@ __all__ = [
     "StorageError",
     "__version__",
     "calibrate",
+    "choose_rate",
     "data",
     "extract",
     "importance",

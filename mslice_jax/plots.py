@@ -71,6 +71,57 @@ def plot_perplexity_over_epochs(
     _over_epochs(path, perplexity, title, _PERPLEXITY)
 
 
+def plot_costs(
+    path: str | Path, costs: Mapping[str, Mapping[float, float]], *, title: str
+) -> None:
+    """Write a PNG: a line for every cost, as a share of that at the widest rate.
+
+    Both axes are logarithmic, so that a power of the rate is a straight line; that of
+    r² is there to compare with.
+
+    Args:
+      path: of the PNG; its directory exists.
+      costs: name -> rate -> cost, above 0.
+      title: the line above the picture.
+
+    Raises:
+      ValueError: if there are no costs, two have other rates, or one is not above 0.
+      ImportError: without matplotlib.
+    """
+    rates = sorted(next(iter(costs.values()), {}))
+    if not rates or any(values.keys() != set(rates) for values in costs.values()):
+        raise ValueError(
+            "expected costs of the same rates, got "
+            f"{ {name: sorted(values) for name, values in costs.items()} }."
+        )
+    for name, values in costs.items():
+        if not all(value > 0 for value in values.values()):
+            raise ValueError(f"expected costs above 0, got {name} of {dict(values)}.")
+    figure, axes = _empty()
+    for index, (name, values) in enumerate(costs.items()):
+        axes.plot(
+            rates,
+            [values[rate] / values[rates[-1]] for rate in rates],
+            color=_COLORS[index % len(_COLORS)],
+            linewidth=1.5,
+            marker="o",
+            markersize=5,
+            label=name,
+            zorder=3,
+        )
+    square = [(rate / rates[-1]) ** 2 for rate in rates]
+    axes.plot(rates, square, color="#888888", linestyle="--", label="r²", zorder=2)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(rates, [rate_key(rate) for rate in rates])
+    axes.xaxis.minorticks_off()
+    axes.legend(loc="best", fontsize=9, edgecolor="none", framealpha=0.8)
+    axes.set_xlabel("slice rate r")
+    axes.set_ylabel(f"cost, of that at r = {rate_key(rates[-1])}")
+    axes.set_title(title, fontsize=11, loc="left")
+    figure.savefig(path)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Shown:
     """A quantity in a picture.
@@ -171,6 +222,7 @@ def _over_epochs(
     figure.savefig(path)
 
 
+_COLORS = ("#2970a0", "#c1592a", "#4a8c4a", "#8a5aa8")
 _BLUE, _PALE = (0.16, 0.44, 0.59), (0.66, 0.82, 0.90)
 
 

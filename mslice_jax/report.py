@@ -182,7 +182,7 @@ class Report:
             f"through {elastic['parameters']:.1%} of the variables and "
             f"{elastic['flops']:.1%} of the FLOPs. Channels at each rate:",
         ]
-        lines += _table(
+        lines += table_lines(
             [["group", "units", *(f"r={r}" for r in rates), "arrays"], *rows]
         )
         lines += _about_norms(data["norms"])
@@ -288,7 +288,8 @@ def contraction_flops(
     return flops(analysis, net.plan.widths(net.part))
 
 
-def _table(rows: list[list[str]]) -> list[str]:
+def table_lines(rows: list[list[str]]) -> list[str]:
+    """Rows of text as lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -25,7 +25,7 @@ ROOMS = (
     {"importance"},
     {"report", "calibrate", "reorder", "storage"},
     {"nn", "models", "schedules", "data"},
-    {"train", "profile", "plots"},
+    {"train", "profile", "plots", "choose"},
     {"serve"},
 )
 # So do the modules of a package that has an order.
@@ -37,8 +37,8 @@ ORDER = {
         {"rules"},
         {"counts", "groups", "reading", "forms", "summed"},
         {"analysis", "settings"},
-        {"plan", "evaluate", "flops", "call", "function"},
-        {"tracing"},
+        {"plan", "evaluate", "flops", "operations", "call", "function"},
+        {"tracing", "layers"},
         {"agreement"},
         {"definition"},
         {"checks"},

@@ -25,6 +25,7 @@ from experiments import (
     inputs,
     optimizers,
     prepare,
+    profile,
 )
 from experiments.recipe import Recipe, main
 from experiments.screen import Bar, TensorBoard
@@ -610,6 +611,40 @@ def test_evaluate_shows_the_table_again_and_writes_nothing(finished, capsys, tmp
     assert evaluate.main(few) == 0
     found = json.loads(output.read_text())["rates"]
     assert found["1.0"]["accuracy"] in (0.0, 1.0)
+
+
+def test_a_profile_is_shown_layer_by_layer_and_again(finished, capsys, tmp_path):
+    workdir, _ = finished
+    before = sorted(workdir.rglob("*"))
+    output = tmp_path / "costs.json"
+    picture = tmp_path / "costs.png"
+    args = [str(workdir), "--per-layer", "--repeats", "1", "--batch", "2"]
+    args += ["--output", str(output), "--picture", str(picture)]
+    assert profile.main(args) == 0
+    screen = capsys.readouterr().out
+    assert sorted(workdir.rglob("*")) == before
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    expected = json.loads((workdir / "summary.json").read_text())["rates"]
+    found = json.loads(output.read_text())
+    assert found["batch"] == 2
+    for rate, cost in found["rates"].items():
+        assert cost["parameters"] == expected[rate]["parameters"]
+        assert cost["flops"] == pytest.approx(2 * expected[rate]["flops"], rel=0.01)
+        assert cost["flops"] == pytest.approx(cost["xla_flops"], rel=0.02)
+        for name in ("parameters", "flops", "activation_bytes"):
+            assert sum(row[name] for row in cost["layers"]) == cost[name]
+        assert f"{cost['flops']:,.0f}" in screen
+    assert profile.main([str(output), "--per-layer"]) == 0
+    assert capsys.readouterr().out == screen[screen.index("r = 1") :]
+    wrong = {
+        "settings.json": [str(tmp_path)],
+        "has the rates": [str(output), "--rates", ".3"],
+        "--batch is at least 1": [str(workdir), "--batch", "0"],
+        "the JSON file of a profile": [str(picture)],
+    }
+    for message, args in wrong.items():
+        assert profile.main(args) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_evaluate_without_a_run_ends_with_one_line(capsys, tmp_path):

@@ -23,7 +23,7 @@ from .axes import Axis, Whole, Widths, shape
 from .call import Call
 from .function import Function
 from .growth import INPUT, PARAMETER
-from .paths import path_parts
+from .paths import Path, path_parts
 from .plan import WidthPlan
 from .rates import Rate, SubNetwork
 from .settings import Settings
@@ -137,6 +137,10 @@ class Definition:
         That is the collection "params" of a Flax model, and all variables of another
         function. Of norms with one set for each rate the own one counts.
         """
+        return sum(self.parameters_by_leaf(rate).values())
+
+    def parameters_by_leaf(self, rate: Rate) -> dict[Path, int]:
+        """The same, array by array."""
         axes = self.plan.axes
         collections = axes if isinstance(axes, Mapping) else {}
         part = self.plan.resolve(rate)
@@ -145,14 +149,14 @@ class Definition:
             for name in collections
             for branch in self.function.other_sets(str(name), part.rate)
         }
-        kept, count = dict(part.widths), 0
+        kept, found = dict(part.widths), {}
         for path, leaf in jax.tree_util.tree_leaves_with_path(axes):
             parts = path_parts(path)
             if "params" in collections and parts[0] != "params":
                 continue
             if not any(parts[:end] in others for end in range(len(parts) + 1)):
-                count += math.prod(shape(leaf.axes, kept))
-        return count
+                found[parts] = math.prod(shape(leaf.axes, kept))
+        return found
 
     def program(
         self, part: SubNetwork, call: Call, variables: Any, arrays: Sequence[Any]
