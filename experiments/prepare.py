@@ -28,7 +28,7 @@ from mslice_jax.train import (
 from . import checks, optimizers
 from .images import Images
 from .kind import Kind
-from .settings import Defaults, Training, resolve
+from .settings import ImageDefaults, Training, resolve
 from .text import VOCABULARY
 
 NETWORK = "network.mslice"
@@ -52,18 +52,18 @@ class Recipe:
     Attributes:
       name: of the module, and of the folder below runs/.
       description: the first lines of ``--help``.
-      model: builds the network: for images from depth, num_classes and widen, for text
-        from the settings and vocab.
-      digits: defaults for digits, of a recipe for images.
-      cifar: defaults for all other images, as usual for the network.
+      model: builds the network: for images from the `sizes` of the settings and
+        num_classes, for text from the settings and vocab.
+      digits: defaults for digits, of a recipe for images; or settings -> defaults.
+      cifar: the same for all other images, as usual for the network.
       kind: the kind of its data.
     """
 
     name: str
     description: str
     model: Callable[..., nn.Module]
-    digits: Defaults | None = None
-    cifar: Defaults | None = None
+    digits: ImageDefaults | Callable[[Any], ImageDefaults] | None = None
+    cifar: ImageDefaults | Callable[[Any], ImageDefaults] | None = None
     kind: Kind = dataclasses.field(default_factory=Images)
 
 
@@ -119,7 +119,7 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
     )
     placement = _placement(settings)
     optimizer = optimizers.build(
-        settings.optimizer,
+        cast(str, settings.optimizer),
         learning_rate,
         weight_decay=settings.weight_decay,
         clip=settings.clip,
