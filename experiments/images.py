@@ -41,7 +41,7 @@ class Images:
     def defaults(self, recipe: Any, settings: ImageSettings) -> ImageDefaults:
         """The defaults for digits, or for all other images."""
         found: Any = recipe.digits if settings.dataset == "digits" else recipe.cifar
-        return found(settings) if callable(found) else found
+        return found if isinstance(found, ImageDefaults) else found(settings)
 
     def check(self, recipe: Any, settings: ImageSettings) -> None:
         """A wrong depth should not wait for the data."""

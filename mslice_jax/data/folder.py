@@ -170,9 +170,9 @@ def _classes(folder: pathlib.Path) -> _Parts:
         if not files
     ]
     if empty:
-        some = all(len(found[part]) == len(empty) for part in parts)
+        none = len(empty) == sum(len(classes) for classes in found.values())
         raise DataError(
-            f"{'no class has' if some else 'these classes have no'} images "
+            f"{'no class has' if none else 'these classes have no'} images "
             f"({', '.join(SUFFIXES[:3])}, ...): {_some(empty)}. Fill the folders, or "
             "remove them."
         )

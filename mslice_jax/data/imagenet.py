@@ -123,9 +123,9 @@ class ImageDataset:
         skipped = ""
         if self.skipped:
             count, first = len(self.skipped), self.skipped[0]
-            files = "1 file that" if count == 1 else f"{count} files that"
-            which = first if count == 1 else f"such as {first}"
-            skipped = f"; skipped {files} cannot be read: {which}"
+            files = "1 file" if count == 1 else f"{count} files"
+            which = f": {first}" if count == 1 else f", such as {first}"
+            skipped = f"; skipped {files} that cannot be read{which}"
         return (
             f"ImageDataset({self.name}: {len(self.train)} training and "
             f"{len(self.test)} test images, given as {self.image_size} x "
