@@ -18,24 +18,21 @@ from mslice_jax.models.import_torch import FACTORIES
 from mslice_jax.train import cross_entropy
 from tests.citizens.citizen import shaken
 
+RECIPE = imagenet.RECIPE
 MODELS = get_args(imagenet.Model)
+FOLDER = ["--dataset", "folder", "--data-dir"]
 SHORT = "--rates 1 0.5 --num-random 0 --epochs 1 --train-examples 64"
 
 
 def run(capsys, workdir, *args):
     """(exit code, standard output, standard error)."""
-    code = main(imagenet.RECIPE, [*map(str, args), "--workdir", str(workdir)])
+    code = main(RECIPE, [*map(str, args), "--workdir", str(workdir)])
     return code, *capsys.readouterr()
 
 
 def resolved(*args):
     settings = parse("imagenet", "", list(args), imagenet.ImageNetSettings)
-    return resolve(
-        settings, "imagenet", imagenet.RECIPE.kind.defaults(RECIPE, settings)
-    )
-
-
-RECIPE = imagenet.RECIPE
+    return resolve(settings, "imagenet", RECIPE.kind.defaults(RECIPE, settings))
 
 
 def count(tree):
@@ -72,10 +69,10 @@ def test_every_network_of_the_zoo_has_a_name_and_defaults():
             if name in ("vit_h_14", "vit_l_14") and "cifar10" in given:
                 continue  # patches of 14 do not divide 32
             settings = resolved("--model", name, *given)
-            imagenet.RECIPE.kind.check(imagenet.RECIPE, settings)
+            RECIPE.kind.check(RECIPE, settings)
             is_vit = name.startswith("vit")
             assert settings.optimizer == ("adamw" if is_vit else "sgd")
-            assert settings.lr == imagenet.RECIPE.kind.defaults(RECIPE, settings).lr
+            assert settings.lr == RECIPE.kind.defaults(RECIPE, settings).lr
     # As before: the usual ones of ResNet.
     found = resolved("--model", "resnet50", "--dataset", "imagenet")
     assert (found.epochs, found.batch_size, found.lr) == (100, 256, 0.1)
@@ -99,17 +96,17 @@ def test_a_narrow_vit_has_narrow_heads():
     [
         (
             ["--model", "vgg16", "--norm", "shared"],
-            "--norm shared has no effect: --mod",
+            "--norm shared has no effect: --",
         ),
         (
             ["--model", "vit_b_16", "--norm", "switchable"],
-            "vit_b_16 has no batch norms",
+            "vit_b_16 has no batch",
         ),
         (["--transform-input"], "--transform-input has no effect: .* is resnet18"),
         (["--widen", "0.3"], "widen=0.3"),
         (
             ["--model", "vit_b_32", "--widen", "0.3"],
-            "--widen .* of a ViT's heads .* 0.3",
+            "--widen .* ViT's heads .* 0.3",
         ),
         (
             [
@@ -126,8 +123,8 @@ def test_a_narrow_vit_has_narrow_heads():
         ),
         (["--image-size", "64"], "--image-size has no effect: .* imagenet or folder"),
         (["--dataset", "folder"], "class folders as --data-dir, .* got none"),
-        (["--dataset", "folder", "--data-dir", "none"], "none is not there"),
-        (["--dataset", "folder", "--data-dir", "."], "two classes or more in "),
+        ([*FOLDER, "none"], "none is not there"),
+        ([*FOLDER, "."], "two classes or more in "),
     ],
 )
 def test_settings_that_do_not_fit_end_with_one_line(
@@ -199,9 +196,7 @@ def test_all_three_logits_begin_anew_for_other_classes():
     found = weights.put(leaves, tree(10), "x")["params"]
     assert [found[n]["kernel"].max() for n in ("conv1", "aux1", "fc")] == [2, 1, 1]
     leaves["params", "aux1", "kernel"] = np.ones((4, 900))
-    with pytest.raises(
-        ValueError, match=r"another network: params/aux1/kernel is \(4,"
-    ):
+    with pytest.raises(ValueError, match=r"another network: .*aux1/kernel is \(4,"):
         weights.put(leaves, tree(10), "x")
 
 
@@ -261,6 +256,6 @@ def test_every_network_begins_with_imported_weights(tmp_path, name, norm):
     class Inputs:
         num_classes, image_shape = 7, (32, 32, 3)
 
-    begun, _ = imagenet.RECIPE.kind.network(imagenet.RECIPE, settings, Inputs())
+    begun, _ = RECIPE.kind.network(RECIPE, settings, Inputs())
     assert jax.tree.structure(begun.variables) == jax.tree.structure(net.variables)
     jax.tree.map(np.testing.assert_array_equal, begun.variables, net.variables)
