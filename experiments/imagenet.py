@@ -1,8 +1,30 @@
 """Train a sliceable network for ImageNet: ResNet, VGG, GoogLeNet, MobileNetV2 or ViT.
 
-python -m experiments.imagenet
-python -m experiments.imagenet --model resnet50 --dataset imagenet --data-dir DIR
-python -m experiments.imagenet --model vit_b_16 --dataset folder --data-dir DIR
+    python -m experiments.imagenet
+    python -m experiments.imagenet --model resnet50 --dataset imagenet --data-dir DIR
+    python -m experiments.imagenet --model vit_b_16 --dataset folder --data-dir DIR
+
+``--model`` takes torchvision's names. Without arguments it trains a ResNet-18 an eighth
+as wide on scikit-learn's digits, enlarged to 32 x 32: a check that everything works. It
+takes about a minute and a half of one CPU core, compilation included; the accuracy
+is 92, 89, 88 and 70 % at r = 1, 0.75, 0.5 and 0.25.
+
+With ``--dataset imagenet`` DIR is the folder of TFDS with imagenet2012 in it, prepared
+as array_record, or the folder of any other set that TFDS prepared with the features
+image and label. With ``--dataset folder`` it has the images themselves, as
+train/CLASS/NAME.jpg and val/CLASS/NAME.jpg, or as CLASS/NAME.jpg, of which a tenth is
+held out; each is decoded once at the start, and those that cannot be are skipped.
+Reading them needs the extra "imagenet". Images are prepared by --workers processes; if
+the device waits for them, ask for more.
+
+The defaults for such images are the usual ones: 100 epochs, batches of 256, a learning
+rate of 0.1 (of VGG 0.01) after five epochs of warm-up, and a cosine; of a ViT 300
+epochs with adamw. That needs several GPUs. For larger batches give a learning rate in
+proportion: ``--batch-size 1024 --lr 0.4``. GoogLeNet's auxiliary heads are trained with
+0.3 of their losses, and narrow with it; what is saved is without them. Begin with
+torchvision's weights by --weights, see `mslice_jax.models.import_torch`.
+
+Everything else is as in `experiments.cifar_resnet`.
 """
 
 import dataclasses
