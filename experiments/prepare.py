@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from mslice_jax.train import (
 from . import checks, optimizers
 from .images import Images
 from .kind import Kind
+from .screen import busy
 from .settings import ImageDefaults, Training, resolve
 from .text import VOCABULARY
 
@@ -109,7 +111,10 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
     workdir = cast(Path, settings.workdir)
     checks.check_writable(workdir)
 
-    dataset = kind.load(settings)
+    # A folder of images takes minutes; on no terminal an error stays the only line.
+    shown = busy(console, "Reading the data") if console.is_terminal else nullcontext()
+    with shown:
+        dataset = kind.load(settings)
     steps_per_epoch = kind.steps_per_epoch(settings, dataset)
     learning_rate = (cosine if settings.cosine else multi_step)(
         cast(float, settings.lr),

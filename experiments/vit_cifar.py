@@ -1,7 +1,18 @@
 """Train a sliceable vision transformer on small images.
 
-python -m experiments.vit_cifar
-python -m experiments.vit_cifar --dataset cifar10 --data-dir DIR
+    python -m experiments.vit_cifar
+    python -m experiments.vit_cifar --dataset cifar10 --data-dir DIR
+    python -m experiments.vit_cifar --dataset npz --data-dir mine.npz --patch-size 8
+
+Without arguments: four layers of 64 on patches of 2 x 2 of scikit-learn's digits. That
+takes about 80 seconds of one CPU core, compilation included; the accuracy is 81, 74, 70
+and 62 % at r = 1, 0.75, 0.5 and 0.25. (1,442 images are few for a network that knows
+nothing of neighbours; `experiments.cifar_resnet` has 99 % there.) On CIFAR the defaults
+are patches of 4 x 4, six layers of 192 with eight heads, and 200 epochs with adamw, ten
+of them warm-up, and a cosine, which needs a GPU.
+
+Heads, tokens and MLPs narrow; layer norms take their means over what is left of a
+token. Everything else is as in `experiments.cifar_resnet`.
 """
 
 import dataclasses
