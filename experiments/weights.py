@@ -83,7 +83,9 @@ def put(leaves: Leaves, tree: Any, path: Path, absent: Collection[str] = ()) -> 
     }
     misfits = [
         f"{'/'.join(name)} is {found}, not {here}"
-        for name, (here, found) in sorted(other.items())
+        for name, (here, found) in sorted(
+            other.items(), key=lambda each: _rank(each[0])
+        )
     ]
     if all(here[:-1] == found[:-1] for here, found in other.values()):
         classes = {(here[-1], found[-1]) for here, found in other.values()}
@@ -112,11 +114,16 @@ def _wanted(there: Leaves, absent: Collection[str]) -> set[tuple[str, ...]]:
     return {name for name in there if name[1] not in absent}
 
 
+def _rank(name: tuple[str, ...]) -> Any:
+    """Weights before statistics."""
+    return name[0] != "params", name
+
+
 def _some(what: str, names: Collection[tuple[str, ...]]) -> list[str]:
     """A phrase that names the first ones, and says how many there are."""
     if not names:
         return []
-    first = ", ".join("/".join(name) for name in sorted(names)[:_SHOWN])
+    first = ", ".join("/".join(name) for name in sorted(names, key=_rank)[:_SHOWN])
     more = len(names) - _SHOWN
     return [f"{what} {first}" + (f" and {more} more" if more > 0 else "")]
 

@@ -64,7 +64,7 @@ def test_a_shortened_default_run(capsys, tmp_path):
     code, screen, error = run(capsys, tmp_path / "again", *args)
     assert code == 2
     assert "are those of another network: it lacks params/block0/fc1/bias, " in error
-    assert "nothing takes its batch_stats/" in error
+    assert "nothing takes its params/bn1/bias, " in error
     assert len(error) < 1200 and error.count("\n") == 1
     assert not (tmp_path / "again").exists()
 
