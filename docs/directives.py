@@ -8,8 +8,7 @@ is the table of `results/schemes.json` with date, device and command, and
     ```{flags} Training
     ```
 
-lists the flags of the recipes: those of the class `Training`, `Settings` or
-`TextSettings`.
+lists the flags of the recipes: those of a class in `tables.SETTINGS`.
 """
 
 from typing import Any
@@ -41,9 +40,9 @@ class Flags(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """A table of flags."""
-        for file in (tables.SETTINGS, tables.TEXT):
-            self.env.note_dependency(str(file))
-        return _parsed(self, tables.flag_lines(self.arguments[0]))
+        (name,) = self.arguments
+        self.env.note_dependency(str(tables.EXPERIMENTS / tables.SETTINGS[name]))
+        return _parsed(self, tables.flag_lines(name))
 
 
 def _parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:

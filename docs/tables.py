@@ -9,8 +9,7 @@ A file in `results/` is what a benchmark writes with `--out`, or it keeps a tabl
       "columns": ["network", "r = 1"], "rows": [["ResNet-29", 1.03]]
     }
 
-The flags are those of `experiments/settings.py` and `experiments/text.py`.
-`directives.py` puts tables on pages.
+The flags are those of the classes in `SETTINGS`. `directives.py` puts tables on pages.
 """
 
 import ast
@@ -21,8 +20,16 @@ from typing import Any
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-SETTINGS = HERE.parent / "experiments" / "settings.py"
-TEXT = HERE.parent / "experiments" / "text.py"
+EXPERIMENTS = HERE.parent / "experiments"
+SETTINGS = {
+    "Training": "settings.py",
+    "ImageSettings": "settings.py",
+    "Settings": "settings.py",
+    "ImageNetSettings": "imagenet.py",
+    "VitSettings": "vit_cifar.py",
+    "TextSettings": "text.py",
+}
+"""Classes of flags, and their files in `experiments`."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -67,7 +74,7 @@ def made_on(result: Mapping[str, Any]) -> str:
 
 def flag_lines(name: str) -> list[str]:
     """Each flag of a class of settings with its default and what it does."""
-    file = TEXT if name == "TextSettings" else SETTINGS
+    file = EXPERIMENTS / SETTINGS[name]
     tree = ast.parse(file.read_text(encoding="utf-8"))
     settings = next(
         node

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .optimizers import USUAL
-from .settings import Settings, Training, changed, flag
+from .settings import ImageSettings, Training, changed, flag
 
 # The range of each number: in words, and as a condition.
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -23,6 +23,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "layers": ("of at least 1", lambda n: n >= 1),
     "heads": ("of at least 1", lambda n: n >= 1),
     "kv_heads": ("of at least 1", lambda n: n >= 1),
+    "patch_size": ("of at least 1", lambda n: n >= 1),
     "dropout": ("in [0, 1)", lambda x: 0 <= x < 1),
     "widen": ("above 0", lambda x: 0 < x < math.inf),
     "groups": ("of at least 1", lambda n: n >= 1),
@@ -85,13 +86,14 @@ def _without_effect(settings: Training) -> Iterator[tuple[str, str]]:
             f"--schedule {settings.schedule} draws nothing. Choose another --schedule, "
             "or leave it out.",
         )
-    if "weight_decay" in given and USUAL[settings.optimizer].weight_decay is None:
+    usual = USUAL.get(settings.optimizer or "")
+    if "weight_decay" in given and usual is not None and usual.weight_decay is None:
         yield (
             "weight_decay",
             f"--optimizer {settings.optimizer} has none. Choose adamw, or leave it "
             "out.",
         )
-    if isinstance(settings, Settings):
+    if isinstance(settings, ImageSettings):
         yield from _without_effect_on_images(settings, given)
     if "progressive_epochs" in given and len(settings.rates) == 1:
         yield (
@@ -101,15 +103,15 @@ def _without_effect(settings: Training) -> Iterator[tuple[str, str]]:
 
 
 def _without_effect_on_images(
-    settings: Settings, given: set[str]
+    settings: ImageSettings, given: set[str]
 ) -> Iterator[tuple[str, str]]:
-    if settings.dataset != "imagenet":
+    if settings.dataset not in ("imagenet", "folder"):
         for name in ("image_size", "workers"):
             if name in given:
                 yield (
                     name,
-                    f"it is for --dataset imagenet, this is {settings.dataset}. Leave "
-                    "it out.",
+                    "it is for --dataset imagenet or folder, this is "
+                    f"{settings.dataset}. Leave it out.",
                 )
     if "data_dir" in given and settings.dataset == "digits":
         yield (

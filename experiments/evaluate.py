@@ -32,7 +32,7 @@ from .checks import check_ranges
 from .process import keep_compiled_programs, print_anything
 from .recipe import as_summary, costs, device, fail
 from .screen import busy, show_table
-from .settings import Int, Place, Settings, flag, local, read_settings, resolve
+from .settings import ImageSettings, Int, Place, flag, local, read_settings, resolve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def _run(workdir: Path, recipe: prepare.Recipe | None) -> tuple[prepare.Recipe, 
     recipe = recipe or _recipe(file)
     settings: Any = read_settings(file, recipe.name, recipe.kind.settings)
     settings = dataclasses.replace(settings, workdir=workdir)
-    if isinstance(settings, Settings):  # it began with weights that it no longer needs
+    if isinstance(settings, ImageSettings):  # it needs its first weights no more
         settings = dataclasses.replace(settings, weights=None)
     defaults = recipe.kind.defaults(recipe, settings)
     return recipe, resolve(settings, recipe.name, defaults)

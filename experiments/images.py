@@ -1,6 +1,6 @@
 """Recipes for images: batch norms, accuracies, costs of one image."""
 
-import functools
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,83 +9,98 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 import mslice_jax as ms
 from mslice_jax import data
 from mslice_jax.plots import plot_accuracy_over_epochs, plot_accuracy_vs_flops
 from mslice_jax.profile import RateProfile
-from mslice_jax.train import Batch, cross_entropy
+from mslice_jax.train import Batch
 
-from . import inputs, weights
+from . import auxiliary, inputs, weights
 from .kind import Pace, initialize
 from .measure import ACCURACY, Numbers, over_epochs
-from .settings import Defaults, Settings
+from .settings import ImageDefaults, ImageSettings, Settings
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Images:
-    """Data sets of images and labels, see `inputs`."""
+    """Data sets of images and labels, see `inputs`.
 
-    settings = Settings
+    Attributes:
+      settings: the class of the flags, which say how a network is built.
+      enlarge: pixels of a digit are enlarged to squares of so many by so many.
+    """
+
+    settings: type[ImageSettings] = Settings
+    enlarge: int = 1
+
     quantity = ACCURACY
     pictures = ("accuracy_vs_flops.png", "accuracy_over_epochs.png")
 
-    def defaults(self, recipe: Any, settings: Settings) -> Defaults:
+    def defaults(self, recipe: Any, settings: ImageSettings) -> ImageDefaults:
         """The defaults for digits, or for all other images."""
-        return recipe.digits if settings.dataset == "digits" else recipe.cifar
+        found: Any = recipe.digits if settings.dataset == "digits" else recipe.cifar
+        return found if isinstance(found, ImageDefaults) else found(settings)
 
-    def check(self, recipe: Any, settings: Settings) -> None:
+    def check(self, recipe: Any, settings: ImageSettings) -> None:
         """A wrong depth should not wait for the data."""
-        recipe.model(depth=settings.depth, widen=settings.widen, num_classes=10)
+        settings.check()
+        if (size := self._image_size(settings)) is not None:
+            recipe.model(**settings.sizes(size), num_classes=10)
 
-    def load(self, settings: Settings, *, run: Path | None = None) -> inputs.Inputs:
+    def _image_size(self, settings: ImageSettings) -> int | None:
+        """Height of the images, where it is known before they are."""
+        known = {"digits": 8 * self.enlarge, "cifar10": 32, "cifar100": 32}
+        if settings.dataset in ("imagenet", "folder"):
+            return inputs.size_on_disk(settings)
+        return known.get(settings.dataset)
+
+    def load(
+        self, settings: ImageSettings, *, run: Path | None = None
+    ) -> inputs.Inputs:
         """The data set that the flags name."""
         del run
-        return inputs.load(settings)
+        found = inputs.load(settings)
+        if settings.dataset == "digits" and isinstance(found, data.Dataset):
+            return inputs.enlarged(found, self.enlarge)
+        return found
 
-    def steps_per_epoch(self, settings: Settings, dataset: inputs.Inputs) -> int:
+    def steps_per_epoch(self, settings: ImageSettings, dataset: inputs.Inputs) -> int:
         """Full batches."""
         count = inputs.num_train(dataset)
         return data.steps_per_epoch(count, cast(int, settings.batch_size))
 
     def network(
-        self, recipe: Any, settings: Settings, dataset: inputs.Inputs
+        self, recipe: Any, settings: ImageSettings, dataset: inputs.Inputs
     ) -> tuple[ms.Sliceable, str]:
         """The initial network, and its name."""
-        size = {"depth": settings.depth, "widen": settings.widen}
-        model = recipe.model(**size, num_classes=dataset.num_classes)
-        name = f"{type(model).__name__}-{settings.depth}"
-        if settings.widen != 1:
-            name += f" x{settings.widen:g}"
-        shape = (cast(int, settings.batch_size), *dataset.image_shape)
+        model = _model(recipe, settings, dataset)
         key, _ = jax.random.split(jax.random.key(settings.seed))
         variables = initialize(model, key, jnp.zeros((1, *dataset.image_shape)))
+        call = auxiliary.call(model, key)
 
         def upgrade(variables: Any) -> ms.Sliceable:
-            return ms.upgrade(
-                model,
-                variables,
-                jax.ShapeDtypeStruct(shape, jnp.float32),
-                rates=settings.rates,
-                groups=settings.groups,
-                norm=settings.norm,
-                shards=cast(int, settings.shards),
-            )
+            return _upgraded(model, settings, dataset, variables, **call)
 
-        return weights.begin(settings.weights, variables, upgrade), name
+        net = weights.begin(
+            settings.weights, variables, upgrade, optional=auxiliary.HEADS
+        )
+        return net, settings.title(model)
 
-    def step(self, settings: Settings, dataset: inputs.Inputs) -> dict[str, Any]:
+    def step(self, settings: ImageSettings, dataset: inputs.Inputs) -> dict[str, Any]:
         """Augmentation, and the loss."""
-        loss = functools.partial(cross_entropy, smoothing=settings.label_smoothing)
-        return {"transform": data.train_transform(dataset), "loss": loss}
+        task = auxiliary.task(smoothing=settings.label_smoothing)
+        return {"transform": data.train_transform(dataset), "task": task}
 
-    def carry(self, settings: Settings) -> tuple[str, ...]:
+    def carry(self, settings: ImageSettings) -> tuple[str, ...]:
         """No collections."""
         del settings
         return ()
 
     def batches(
         self,
-        settings: Settings,
+        settings: ImageSettings,
         dataset: inputs.Inputs,
         *,
         start: int,
@@ -97,22 +112,24 @@ class Images:
             dataset, size, seed=settings.seed, start=start, host=host
         )
 
-    def blank(self, settings: Settings, dataset: inputs.Inputs, size: int) -> Batch:
+    def blank(
+        self, settings: ImageSettings, dataset: inputs.Inputs, size: int
+    ) -> Batch:
         """Black images."""
         del settings
         return inputs.blank_batch(dataset, size)
 
-    def pace(self, settings: Settings) -> Pace:
+    def pace(self, settings: ImageSettings) -> Pace:
         """Images per second."""
         del settings
         return Pace(what="images")
 
     def measurement(
-        self, settings: Settings, dataset: inputs.Inputs
+        self, settings: ImageSettings, dataset: inputs.Inputs
     ) -> Callable[[ms.Sliceable], Numbers]:
         """Accuracy and loss; the statistics of shared norms are measured first."""
         measure = inputs.evaluation(dataset)
-        if settings.norm != "shared":
+        if _norm(settings) != "shared":
             return measure
         # A batch norm for all rates has the statistics of none.
         parts = inputs.calibration_batches(dataset)
@@ -124,17 +141,23 @@ class Images:
     def shipped(
         self,
         recipe: Any,
-        settings: Settings,
+        settings: ImageSettings,
         dataset: inputs.Inputs,
         net: ms.Sliceable,
     ) -> ms.Sliceable:
-        """With statistics for each rate."""
-        del recipe
-        if settings.norm != "shared":
+        """Without auxiliary heads, and with statistics for each rate."""
+        model = _model(recipe, settings, dataset)
+        if auxiliary.has_heads(model):
+            model = auxiliary.without_heads(model)
+            image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+            types = jax.eval_shape(model.init, jax.random.key(0), image)
+            bare = _upgraded(model, settings, dataset, types)
+            net = bare.replace(auxiliary.without_variables(net.variables))
+        if _norm(settings) != "shared":
             return net
         return ms.calibrate(net, inputs.calibration_batches(dataset))
 
-    def example(self, settings: Settings, dataset: inputs.Inputs) -> np.ndarray:
+    def example(self, settings: ImageSettings, dataset: inputs.Inputs) -> np.ndarray:
         """One image."""
         del settings
         return np.zeros((1, *dataset.image_shape), np.float32)
@@ -153,3 +176,33 @@ class Images:
             plot_accuracy_vs_flops(against, numbers.accuracy, flops, title=title)
         each = over_epochs(workdir / "metrics.jsonl", "accuracy")
         plot_accuracy_over_epochs(over, each, title=title)
+
+
+def _model(recipe: Any, settings: ImageSettings, dataset: inputs.Inputs) -> nn.Module:
+    sizes = settings.sizes(dataset.image_shape[0])
+    return recipe.model(**sizes, num_classes=dataset.num_classes)
+
+
+def _upgraded(
+    model: nn.Module,
+    settings: ImageSettings,
+    dataset: inputs.Inputs,
+    variables: Any,
+    **call: Any,
+) -> ms.Sliceable:
+    shape = (cast(int, settings.batch_size), *dataset.image_shape)
+    return ms.upgrade(
+        model,
+        variables,
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        rates=settings.rates,
+        groups=settings.groups,
+        norm=_norm(settings),
+        shards=cast(int, settings.shards),
+        call=call,
+    )
+
+
+def _norm(settings: ImageSettings) -> str | None:
+    """What becomes of batch norms; None of a recipe without any."""
+    return getattr(settings, "norm", None)

@@ -15,28 +15,35 @@ from mslice_jax.data.dataset import choose
 from mslice_jax.train import Batch
 
 from .measure import Numbers, measure_on
-from .settings import Settings
+from .settings import ImageSettings
 
 Inputs = data.Dataset | data.ImageDataset
 
 
-def load(settings: Settings) -> Inputs:
+def load(settings: ImageSettings) -> Inputs:
     """The data set that the flags name.
 
     Raises:
       DataError: if it is missing or damaged.
     """
     chosen = {"train_examples": settings.train_examples, "seed": settings.seed}
-    if settings.dataset != "imagenet":
+    if settings.dataset not in ("imagenet", "folder"):
         found = data.load(settings.dataset, settings.data_dir, **chosen)
     else:
-        found = data.read_imagenet(
+        is_folder = settings.dataset == "folder"
+        read = data.read_folder if is_folder else data.read_imagenet
+        found = read(
             settings.data_dir,
-            image_size=224 if settings.image_size is None else settings.image_size,
+            image_size=size_on_disk(settings),
             workers=_cores() if settings.workers is None else settings.workers,
             **chosen,
         )
     return _fewer_tests(found, settings.max_test_examples)
+
+
+def size_on_disk(settings: ImageSettings) -> int:
+    """Height and width that images read from disk are resized to."""
+    return 224 if settings.image_size is None else settings.image_size
 
 
 def num_train(inputs: Inputs) -> int:
@@ -105,8 +112,18 @@ def _fewer_tests(inputs: Inputs, count: int | None) -> Inputs:
         return dataclasses.replace(
             inputs, x_test=inputs.x_test[chosen], y_test=inputs.y_test[chosen]
         )
-    test = dataclasses.replace(inputs.test, chosen=chosen)
-    return dataclasses.replace(inputs, test=test)
+    return dataclasses.replace(inputs, test=inputs.test.part(chosen))
+
+
+def enlarged(inputs: data.Dataset, factor: int) -> data.Dataset:
+    """Every pixel as a square of so many by so many; so are the border's."""
+    x_train, x_test = (
+        x.repeat(factor, axis=1).repeat(factor, axis=2)
+        for x in (inputs.x_train, inputs.x_test)
+    )
+    return dataclasses.replace(
+        inputs, x_train=x_train, x_test=x_test, pad=inputs.pad * factor
+    )
 
 
 def _cores() -> int:

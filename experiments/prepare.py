@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,8 @@ from mslice_jax.train import (
 from . import checks, optimizers
 from .images import Images
 from .kind import Kind
-from .settings import Defaults, Training, resolve
+from .screen import busy
+from .settings import ImageDefaults, Training, resolve
 from .text import VOCABULARY
 
 NETWORK = "network.mslice"
@@ -52,18 +54,18 @@ class Recipe:
     Attributes:
       name: of the module, and of the folder below runs/.
       description: the first lines of ``--help``.
-      model: builds the network: for images from depth, num_classes and widen, for text
-        from the settings and vocab.
-      digits: defaults for digits, of a recipe for images.
-      cifar: defaults for all other images, as usual for the network.
+      model: builds the network: for images from the `sizes` of the settings and
+        num_classes, for text from the settings and vocab.
+      digits: defaults for digits, of a recipe for images; or settings -> defaults.
+      cifar: the same for all other images, as usual for the network.
       kind: the kind of its data.
     """
 
     name: str
     description: str
     model: Callable[..., nn.Module]
-    digits: Defaults | None = None
-    cifar: Defaults | None = None
+    digits: ImageDefaults | Callable[[Any], ImageDefaults] | None = None
+    cifar: ImageDefaults | Callable[[Any], ImageDefaults] | None = None
     kind: Kind = dataclasses.field(default_factory=Images)
 
 
@@ -109,7 +111,10 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
     workdir = cast(Path, settings.workdir)
     checks.check_writable(workdir)
 
-    dataset = kind.load(settings)
+    # A folder of images takes minutes; on no terminal an error stays the only line.
+    shown = busy(console, "Reading the data") if console.is_terminal else nullcontext()
+    with shown:
+        dataset = kind.load(settings)
     steps_per_epoch = kind.steps_per_epoch(settings, dataset)
     learning_rate = (cosine if settings.cosine else multi_step)(
         cast(float, settings.lr),
@@ -119,7 +124,7 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
     )
     placement = _placement(settings)
     optimizer = optimizers.build(
-        settings.optimizer,
+        cast(str, settings.optimizer),
         learning_rate,
         weight_decay=settings.weight_decay,
         clip=settings.clip,

@@ -55,6 +55,10 @@ Floats = Annotated[
 
 
 Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lion"]
+OwnOptimizer = Annotated[
+    Optimizer | None,
+    tyro.conf.arg(metavar="{sgd,adam,adamw,lamb,lion}", help_behavior_hint=""),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +96,9 @@ class Training:
     """Length of the run, in passes over the training data."""
     batch_size: Int = None
     """Images, or rows of text, per step."""
-    optimizer: Optimizer = "sgd"
+    optimizer: OwnOptimizer = None
     """sgd has Nesterov momentum of 0.9, as in the paper; the others are Optax's with
-    their default settings."""
+    their default settings. sgd if not given, and adamw for transformers."""
     lr: Float = None
     """Learning rate after warm-up, by default that of the optimizer; a tenth from half
     of the epochs on, a hundredth from three quarters on, unless --cosine."""
@@ -137,64 +141,118 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Training):
-    """Flags of a recipe for images."""
+class ImageSettings(Training):
+    """Flags of every recipe for images."""
 
-    dataset: Literal["digits", "cifar10", "cifar100", "npz", "imagenet"] = "digits"
+    dataset: Literal["digits", "cifar10", "cifar100", "npz", "imagenet", "folder"] = (
+        "digits"
+    )
     """digits needs no files; cifar10 and cifar100 are read as TFDS prepared them; npz
     is a file with your own x_train, y_train, x_test, y_test; imagenet is read from disk
-    as TFDS prepared it, and so is any such set of images and labels."""
+    as TFDS prepared it, and so is any such set of images and labels; folder is your own
+    images, in train/CLASS/ and val/CLASS/, or in CLASS/ alone."""
     data_dir: Place = None
-    """Folder of TFDS, or the npz file; for imagenet also the folder of another set."""
+    """Folder of TFDS, the npz file, or the folder of images; for imagenet also the
+    folder of another set."""
     image_size: Int = None
-    """Height and width that images of imagenet are resized to; 224 if not given."""
+    """Height and width that images of imagenet or a folder are resized to; 224 if not
+    given."""
     workers: Int = None
-    """Processes that read images of imagenet; as many as CPU cores if not given."""
+    """Processes that read images of imagenet or a folder; as many as CPU cores if not
+    given."""
     train_examples: Int = None
     """Train on this many examples only, chosen by the seed; all if not given."""
     max_test_examples: Int = None
     """Evaluate at most this many of the held-out examples, the same ones for every
     seed; all if not given."""
-    depth: Int = None
-    """Layers of the network: 9n+2 or 6n+2 for ResNet; 11, 13, 16 or 19 for VGG."""
-    widen: Float = None
-    """Factor on the channels of every layer."""
     weights: Place = None
     """Saved weights to begin with: a network that mslice_jax.models.import_torch made
     from PyTorch's, or the workdir of another run; random if not given. Trained batch
     norms need --norm shared."""
-    norm: Literal["group", "switchable", "shared"] = "group"
+
+    def check(self) -> None:
+        """Raise ValueError for flags, of resolved settings, that have no effect."""
+
+    def sizes(self, image_size: int) -> dict[str, Any]:
+        """Arguments of the recipe's `model`, besides num_classes.
+
+        `image_size` is the height of its images.
+        """
+        raise NotImplementedError
+
+    def title(self, model: Any) -> str:
+        """Name of the network on the screen and in files."""
+        raise NotImplementedError
+
+
+Norm = Literal["group", "switchable", "shared"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ImageSettings):
+    """Flags of the recipes for the networks of the paper, ResNet and VGG."""
+
+    depth: Int = None
+    """Layers of the network: 9n+2 or 6n+2 for ResNet; 11, 13, 16 or 19 for VGG."""
+    widen: Float = None
+    """Factor on the channels of every layer."""
+    norm: Norm = "group"
     """Batch norms become group norms, or one batch norm for each rate, or one batch
     norm whose statistics are measured again for each rate."""
+
+    def sizes(self, image_size: int) -> dict[str, Any]:
+        """Depth and width."""
+        del image_size
+        return {"depth": self.depth, "widen": self.widen}
+
+    def title(self, model: Any) -> str:
+        """Such as "CifarResNet-8 x2"."""
+        name = f"{type(model).__name__}-{self.depth}"
+        return name if self.widen == 1 else f"{name} x{self.widen:g}"
 
 
 S = TypeVar("S", bound=Training)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """Defaults of the flags that depend on the data set.
+class ImageDefaults:
+    """Defaults of the flags that depend on network and data set.
+
+    Attributes:
+      epochs: passes over the training examples.
+      batch_size: images per step.
+      optimizer: one of `optimizers.USUAL`.
+      lr: its learning rate after warm-up.
+      warmup_epochs: epochs of warm-up; at most a fifth of the run.
+      clip: largest norm of a gradient; None is any.
+    """
+
+    epochs: int = 300
+    batch_size: int = 128
+    optimizer: Optimizer = "sgd"
+    lr: float = 0.1
+    warmup_epochs: int = 0
+    clip: float | None = None
+
+    def learning_rate(self, optimizer: str) -> float:
+        """Default of --lr: `lr` is meant for `optimizer`."""
+        if optimizer == self.optimizer:
+            return self.lr
+        usual = optimizers.USUAL[optimizer].lr
+        return 0.1 if usual is None else usual
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defaults(ImageDefaults):
+    """Defaults of `Settings`.
 
     Attributes:
       depth: layers.
       widen: factor on the channels.
-      epochs: passes over the training examples.
-      batch_size: images per step.
-      lr: learning rate after warm-up.
-      warmup_epochs: epochs of warm-up; at most a fifth of the run.
     """
 
     depth: int
     widen: float = 1.0
-    epochs: int = 300
-    batch_size: int = 128
-    lr: float = 0.1
-    warmup_epochs: int = 0
-
-    def learning_rate(self, optimizer: str) -> float:
-        """Default of --lr: `lr` is meant for sgd."""
-        usual = optimizers.USUAL[optimizer].lr
-        return self.lr if usual is None else usual
 
 
 def parse(
@@ -319,10 +377,12 @@ def resolve(settings: S, name: str, defaults: Any) -> S:
         for field, value in dataclasses.asdict(defaults).items()
         if getattr(settings, field) is None
     }
+    optimizer = settings.optimizer or defaults.optimizer
+    missing["optimizer"] = optimizer
     if "lr" in missing:
-        missing["lr"] = defaults.learning_rate(settings.optimizer)
+        missing["lr"] = defaults.learning_rate(optimizer)
     if settings.weight_decay is None:
-        missing["weight_decay"] = optimizers.USUAL[settings.optimizer].weight_decay
+        missing["weight_decay"] = optimizers.USUAL[optimizer].weight_decay
     if settings.num_random is None:
         missing["num_random"] = _to_draw(settings)
     if settings.temperature is None and settings.distill:

@@ -1,6 +1,6 @@
 """Initial weights of a recipe, from a network that was imported or trained before."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,15 @@ from mslice_jax.storage import archive, arrays
 
 Leaves = dict[tuple[str, ...], Any]
 
+_SHOWN = 4  # arrays that a message names, of each kind
+
 
 def begin(
-    path: Path | None, variables: Any, upgrade: Callable[[Any], ms.Sliceable]
+    path: Path | None,
+    variables: Any,
+    upgrade: Callable[[Any], ms.Sliceable],
+    *,
+    optional: Sequence[str] = (),
 ) -> ms.Sliceable:
     """The network with the weights of a file; with `variables` if there is no file.
 
@@ -24,6 +30,7 @@ def begin(
       path: of a file that `ms.save` wrote, or of a folder with one.
       variables: of the model, freshly initialized.
       upgrade: makes a network from variables.
+      optional: modules that stay as initialized where the file is without them.
 
     Raises:
       As `read` and `put`.
@@ -31,10 +38,11 @@ def begin(
     if path is None:
         return upgrade(variables)
     found = read(path)
-    if fits(found, variables):
-        return upgrade(put(found, variables, path))
+    absent = set(optional) - {name[1] for name in found}
+    if fits(found, variables, absent):
+        return upgrade(put(found, variables, path, absent))
     net = upgrade(variables)  # norms of every rate, or group norms
-    return net.replace(put(found, net.variables, path))
+    return net.replace(put(found, net.variables, path, absent))
 
 
 def read(path: Path) -> Leaves:
@@ -51,48 +59,73 @@ def read(path: Path) -> Leaves:
         }
 
 
-def fits(leaves: Leaves, tree: Any) -> bool:
-    """Whether the arrays are those of a tree, by their paths."""
-    return set(leaves) == set(_flat(tree))
+def fits(leaves: Leaves, tree: Any, absent: Collection[str] = ()) -> bool:
+    """Whether the arrays are those of a tree, by path, but for absent modules."""
+    return set(leaves) == _wanted(_flat(tree), absent)
 
 
-def put(leaves: Leaves, tree: Any, path: Path) -> Any:
+def put(leaves: Leaves, tree: Any, path: Path, absent: Collection[str] = ()) -> Any:
     """The tree with these arrays.
 
-    The last layer, which has an entry for each class, is initialized for other classes.
+    Layers with an entry for each class are initialized for other classes: they are
+    those, one or a few, of which only the last axis differs, by the same two numbers.
+    Modules that are `absent` from the arrays stay as they are.
 
     Raises:
-      ValueError: if an array is missing, left over, or has another shape; lists all.
+      ValueError: if an array is missing, left over, or has another shape; names some.
     """
     there = _flat(tree)
-    wrong = [f"it lacks {'/'.join(name)}" for name in sorted(set(there) - set(leaves))]
-    wrong += [
-        f"nothing takes its {'/'.join(name)}"
-        for name in sorted(set(leaves) - set(there))
-    ]
+    wanted = _wanted(there, absent)
     other = {
         name: (np.shape(x), np.shape(leaves[name]))
         for name, x in there.items()
         if name in leaves and np.shape(x) != np.shape(leaves[name])
     }
-    if len({name[:-1] for name in other}) > 1 or any(
-        here[:-1] != found[:-1] for here, found in other.values()
-    ):
-        wrong += [
-            f"{'/'.join(name)} is {found}, not {here}"
-            for name, (here, found) in sorted(other.items())
-        ]
+    misfits = [
+        f"{'/'.join(name)} is {found}, not {here}"
+        for name, (here, found) in sorted(
+            other.items(), key=lambda each: _rank(each[0])
+        )
+    ]
+    if all(here[:-1] == found[:-1] for here, found in other.values()):
+        classes = {(here[-1], found[-1]) for here, found in other.values()}
+        misfits = misfits if len(classes) > 1 else []
+    wrong = [
+        *_some("it lacks", wanted - set(leaves)),
+        *_some("nothing takes its", set(leaves) - wanted),
+        *misfits[:_SHOWN],
+    ]
     if wrong:
         raise ValueError(
             f"the weights in {path} (--weights) are those of another network: "
-            f"{'; '.join(wrong)}. Give --depth, --widen and --norm as they were there."
+            f"{'; '.join(wrong)}. Give the flags of the network (--model or --depth, "
+            "--widen, --norm) as they were there."
         )
 
     def leaf(where: Any, here: Any) -> Any:
         name = path_parts(where)
-        return here if name in other else jnp.asarray(leaves[name], here.dtype)
+        kept = name in other or name not in leaves
+        return here if kept else jnp.asarray(leaves[name], here.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def _wanted(there: Leaves, absent: Collection[str]) -> set[tuple[str, ...]]:
+    return {name for name in there if name[1] not in absent}
+
+
+def _rank(name: tuple[str, ...]) -> Any:
+    """Weights before statistics."""
+    return name[0] != "params", name
+
+
+def _some(what: str, names: Collection[tuple[str, ...]]) -> list[str]:
+    """A phrase that names the first ones, and says how many there are."""
+    if not names:
+        return []
+    first = ", ".join("/".join(name) for name in sorted(names, key=_rank)[:_SHOWN])
+    more = len(names) - _SHOWN
+    return [f"{what} {first}" + (f" and {more} more" if more > 0 else "")]
 
 
 def _flat(tree: Any) -> Leaves:

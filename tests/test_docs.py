@@ -12,6 +12,7 @@ import inspect
 import json
 import pathlib
 import re
+from typing import Any
 
 import pytest
 
@@ -204,13 +205,15 @@ ORIGINAL_FLAGS = set(
 )
 
 
-def recipe_flags(text: bool = False) -> set[str]:
-    from experiments.settings import Settings
-    from experiments.text import TextSettings
+RECIPES = ("cifar_resnet", "cifar_vgg", "imagenet", "vit_cifar", "language_model")
 
-    fields = dataclasses.fields(TextSettings if text else Settings)
+
+def recipe_flags(recipe: str) -> set[str]:
+    kind: Any = importlib.import_module(f"experiments.{recipe}").RECIPE.kind
+    fields = dataclasses.fields(kind.settings)
     names = [field.name.replace("_", "-") for field in fields]
-    return {f"--{name}" for name in names} | {"--no-resume"}
+    switches = {f"--no-{field.name}" for field in fields if field.type is bool}
+    return {f"--{name}" for name in names} | switches
 
 
 def test_every_flag_of_the_original_has_a_row_with_existing_flags():
@@ -220,7 +223,8 @@ def test_every_flag_of_the_original_has_a_row_with_existing_flags():
     theirs = {flag for row in rows for flag in re.findall(r"`(-[\w-]+)`", row[0])}
     assert theirs == {*ORIGINAL_FLAGS, "--group"}
     ours = {flag for row in rows for flag in re.findall(r"`(--[\w-]+)", row[1])}
-    assert ours and not ours - recipe_flags()
+    known = recipe_flags("cifar_resnet") | recipe_flags("imagenet")
+    assert ours and not ours - known
 
 
 def test_commands_name_existing_flags():
@@ -228,12 +232,12 @@ def test_commands_name_existing_flags():
         re.findall(r"^```bash\n(.*?)^```", "\n".join(PAGES.values()), re.DOTALL | re.M)
     )
     commands = re.findall(
-        r"experiments\.(cifar|imagenet|language)_\w+((?:[^\n\\]|\\\n)*)", fenced
+        rf"experiments\.({'|'.join(RECIPES)})\b((?:[^\n\\]|\\\n)*)", fenced
     )
     assert len(commands) > 4
     for recipe, command in commands:
         used = set(re.findall(r"(?<!\S)--[\w-]+", command))
-        assert not used - recipe_flags(text=recipe == "language"), command
+        assert not used - recipe_flags(recipe), command
 
 
 def test_the_table_of_flags_has_all_of_them():
@@ -241,9 +245,16 @@ def test_the_table_of_flags_has_all_of_them():
         lines = "\n".join(line for name in names for line in tables.flag_lines(name))
         return set(re.findall(r"^\| `(--[\w-]+)`", lines, re.MULTILINE))
 
-    assert shown("Training", "Settings") == recipe_flags() - {"--no-resume"}
-    text = recipe_flags(text=True) - {"--no-resume"}
-    assert shown("Training", "TextSettings") == text
+    images = ("Training", "ImageSettings")
+    for recipe, classes in {
+        "cifar_resnet": (*images, "Settings"),
+        "imagenet": (*images, "ImageNetSettings"),
+        "vit_cifar": (*images, "VitSettings"),
+        "language_model": ("Training", "TextSettings"),
+    }.items():
+        own = {flag for flag in recipe_flags(recipe) if not flag.startswith("--no-")}
+        assert shown(*classes) == own
+        assert all(f"```{{flags}} {name}" in PAGES["recipes"] for name in classes)
 
 
 def test_a_table_aligns_numbers_and_keeps_their_decimals():

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from experiments import imagenet_resnet
-from experiments.settings import Defaults
 from mslice_jax.models import ImageNetResNet
 from tests.compiling import QUICK
 
@@ -49,13 +47,6 @@ def test_images_are_halved_five_times():
     found = jax.eval_shape(blocks, jax.random.key(0), x)
     expected = [(56, 256), (28, 512), (14, 1024), (7, 2048)]
     assert [(y.shape[1], y.shape[3]) for y in found] == expected
-
-
-def test_the_defaults_of_the_recipe_are_the_usual_ones():
-    assert imagenet_resnet.RECIPE.cifar == Defaults(
-        depth=50, widen=1, epochs=100, batch_size=256, lr=0.1, warmup_epochs=5
-    )
-    assert imagenet_resnet.RECIPE.model is ImageNetResNet
 
 
 @pytest.mark.parametrize("depth", [20, 0, 51])

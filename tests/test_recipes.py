@@ -210,8 +210,8 @@ def test_a_workdir_of_another_run_is_refused(finished, capsys, args, message):
         (["--distill", "0.5", "--rates", "1"], "--distill has no effect"),
         (["--schedule", "cyclic", "--num-random", "1"], "--num-random has no effect"),
         (["--optimizer", "adam", "--weight-decay", "0.1"], "has no effect: .* adamw"),
-        (["--image-size", "64"], "--image-size has no effect: .* imagenet"),
-        (["--workers", "2"], "--workers has no effect: .* imagenet"),
+        (["--image-size", "64"], "--image-size has no effect: .* imagenet or folder"),
+        (["--workers", "2"], "--workers has no effect: .* imagenet or folder"),
         (["--data-dir", "mine.npz"], "--data-dir has no effect: .* --dataset"),
         (["--rates", "1", "--progressive-epochs", "1"], "has no effect: .* one rate"),
         # Files of other machines.

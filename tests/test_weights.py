@@ -65,7 +65,7 @@ def test_other_classes_begin_with_a_new_last_layer(tmp_path):
     [
         ("shared", {"depth": 14}, "it lacks .*params/layer1_1/bn1/bias"),
         ("shared", {"widen": 1.0}, r"params/conv1/kernel is \(3, 3, 3, 8\), not"),
-        ("switchable", {}, "nothing takes its .*bn1/0.5/mean"),
+        ("switchable", {}, "nothing takes its .*bn1/0.5/bias"),
     ],
 )
 def test_weights_of_another_network_are_refused(norm, changes, match, tmp_path):

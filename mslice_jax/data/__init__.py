@@ -16,6 +16,7 @@ from .batches import train_batch as train_batch
 from .batches import train_batches as train_batches
 from .dataset import DataError as DataError
 from .dataset import Dataset as Dataset
+from .folder import read_folder as read_folder
 from .imagenet import ImageDataset as ImageDataset
 from .imagenet import read_imagenet as read_imagenet
 from .images import eval_images as eval_images

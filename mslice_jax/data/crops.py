@@ -89,6 +89,23 @@ def eval_pixels(encoded: bytes, size: int) -> np.ndarray:
         return _resized(image.convert("RGB"), size, (x, y, x + side, y + side))
 
 
+def undecodable(encoded: bytes) -> str | None:
+    """Why an image cannot be decoded; None if it can.
+
+    All of it is decoded, a JPEG to an eighth of its size, which takes half of the time.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            width, height = image.size
+            image.draft(None, (width // 8, height // 8))
+            image.load()
+    except Exception as error:  # what decoders raise for bytes of all kinds
+        return "empty" if not encoded else type(error).__name__
+    return None
+
+
 def _resized(
     image: Any, size: int, box: tuple[float, ...], mirrored: bool = False
 ) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""ImageNet, or any set of images and labels that TFDS prepared: read from disk.
+"""Images on disk: ImageNet, or any set of images and labels that TFDS prepared.
 
 Only numbers and labels are ever in memory as a whole; see `images` for what is done
 with an image on its way.
@@ -8,13 +8,13 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from . import tfds
 from .dataset import DataError, choose
-from .images import eval_images, train_images
+from .images import Source, eval_images, train_images
 
 NAME = "imagenet"
 
@@ -58,6 +58,11 @@ class Split:
         part = "" if self.chosen is None else f"{len(self.chosen)} examples chosen of "
         return f"{part}the split {self.name!r} in {self.folder}"
 
+    def part(self, numbers: np.ndarray) -> "Split":
+        """Those of these numbers, ascending."""
+        chosen = numbers if self.chosen is None else self.chosen[numbers]
+        return dataclasses.replace(self, chosen=chosen)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files."""
         fields = (field.name for field in dataclasses.fields(self))
@@ -72,6 +77,14 @@ class Split:
         return builder.as_data_source(split=self.name, decoders=decoders)
 
 
+class Examples(Source, Protocol):
+    """A `Source` of which parts can be taken."""
+
+    def part(self, numbers: np.ndarray) -> "Examples":
+        """Those of these numbers, ascending."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDataset:
     """Images on disk, with the methods and names of `Dataset` that training uses.
@@ -83,16 +96,18 @@ class ImageDataset:
       image_size: height and width of the images that it gives, in pixels.
       workers: processes that prepare batches.
       mean, std: for each channel; a normalized image is (image - mean) / std.
+      skipped: files that cannot be read and are in neither, each with the reason.
     """
 
     name: str
-    train: Split
-    test: Split
+    train: Examples
+    test: Examples
     num_classes: int
     image_size: int = 224
     workers: int = 0
     mean: tuple[float, ...] = _MEAN
     std: tuple[float, ...] = _STD
+    skipped: tuple[str, ...] = ()
 
     # Images arrive cropped and mirrored.
     pad = 0
@@ -105,10 +120,16 @@ class ImageDataset:
 
     def __repr__(self) -> str:
         """One line."""
+        skipped = ""
+        if self.skipped:
+            count, first = len(self.skipped), self.skipped[0]
+            files = "1 file" if count == 1 else f"{count} files"
+            which = f": {first}" if count == 1 else f", such as {first}"
+            skipped = f"; skipped {files} that cannot be read{which}"
         return (
             f"ImageDataset({self.name}: {len(self.train)} training and "
             f"{len(self.test)} test images, given as {self.image_size} x "
-            f"{self.image_size} x 3 uint8, {self.num_classes} classes)"
+            f"{self.image_size} x 3 uint8, {self.num_classes} classes{skipped})"
         )
 
     def train_batches(

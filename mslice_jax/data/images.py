@@ -111,6 +111,11 @@ def _check(image_size: int, workers: int) -> None:
             "expected an image size (--image-size) of 1 or more and workers "
             f"(--workers) of 0 or more; got {image_size} and {workers}."
         )
+    check_installed(workers)
+
+
+def check_installed(workers: int) -> None:
+    """Raise DataError unless there is what reads images, with that many workers."""
     try:
         import PIL  # noqa: F401
 
