@@ -83,7 +83,7 @@ class Function(abc.ABC):
 
     def positional(self, kwargs: Mapping[str, Any]) -> list[str]:
         """The names of the inputs of a call by position, as far as it tells them."""
-        _, *inputs = self._parameters(kwargs).values() or [None]  # after the variables
+        inputs = list(self._parameters(kwargs).values())[1:]  # after the variables
         kinds = (
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             inspect.Parameter.POSITIONAL_ONLY,
