@@ -14,7 +14,6 @@ gives the trained network to other programs::
 """
 
 import dataclasses
-import importlib
 import json
 import sys
 import warnings
@@ -169,15 +168,13 @@ def _run(workdir: Path, recipe: prepare.Recipe | None) -> tuple[prepare.Recipe, 
 def _recipe(file: Path) -> prepare.Recipe:
     """The recipe that a file of settings names, from the module of that name."""
     name = json.loads(file.read_text()).get("recipe")
-    if isinstance(name, str) and name.isidentifier():
-        try:
-            return importlib.import_module(f"{__package__}.{name}").RECIPE
-        except (ModuleNotFoundError, AttributeError):
-            pass
-    raise ValueError(
-        f"{file} names no recipe of experiments (found {name!r}). Runs of earlier "
-        'versions get it with a line such as "recipe": "cifar_resnet".'
-    )
+    try:
+        return prepare.named(str(name))
+    except ValueError:
+        raise ValueError(
+            f"{file} names no recipe of experiments (found {name!r}). Runs of earlier "
+            'versions get it with a line such as "recipe": "cifar_resnet".'
+        ) from None
 
 
 def _restored(
