@@ -27,7 +27,7 @@ from mslice_jax.train import (
     multi_step,
 )
 
-from . import checks, optimizers
+from . import checks, norm_scales, optimizers
 from .images import Images
 from .kind import Kind
 from .screen import busy
@@ -43,6 +43,10 @@ _OUTPUTS = (
     "checkpoints",
     "summary.json",
     "tensorboard",
+    norm_scales.FILE,
+    norm_scales.PICTURE,
+    "consistency.json",
+    "consistency.png",
     VOCABULARY,
     NETWORK,
 )
