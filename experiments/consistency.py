@@ -157,7 +157,10 @@ def predictions(
     several = len(flags.workdirs) > 1
     above = os.path.commonpath([path.absolute() for path in flags.workdirs])
     labels: np.ndarray | None = None
-    classes = {}
+    classes: dict[str, np.ndarray] = {}
+    twice = {path for path in flags.workdirs if flags.workdirs.count(path) > 1}
+    if twice:
+        raise ValueError(f"{min(twice)} is given twice.")
     for workdir in flags.workdirs:
         run = open_run(workdir, flags, recipe)
         with busy(console, f"Predictions of {workdir}"):

@@ -25,16 +25,17 @@ def one_line(read: Callable[[], T]) -> T:
 
 
 def reason(box: str) -> str:
-    """The reason in a box of tyro's, without the frame and the advice below it.
+    """The reason in a box of tyro's, without title, frame, and the advice below it.
 
     Example:
-      >>> reason("╭─ Value error ─╮\\n│ It is no  │\\n│ number.   │\\n╰───╯\\n")
+      >>> reason("╭─ Value error ─╮\n│ It is no  │\n│ number.   │\n╰───╯\n")
       'It is no number.'
     """
     words: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip("│| ")
-        if not text.strip("─-╰╯+ "):  # a rule, or the end
+        if text.strip("─-╰╯+ "):
+            words += text.split()
+        elif words:  # a rule; on a screen of ASCII there is one below the title, too
             break
-        words += text.split()
     return " ".join(words)
