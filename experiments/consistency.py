@@ -7,8 +7,8 @@ For every two rates of a finished run: the share of held-out examples of which b
 predict the same class (of a text: of which both find the same next token likeliest),
 and of the errors of the one the share that the other makes too. A cascade of rates, in
 which a narrow one decides what the next one sees, loses least where both are high (the
-paper, section 5.5). Several runs are compared with each other: separately trained
-networks of other widths, say, which have to have the same held-out examples.
+paper calls it consistency). Several runs are compared with each other: separately
+trained networks of other widths, say. They need the same held-out examples.
 
 It shows the table, and leaves consistency.json and consistency.png in the folder of
 the (first) run, or in that of --output.

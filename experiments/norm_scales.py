@@ -1,11 +1,11 @@
 """The scales of norms over the training of a recipe.
 
-The paper looks at the learned scales of the group norms, per group (section 5.4): the
-leading groups, which every rate trains, end with larger ones. A run of a recipe keeps
+The paper shows the learned scales of the group norms, group by group: those of the
+leading groups, which every rate trains, are the larger ones. A run of a recipe keeps
 the mean |scale| of each group after each epoch in norm_scales.jsonl, and draws
 norm_scales.png in the end::
 
-    python -m experiments.cifar_resnet --schedule random_min
+    python -m experiments.cifar_resnet
 
 A group is what a rate keeps or drops together: of a group norm its groups, of another
 norm the units that its channels belong to.

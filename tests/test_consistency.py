@@ -90,7 +90,7 @@ def test_runs_are_compared_with_each_other(finished, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("", "workdirs"),
+        ("", "expected the folder of a run"),
         ("nowhere", "nowhere is not a folder"),
         ("RUN --max-test-examples 0", "--max-test-examples of at least 1"),
         ("RUN --text x.txt", "--text has no effect on a run of experiments.tiny"),

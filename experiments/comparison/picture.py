@@ -74,5 +74,6 @@ def plot(
     panels[0].set_yticks(range(len(schemes)), [s.replace("_", " ") for s in schemes])
     panels[0].set_ylim(len(schemes) - 0.4, -0.6)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    figure.supxlabel(axis, fontsize=9)
+    key = "dots: seeds, bars: standard deviation"
+    figure.supxlabel(f"{axis} ({key})", fontsize=9)
     figure.savefig(path)
