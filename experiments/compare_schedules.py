@@ -10,7 +10,11 @@ the recipe may follow, and holds for all runs; two belong to one scheme: --rate-
 to weighted, and --distill, the share of the loss, to sandwich_distill (0.5 if not
 given). All runs have the same number of updates, however many rates a step trains.
 
-TIMES
+Without arguments: ResNet-8 on scikit-learn's digits, 5 epochs, all nine schemes, two
+seeds. These 24 runs take five minutes of processor time on one core. At full width the
+separately trained network has 95 %, the sandwich and the static scheme 93 %, the others
+83 to 90 %; at a quarter it has 57 % (alone it has learnt little by then), and all
+others but random_max have 66 to 80 % (`experiments/LOG.md`).
 
 Each run has a folder of its own in the workdir (runs/compare_schedules), with the files
 of a recipe and its output in log.txt. A comparison that was stopped or killed goes on
@@ -34,6 +38,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -334,11 +339,19 @@ def write(
     (workdir / TABLE).write_text(outcome.markdown(table, caption))
     plot(workdir / PICTURE, found, title=title, axis=axis, scale=scale)
 
-    shown = Table(title=title, title_justify="left", caption=caption)
-    for name in table[0]:
-        shown.add_column(name, justify="left" if name == "scheme" else "right")
-    for row in table[1:]:
-        shown.add_row(*(text.replace(" (", "\n(") for text in row))
+    # Close, to fit into 80 columns.
+    shown = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    shown.caption, shown.caption_justify = caption, "left"
+    for scheme, _, *row in table:
+        if not shown.columns:
+            shown.add_column(scheme, no_wrap=True)
+            for rate in row:
+                shown.add_column(rate, justify="right")
+            continue
+        close = (text.replace(" (", "\n(").replace(" ± ", "±") for text in row)
+        shown.add_row(scheme, *close)
     console.print(shown)
     console.print(
         f"Table, picture and numbers are in {workdir}.", highlight=False, soft_wrap=True

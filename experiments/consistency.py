@@ -195,15 +195,25 @@ def show(console: Console, title: str, found: Consistency, examples: int) -> Non
         "and column; in brackets, of the row's errors those that the column makes too.",
         caption_justify="left",
     )
-    table.add_column("")
+    table.add_column("", overflow="fold")
     table.add_column("accuracy", justify="right")
-    for name in found.names:
+    rows, columns = _headings(found)
+    for name in columns:
         table.add_column(name, justify="right")
-    for at, name in enumerate(found.names):
+    for at, name in enumerate(rows):
         pairs = zip(found.agreement[at], found.errors[at], strict=True)
         cells = [f"{100 * same:.1f} ({_share(wrong)})" for same, wrong in pairs]
         table.add_row(name, f"{100 * found.accuracy[at]:.1f}", *cells)
     console.print(table)
+
+
+def _headings(found: Consistency) -> tuple[list[str], list[str]]:
+    """Of rows and columns: the names; of columns numbers, where names are long."""
+    names = list(found.names)
+    if max(map(len, names)) <= 10:
+        return names, names
+    numbers = [str(at) for at in range(1, len(names) + 1)]
+    return [f"{name} ({at})" for name, at in zip(names, numbers, strict=True)], numbers
 
 
 def _share(value: float) -> str:
@@ -226,16 +236,19 @@ def plot(path: Path, found: Consistency, *, title: str) -> None:
     colours = LinearSegmentedColormap.from_list(
         "shares", ["#f3f8fa", "#a8d0e2", "#2a7097", "#12384a"]
     )
-    count, wide = len(found.names), max(map(len, found.names)) > 10
-    side = 0.62 * count + 0.9 + (1.2 if wide else 0)
-    figure = Figure(figsize=(2 * side + 0.6, side + 0.6), dpi=160, layout="constrained")
+    count, (rows, columns) = len(found.names), _headings(found)
+    side = 0.62 * count
+    names = 0.075 * max(map(len, rows))
+    figure = Figure(
+        figsize=(2 * side + names + 1.3, side + 1.2), dpi=160, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     shown = {
         "same class predicted, %": (found.agreement, "{:.1f}"),
-        "errors of the row that the column shares, %": (found.errors, "{:.0f}"),
+        "errors of the row, made by the column too, %": (found.errors, "{:.0f}"),
     }
     for axes, (name, (values, form)) in zip(
-        figure.subplots(1, 2), shown.items(), strict=True
+        figure.subplots(1, 2, sharey=True), shown.items(), strict=True
     ):
         apart = values[~np.eye(count, dtype=bool)]
         apart = apart[~np.isnan(apart)]
@@ -252,9 +265,8 @@ def plot(path: Path, found: Consistency, *, title: str) -> None:
                 fontsize=8,
                 color="white" if dark else "#333333",
             )
-        turned = {"rotation": 90} if wide else {}
-        axes.set_xticks(range(count), found.names, fontsize=8, **turned)
-        axes.set_yticks(range(count), found.names, fontsize=8)
+        axes.set_xticks(range(count), columns, fontsize=8)
+        axes.set_yticks(range(count), rows, fontsize=8)
         axes.tick_params(length=0, top=False, bottom=False)
         axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
         axes.set_yticks(np.arange(1, count) - 0.5, minor=True)
@@ -262,7 +274,7 @@ def plot(path: Path, found: Consistency, *, title: str) -> None:
         axes.tick_params(which="minor", length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.set_title(name, fontsize=9, loc="left", color="#333333")
+        axes.set_title(name, fontsize=8, loc="left", color="#333333")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     figure.savefig(path)
 
