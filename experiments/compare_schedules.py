@@ -55,7 +55,7 @@ from .prepare import Recipe, checked, named, prepare
 from .process import keep_compiled_programs, keep_freed_memory, print_anything
 from .recipe import fail, finish, fit
 from .screen import busy
-from .settings import as_json, flag, local, parse, resolve
+from .settings import ImageDefaults, as_json, flag, local, parse, resolve
 
 SETTINGS, RESULTS, TABLE, PICTURE = (
     "settings.json",
@@ -185,7 +185,7 @@ def _flags(args: list[str]) -> tuple[Flags, list[str]]:
 
 def short(recipe: Recipe) -> Recipe:
     """The recipe with the defaults of a comparison on digits."""
-    if recipe.digits is None or recipe.name not in SHORT:
+    if recipe.name not in SHORT or not isinstance(recipe.digits, ImageDefaults):
         return recipe
     digits = dataclasses.replace(recipe.digits, **SHORT[recipe.name])
     return dataclasses.replace(recipe, digits=digits)
