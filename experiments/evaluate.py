@@ -14,7 +14,6 @@ gives the trained network to other programs::
 """
 
 import dataclasses
-import importlib
 import json
 import sys
 import warnings
@@ -36,11 +35,9 @@ from .settings import ImageSettings, Int, Place, flag, local, read_settings, res
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags:
-    """Flags of the command."""
+class Source:
+    """What is measured of a run: weights and data."""
 
-    workdir: Annotated[Path, tyro.conf.Positional]
-    """The folder of a run, with settings.json and checkpoints."""
     checkpoint: Literal["last", "best"] = "last"
     """The last checkpoint, or the one of the highest accuracy at the widest rate."""
     data_dir: Place = None
@@ -52,6 +49,14 @@ class Flags:
     max_test_examples: Int = None
     """Evaluate at most this many of the held-out examples; as many as the run did if
     not given."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(Source):
+    """Flags of the command."""
+
+    workdir: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run, with settings.json and checkpoints."""
     output: Place = None
     """JSON file for the numbers."""
 
@@ -73,9 +78,47 @@ def network(
       ValueError, OSError, CheckpointError: if there is no such run. The message says
         what is missing.
     """
-    recipe, settings = _run(Path(workdir), recipe)
+    return open_run(Path(workdir), Source(checkpoint=checkpoint), recipe).net
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """The run of a folder, with its data and its network."""
+
+    recipe: prepare.Recipe
+    settings: Any
+    dataset: Any
+    net: ms.Sliceable
+
+
+def open_run(
+    workdir: Path, source: Source, recipe: prepare.Recipe | None = None
+) -> Opened:
+    """The run of a folder.
+
+    Raises:
+      ValueError, OSError, CheckpointError: if there is no such run, or it has no use
+        for a flag.
+    """
+    recipe, settings = _run(workdir, recipe)
+    changes = {
+        name: getattr(source, name)
+        for name in ("data_dir", "text", "held_out", "max_test_examples")
+        if getattr(source, name) is not None
+    }
+    check_ranges(changes)
+    for name in changes:
+        if not hasattr(settings, name):
+            raise ValueError(
+                f"{flag(name)} has no effect on a run of experiments.{recipe.name}. "
+                "Leave it out."
+            )
+    for name in {"data_dir", "text"} & changes.keys():
+        changes[name] = local(changes[name], flag(name))
+    settings = dataclasses.replace(settings, **changes)
     dataset = recipe.kind.load(settings, run=settings.workdir)
-    return _restored(recipe, settings, dataset, checkpoint)
+    net = _restored(recipe, settings, dataset, source.checkpoint)
+    return Opened(recipe, settings, dataset, net)
 
 
 def with_example(
@@ -107,25 +150,9 @@ def main(args: list[str] | None = None, recipe: prepare.Recipe | None = None) ->
     console = Console()
     keep_compiled_programs()
     try:
-        recipe, settings = _run(flags.workdir, recipe)
-        changes = {
-            name: getattr(flags, name)
-            for name in ("data_dir", "text", "held_out", "max_test_examples")
-            if getattr(flags, name) is not None
-        }
-        check_ranges(changes)
+        run = open_run(flags.workdir, flags, recipe)
+        recipe, settings, dataset, net = run.recipe, run.settings, run.dataset, run.net
         kind = recipe.kind
-        for name in changes:
-            if not hasattr(settings, name):
-                raise ValueError(
-                    f"{flag(name)} has no effect on a run of experiments.{recipe.name}."
-                    " Leave it out."
-                )
-        for name in {"data_dir", "text"} & changes.keys():
-            changes[name] = local(changes[name], flag(name))
-        settings = dataclasses.replace(settings, **changes)
-        dataset = kind.load(settings, run=settings.workdir)
-        net = _restored(recipe, settings, dataset, flags.checkpoint)
         with busy(console, f"Measuring {kind.quantity.name} and loss"):
             numbers = kind.measurement(settings, dataset)(net)
         net = kind.shipped(recipe, settings, dataset, net)
@@ -169,15 +196,13 @@ def _run(workdir: Path, recipe: prepare.Recipe | None) -> tuple[prepare.Recipe, 
 def _recipe(file: Path) -> prepare.Recipe:
     """The recipe that a file of settings names, from the module of that name."""
     name = json.loads(file.read_text()).get("recipe")
-    if isinstance(name, str) and name.isidentifier():
-        try:
-            return importlib.import_module(f"{__package__}.{name}").RECIPE
-        except (ModuleNotFoundError, AttributeError):
-            pass
-    raise ValueError(
-        f"{file} names no recipe of experiments (found {name!r}). Runs of earlier "
-        'versions get it with a line such as "recipe": "cifar_resnet".'
-    )
+    try:
+        return prepare.named(str(name))
+    except ValueError:
+        raise ValueError(
+            f"{file} names no recipe of experiments (found {name!r}). Runs of earlier "
+            'versions get it with a line such as "recipe": "cifar_resnet".'
+        ) from None
 
 
 def _restored(

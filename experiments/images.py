@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ from mslice_jax.train import Batch
 from . import auxiliary, inputs, weights
 from .kind import Pace, initialize
 from .measure import ACCURACY, Numbers, over_epochs
+from .predictions import Predictions, predict_on
 from .settings import ImageDefaults, ImageSettings, Settings
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,12 +131,15 @@ class Images:
         self, settings: ImageSettings, dataset: inputs.Inputs
     ) -> Callable[[ms.Sliceable], Numbers]:
         """Accuracy and loss; the statistics of shared norms are measured first."""
-        measure = inputs.evaluation(dataset)
-        if _norm(settings) != "shared":
-            return measure
-        # A batch norm for all rates has the statistics of none.
-        parts = inputs.calibration_batches(dataset)
-        return lambda net: measure(ms.calibrate(net, parts))
+        return _calibrated(settings, dataset, inputs.evaluation(dataset))
+
+    def predictions(
+        self, settings: ImageSettings, dataset: inputs.Inputs
+    ) -> Callable[[ms.Sliceable], Predictions]:
+        """Classes of the images; the statistics of shared norms are measured first."""
+        batches, _ = inputs.held_out(dataset)
+        normalize = data.eval_transform(dataset)
+        return _calibrated(settings, dataset, predict_on(batches, normalize=normalize))
 
     def keep(self, dataset: inputs.Inputs, workdir: Path) -> None:
         """Writes nothing."""
@@ -206,3 +212,16 @@ def _upgraded(
 def _norm(settings: ImageSettings) -> str | None:
     """What becomes of batch norms; None of a recipe without any."""
     return getattr(settings, "norm", None)
+
+
+def _calibrated(
+    settings: ImageSettings,
+    dataset: inputs.Inputs,
+    measure: Callable[[ms.Sliceable], T],
+) -> Callable[[ms.Sliceable], T]:
+    """The measurement, of a network with statistics for each rate."""
+    if _norm(settings) != "shared":
+        return measure
+    # A batch norm for all rates has the statistics of none.
+    parts = inputs.calibration_batches(dataset)
+    return lambda net: measure(ms.calibrate(net, parts))

@@ -14,7 +14,7 @@ from mslice_jax import data
 from mslice_jax.data.dataset import choose
 from mslice_jax.train import Batch
 
-from .measure import Numbers, measure_on
+from .measure import Batches, Numbers, measure_on
 from .settings import ImageSettings
 
 Inputs = data.Dataset | data.ImageDataset
@@ -88,16 +88,19 @@ def evaluation(
     inputs: Inputs, *, batch_size: int = 256
 ) -> Callable[[ms.Sliceable], Numbers]:
     """Accuracy and loss of each rate on the held-out examples."""
-    normalize = data.eval_transform(inputs)
+    batches, count = held_out(inputs, batch_size=batch_size)
+    return measure_on(batches, count, normalize=data.eval_transform(inputs))
+
+
+def held_out(inputs: Inputs, *, batch_size: int = 256) -> tuple[Batches, int]:
+    """Held-out examples in batches of one shape, and their number."""
     if isinstance(inputs, data.Dataset):
         x, y = inputs.x_test, inputs.y_test
-        size, count = min(batch_size, len(x)), len(x)
-        return measure_on(
-            lambda: data.eval_batches(x, y, size), count, normalize=normalize
-        )
+        size = min(batch_size, len(x))
+        return lambda: data.eval_batches(x, y, size), len(x)
     count = len(inputs.test)
     size = min(batch_size, count)
-    return measure_on(lambda: inputs.eval_batches(size), count, normalize=normalize)
+    return lambda: inputs.eval_batches(size), count
 
 
 def _fewer_tests(inputs: Inputs, count: int | None) -> Inputs:

@@ -17,6 +17,7 @@ from mslice_jax.profile import RateProfile
 from mslice_jax.train import Batch
 
 from .measure import Numbers, Quantity
+from .predictions import Predictions
 from .settings import Training
 
 
@@ -99,6 +100,12 @@ class Kind(Protocol):
         self, settings: Any, dataset: Any
     ) -> Callable[[ms.Sliceable], Numbers]:
         """The measurement on held-out examples."""
+        ...
+
+    def predictions(
+        self, settings: Any, dataset: Any
+    ) -> Callable[[ms.Sliceable], Predictions]:
+        """The predicted classes of held-out examples, or tokens."""
         ...
 
     def keep(self, dataset: Any, workdir: Path) -> None:

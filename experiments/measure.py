@@ -16,6 +16,8 @@ import mslice_jax as ms
 from mslice_jax.core.rates import rate_key
 from mslice_jax.train import MetricsFile
 
+from .norm_scales import ScalesFile
+
 Batches = Callable[[], Iterator[tuple[Any, Any, Any]]]
 """() -> batches of images, labels and weights, see `data.eval_batches`."""
 
@@ -128,20 +130,25 @@ class HeldOut:
       measure: network -> `Numbers` of its rates.
       quantity: accuracy, which is highest at the best checkpoint; or perplexity, and
         the loss is lowest there.
+      scales: keeps the scales of the network's norms, too.
     """
 
     def __init__(
         self,
         measure: Callable[[ms.Sliceable], Numbers],
         quantity: Quantity = ACCURACY,
+        scales: ScalesFile | None = None,
     ):
         self._measure = measure
         self._quantity = quantity
+        self.scales = scales
         self.last: Numbers | None = None
 
     def __call__(self, net: ms.Sliceable) -> dict[float, Any]:
         """The accuracy of each rate, or its loss and perplexity."""
         self.last = self._measure(net)
+        if self.scales is not None:
+            self.scales.measure(net)
         if self._quantity is ACCURACY:
             return dict(self.last.accuracy)
         values = self._quantity.of(self.last)
@@ -192,11 +199,19 @@ class FlatMetricsFile(MetricsFile):
                 rate_key(rate): float(f"{loss:.6g}")
                 for rate, loss in self._held_out.last.loss.items()
             }
+            if self._held_out.scales is not None:
+                self._held_out.scales.write(step=step, epoch=values["epoch"])
         flat = flatten(values)
         super().write(step=step, **flat)
         if jax.process_index() == 0:
             for sink in self._sinks:
                 sink(step, flat)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after `step`, those of the scales too."""
+        super().rewind(step)
+        if self._held_out.scales is not None:
+            self._held_out.scales.rewind(step)
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, Any]:

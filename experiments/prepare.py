@@ -1,6 +1,7 @@
 """Recipes and runs, and every check before any work."""
 
 import dataclasses
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -26,7 +27,7 @@ from mslice_jax.train import (
     multi_step,
 )
 
-from . import checks, optimizers
+from . import checks, norm_scales, optimizers
 from .images import Images
 from .kind import Kind
 from .screen import busy
@@ -42,6 +43,10 @@ _OUTPUTS = (
     "checkpoints",
     "summary.json",
     "tensorboard",
+    norm_scales.FILE,
+    norm_scales.PICTURE,
+    "consistency.json",
+    "consistency.png",
     VOCABULARY,
     NETWORK,
 )
@@ -69,6 +74,18 @@ class Recipe:
     kind: Kind = dataclasses.field(default_factory=Images)
 
 
+def named(name: str) -> Recipe:
+    """The recipe of the module of that name in experiments; ValueError if none is."""
+    try:
+        if name.isidentifier():
+            return importlib.import_module(f"{__package__}.{name}").RECIPE
+    except (ModuleNotFoundError, AttributeError):
+        pass
+    raise ValueError(
+        f"there is no recipe {name!r} in experiments. One is cifar_resnet."
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything that training needs, checked."""
@@ -92,23 +109,8 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
     Raises:
       ValueError, OSError, CheckpointError: for a setting that does not fit.
     """
-    if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError(
-            '--tensorboard needs tensorboardX: pip install "mslice_jax[tensorboard]".'
-        )
-    checks.check_flags(settings)
-    kind = recipe.kind
-    settings = resolve(settings, recipe.name, kind.defaults(recipe, settings))
-    checks.check_lengths(settings)
-    schedule = make_schedule(
-        settings.schedule,
-        settings.rates,
-        num_random=1 if settings.num_random is None else settings.num_random,
-        weights=settings.rate_weights,
-        seed=settings.seed,
-    )
-    kind.check(recipe, settings)
-    workdir = cast(Path, settings.workdir)
+    settings, schedule = checked(recipe, settings)
+    kind, workdir = recipe.kind, cast(Path, settings.workdir)
     checks.check_writable(workdir)
 
     # A folder of images takes minutes; on no terminal an error stays the only line.
@@ -179,6 +181,31 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
         steps_per_epoch=steps_per_epoch,
         checkpoints=checkpoints,
     )
+
+
+def checked(recipe: Recipe, settings: Training) -> tuple[Any, Schedule]:
+    """All checks that need no data: the resolved settings, and their schedule.
+
+    Raises:
+      ValueError: for a setting that does not fit.
+    """
+    if settings.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError(
+            '--tensorboard needs tensorboardX: pip install "mslice_jax[tensorboard]".'
+        )
+    checks.check_flags(settings)
+    kind = recipe.kind
+    settings = resolve(settings, recipe.name, kind.defaults(recipe, settings))
+    checks.check_lengths(settings)
+    schedule = make_schedule(
+        settings.schedule,
+        settings.rates,
+        num_random=1 if settings.num_random is None else settings.num_random,
+        weights=settings.rate_weights,
+        seed=settings.seed,
+    )
+    kind.check(recipe, settings)
+    return settings, schedule
 
 
 def _train_step(

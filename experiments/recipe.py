@@ -13,6 +13,7 @@ once. A run leaves in its workdir::
     summary.json             accuracy (of text: perplexity), loss and cost of each rate
     accuracy_vs_flops.png    the same as a picture (of text: perplexity_...)
     accuracy_over_epochs.png each rate's accuracy after every epoch
+    norm_scales.jsonl, .png  the scales of the norms, group by group, over the epochs
     network.mslice           the network, for `mslice_jax.load`
     tensorboard/             with --tensorboard: the numbers of metrics.jsonl
 
@@ -44,7 +45,7 @@ from mslice_jax.train import (
     train,
 )
 
-from . import checks
+from . import checks, norm_scales
 from .measure import ACCURACY, FlatMetricsFile, HeldOut, Numbers, Quantity
 from .prepare import NETWORK, Run, prepare
 from .prepare import Recipe as Recipe
@@ -139,7 +140,12 @@ def fit(run: Run, console: Console) -> tuple[Outcome, Numbers | None]:
         quantity=kind.quantity,
         pace=(pace.what, pace.each),
     )
-    held_out = HeldOut(kind.measurement(settings, dataset), kind.quantity)
+    local = run.placement.local if run.placement is not None else lambda tree: tree
+    held_out = HeldOut(
+        kind.measurement(settings, dataset),
+        kind.quantity,
+        norm_scales.ScalesFile(workdir / norm_scales.FILE, local),
+    )
     sinks = []
     with contextlib.ExitStack() as shown:
         if settings.tensorboard and speaks():
@@ -196,6 +202,7 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     title = f"{run.model_name} on {run.dataset.name}"
     kind.draw(workdir, numbers, profiles, title)
+    norm_scales.draw(workdir, title)
     show_table(
         console, title, numbers, profiles, device=device(), quantity=kind.quantity
     )

@@ -21,6 +21,7 @@ from mslice_jax.train import Batch, Task, evaluate_task, language_model
 from .kind import Pace, initialize
 from .measure import PERPLEXITY, Numbers, over_epochs
 from .optimizers import USUAL
+from .predictions import Predictions, predict_on
 from .settings import Float, Int, Optimizer, Place, Training
 
 TEXT = Path(__file__).parent / "texts" / "romeo_and_juliet.txt"
@@ -215,22 +216,32 @@ class Texts:
         self, settings: TextSettings, dataset: data.Text
     ) -> Callable[[ms.Sliceable], Numbers]:
         """Perplexity of the held-out text; a decoder sees half a row of the past."""
-        carry = self.carry(settings)
-        rows, columns = _shape(settings)
-        batches = functools.partial(
-            data.held_out_batches,
-            dataset.held_out,
-            rows,
-            columns,
-            overlap=0 if carry else columns // 2,
-        )
-        evaluate = evaluate_task(batches, _task(), carry=carry)
+        batches = self._held_out(settings, dataset)
+        evaluate = evaluate_task(batches, _task(), carry=self.carry(settings))
 
         def measure(net: ms.Sliceable) -> Numbers:
             found = evaluate(net)
             return Numbers({}, {rate: values["loss"] for rate, values in found.items()})
 
         return measure
+
+    def predictions(
+        self, settings: TextSettings, dataset: data.Text
+    ) -> Callable[[ms.Sliceable], Predictions]:
+        """The likeliest next token at every place of the held-out text."""
+        carry = self.carry(settings)
+        return predict_on(self._held_out(settings, dataset), carry=carry)
+
+    def _held_out(self, settings: TextSettings, dataset: data.Text) -> Any:
+        """() -> batches of tokens, next ones and weights."""
+        rows, columns = _shape(settings)
+        return functools.partial(
+            data.held_out_batches,
+            dataset.held_out,
+            rows,
+            columns,
+            overlap=0 if self.carry(settings) else columns // 2,
+        )
 
     def keep(self, dataset: data.Text, workdir: Path) -> None:
         """The vocabulary."""

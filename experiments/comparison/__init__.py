@@ -1,0 +1,1 @@
+"""Parts of `experiments.compare_schedules`: schemes, results, picture."""
