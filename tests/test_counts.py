@@ -60,6 +60,13 @@ def upgraded(apply, p, x, rates, check):
     return ms.upgrade(apply, p, x, rates=(*rates, 1.0), check=check)
 
 
+def value(apply):
+    def run(p, x):
+        return apply(p, x), None
+
+    return run
+
+
 def value_and_slopes(apply):
     def loss(p, x):
         y = apply(p, x)
@@ -72,7 +79,7 @@ def value_and_slopes(apply):
     return run
 
 
-def compare(net, x, by_hand, sizes, tolerance=2e-4, way=""):
+def compare(net, x, by_hand, sizes, tolerance=2e-4, way="", what=value_and_slopes):
     """Value and gradient at each rate against `by_hand[rate]` on cut weights."""
     rates = [rate for rate in sizes if rate != 1.0]
     for rate in rates:
@@ -83,17 +90,20 @@ def compare(net, x, by_hand, sizes, tolerance=2e-4, way=""):
     def both(net, cut, x):
         return {
             rate: (
-                value_and_slopes(lambda p, x, r=rate: ms.slice_apply(p, x, r))(net, x),
-                value_and_slopes(by_hand[rate])(cut[rate], x),
+                what(lambda p, x, r=rate: ms.slice_apply(p, x, r))(net, x),
+                what(by_hand[rate])(cut[rate], x),
             )
             for rate in rates
         }
 
     results = jax.jit(both, compiler_options=QUICK)(net, cut, x)
     for rate, ((y, slopes), (y_by_hand, wanted)) in results.items():
-        largest = max(np.abs(w).max() for w in wanted.values())
-        assert np.isfinite(y_by_hand).all() and np.isfinite(largest)
+        assert np.isfinite(y_by_hand).all()
         near(y, y_by_hand, tolerance, f"value at {rate} {way}")
+        if wanted is None:
+            continue
+        largest = max(np.abs(w).max() for w in wanted.values())
+        assert np.isfinite(largest)
         slopes = net.plan.slice(slopes.variables, rate)
         for name, slope in wanted.items():
             near(
@@ -112,8 +122,10 @@ def near(actual, wanted, tolerance, what, scale=0.0):
     )
 
 
-def follows(name, full, kept):
+def follows(name, full, kept, slopes=True):
     """A spelling at `kept` (by rate) of `full` units: both ways, by analysis and proof.
+
+    Without `slopes` its gradient is compared only where a derivative is custom.
 
     Most often all of them give one program, which is run once. A function that runs on
     narrow arrays and still has the full number there contradicts itself: it is reported
@@ -142,7 +154,9 @@ def follows(name, full, kept):
         programs = tuple(program(net, rate) for rate in kept)
         if programs not in seen:
             seen.add(programs)
-            compare(net, inputs(), by_hand, sizes, tolerance, f"{way}, {check}")
+            custom = any("custom_" in each for each in programs)
+            what = value_and_slopes if slopes or custom else value
+            compare(net, inputs(), by_hand, sizes, tolerance, f"{way}, {check}", what)
 
 
 def program(net, rate):
@@ -154,13 +168,14 @@ def program(net, rate):
     def apply(p, x):
         return ms.slice_apply(p, x, rate)
 
-    value = text(apply)
-    return text(value_and_slopes(apply)) if "custom_" in value else value
+    forward = text(apply)
+    return text(value_and_slopes(apply)) if "custom_" in forward else forward
 
 
 @pytest.mark.parametrize("name", FOLLOWS)
 def test_a_number_that_counts_follows(name):
-    follows(name, H, {0.25: 6})
+    """Where the value is right, so is the gradient: of every fourth, here."""
+    follows(name, H, {0.25: 6}, slopes=list(FOLLOWS).index(name) % 4 == 0)
 
 
 # 16 is a power of two and four, 66 is three times 22.
