@@ -51,7 +51,8 @@ def _strict_environment() -> None:
 _strict_environment()
 
 # Traces live as long as their programs; looking through all of them after every seven
-# hundred new objects is a twentieth of the suite's time.
+# hundred new objects is a twentieth of the suite's time. So is looking through what was
+# imported (`pytest_collection_finish`).
 gc.set_threshold(50_000, 50, 100)
 
 import jax  # noqa: E402  (the environment comes first)
@@ -70,6 +71,11 @@ def pytest_collection_modifyitems(
         left_out = [item for item in items if item.get_closest_marker("nightly")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("nightly")]
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
