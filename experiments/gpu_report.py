@@ -103,7 +103,7 @@ class Clock(Watcher):
         return self._end - time.monotonic()
 
     def stepped(
-        self, step: int, losses: dict[float, float], images_per_second: float
+        self, step: int, losses: dict[float, float], examples_per_second: float
     ) -> None:
         """Interrupt the run, once, when the time is up."""
         if self.left < 0 and not self._pressed:
@@ -167,10 +167,10 @@ def fit(
     if outcome.interrupted:
         return None
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    speeds = [line["images_per_second"] for line in lines if "loss" in line]
+    speeds = [line["examples_per_second"] for line in lines if "loss" in line]
     return {
         "accuracy": {str(rate): a for rate, a in outcome.accuracy.items()},
-        "images_per_second": statistics.median(speeds) if speeds else None,
+        "examples_per_second": statistics.median(speeds) if speeds else None,
         "seconds": round(outcome.progress.train_seconds, 1),
     }
 
@@ -192,7 +192,7 @@ def markdown(report: dict[str, Any]) -> str:
         alone = {rate: rows.get(f"{model}-{rate}") for rate in RATES}
         if sliced:
             cells = [f"{100 * sliced['accuracy'][str(rate)]:.2f}" for rate in RATES]
-            speed = f"{sliced['images_per_second'] or 0:,.0f}"
+            speed = f"{sliced['examples_per_second'] or 0:,.0f}"
             cells += [speed, f"{sliced['seconds']:.0f}"]
             lines.append(f"| {model}, one network | {' | '.join(cells)} |")
         if any(alone.values()):
@@ -201,7 +201,7 @@ def markdown(report: dict[str, Any]) -> str:
                 for rate, row in alone.items()
             ]
             speeds = [
-                f"{row['images_per_second'] or 0:,.0f}" if row else "-"
+                f"{row['examples_per_second'] or 0:,.0f}" if row else "-"
                 for row in alone.values()
             ]
             total = sum(row["seconds"] for row in alone.values() if row)

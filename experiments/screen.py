@@ -120,7 +120,7 @@ class Bar(Watcher):
         )
 
     def stepped(
-        self, step: int, losses: dict[float, float], images_per_second: float
+        self, step: int, losses: dict[float, float], examples_per_second: float
     ) -> None:
         """Move the bar, or print a line if the last one is a minute old."""
         text = " ".join(
@@ -128,7 +128,7 @@ class Bar(Watcher):
         )
         epoch = (step - 1) // self._steps_per_epoch + 1
         what, each = self._pace
-        speed = f"{each * images_per_second:.0f} {what}/s"
+        speed = f"{each * examples_per_second:.0f} {what}/s"
         if self._bar:
             self._progress.update(
                 self._task,

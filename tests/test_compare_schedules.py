@@ -124,11 +124,11 @@ def killed(tmp_path_factory):
     args = [*ARGS, "--seeds", "0", "--workdir", str(folder)]
     stepped, steps = Bar.stepped, []
 
-    def count(self, step, losses, images_per_second):
+    def count(self, step, losses, examples_per_second):
         steps.append((tuple(losses), step))
         if len(steps) == 6:
             raise Killed
-        stepped(self, step, losses, images_per_second)
+        stepped(self, step, losses, examples_per_second)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Bar, "stepped", count)

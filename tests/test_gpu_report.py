@@ -50,8 +50,8 @@ def test_it_stops_in_time_and_continues(small, tmp_path, capsys):
 def test_a_signal_ends_the_whole_call(small, tmp_path, capsys, monkeypatch, number):
     stepped = gpu_report.Clock.stepped
 
-    def press(self, step, losses, images_per_second):
-        stepped(self, step, losses, images_per_second)
+    def press(self, step, losses, examples_per_second):
+        stepped(self, step, losses, examples_per_second)
         if step == 1:
             signal.raise_signal(number)
 

@@ -113,8 +113,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_numbers(
     assert code == 0, error
     stepped = Bar.stepped
 
-    def press(self, step, losses, images_per_second):
-        stepped(self, step, losses, images_per_second)
+    def press(self, step, losses, examples_per_second):
+        stepped(self, step, losses, examples_per_second)
         if step == 5:
             signal.raise_signal(signal.SIGTERM)
 

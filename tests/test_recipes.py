@@ -321,8 +321,8 @@ def test_a_signal_reports_the_saved_step_and_how_to_continue(
 ):
     stepped = Bar.stepped
 
-    def press(self, step, losses, images_per_second):
-        stepped(self, step, losses, images_per_second)
+    def press(self, step, losses, examples_per_second):
+        stepped(self, step, losses, examples_per_second)
         if step == 1:
             signal.raise_signal(number)
 

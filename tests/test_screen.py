@@ -137,5 +137,5 @@ def test_a_line_of_metrics_has_one_number_per_key(tmp_path):
 
 
 def test_flat_metrics_are_unchanged():
-    flat = {"test_accuracy/0.5": 0.25, "images_per_second": 3.0}
+    flat = {"test_accuracy/0.5": 0.25, "examples_per_second": 3.0}
     assert flatten(flat) == flat

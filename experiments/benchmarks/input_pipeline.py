@@ -117,7 +117,7 @@ def measure(source: Files, workers: int, settings: Settings) -> dict[str, float]
         stream.close()  # type: ignore[attr-defined]
     return {
         "first_seconds": round(first, 2),
-        "images_per_second": round(statistics.median(speeds), 1),
+        "examples_per_second": round(statistics.median(speeds), 1),
         "wait_share": round(statistics.median(shares), 3),
     }
 
@@ -141,7 +141,7 @@ def main(settings: Settings) -> dict[str, Any]:
             table.add_row(
                 str(workers),
                 f"{found['first_seconds']:.1f} s",
-                f"{found['images_per_second']:.0f}",
+                f"{found['examples_per_second']:.0f}",
                 f"{100 * found['wait_share']:.0f} %",
             )
     rich.console.Console().print(table)

@@ -84,7 +84,7 @@ class Row:
 
     model: str
     what: str
-    images_per_second: float
+    examples_per_second: float
     pytorch: float
     """Images per second of PyTorch."""
     ratio: float
@@ -255,12 +255,12 @@ def compare(name: str, config: Config, console: rich.console.Console) -> list[Ro
         row = Row(
             model=name,
             what=what,
-            images_per_second=config.batch_size / statistics.median(seconds[0]),
+            examples_per_second=config.batch_size / statistics.median(seconds[0]),
             pytorch=config.batch_size / statistics.median(seconds[1]),
             ratio=statistics.median(b / a for a, b in zip(*seconds, strict=True)),
         )
         rows.append(row)
-        numbers = f"{row.images_per_second:.1f}", f"{row.pytorch:.1f}"
+        numbers = f"{row.examples_per_second:.1f}", f"{row.pytorch:.1f}"
         table.add_row(what, *numbers, f"{row.ratio:.2f}")
     console.print(table)
     return rows

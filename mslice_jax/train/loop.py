@@ -39,7 +39,7 @@ class Watcher:
         """The run goes on from a checkpoint of `step`."""
 
     def stepped(
-        self, step: int, losses: dict[float, float], images_per_second: float
+        self, step: int, losses: dict[float, float], examples_per_second: float
     ) -> None:
         """Step number `step` (1 is the first) is done."""
 
@@ -62,11 +62,11 @@ class Watchers(Watcher):
             watcher.restored(step, progress)
 
     def stepped(
-        self, step: int, losses: dict[float, float], images_per_second: float
+        self, step: int, losses: dict[float, float], examples_per_second: float
     ) -> None:
         """Tells all."""
         for watcher in self._watchers:
-            watcher.stepped(step, losses, images_per_second)
+            watcher.stepped(step, losses, examples_per_second)
 
     def evaluated(self, epoch: int, accuracy: dict[float, Any], loss: float) -> None:
         """Tells all."""
@@ -363,7 +363,7 @@ class _Log:
                 step=step,
                 epoch=self._epoch + 1,
                 **_trained(values),
-                images_per_second=round(speed, 1),
+                examples_per_second=round(speed, 1),
                 waiting_for_data=round(self._waited / seconds, 4),
                 **more,
             )

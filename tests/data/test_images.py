@@ -359,7 +359,7 @@ def test_the_benchmark_runs(tmp_path):
     result = input_pipeline.main(settings)
     assert json.loads(out.read_text()) == result
     figures = result["workers"]["0"]
-    assert figures["images_per_second"] > 0
+    assert figures["examples_per_second"] > 0
     assert 0 < figures["wait_share"] < 1
 
 

@@ -61,7 +61,7 @@ class Moments(Watcher):
         self._lock = threading.Lock()
         sys.addaudithook(self._heard)
 
-    def stepped(self, step, losses, images_per_second):
+    def stepped(self, step, losses, examples_per_second):
         self._happened(f"step {step}")
 
     def _heard(self, event, args):

@@ -21,8 +21,8 @@ from tests.test_recipes import TINY
 class Stopped(Bar):
     """Sends the signal, and waits until JAX notices it."""
 
-    def stepped(self, step, losses, images_per_second):
-        super().stepped(step, losses, images_per_second)
+    def stepped(self, step, losses, examples_per_second):
+        super().stepped(step, losses, examples_per_second)
         if step == STOP and jax.process_index() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)

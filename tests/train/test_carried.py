@@ -79,7 +79,7 @@ class StopsAt(Watcher):
     def __init__(self, step):
         self.step = step
 
-    def stepped(self, step, losses, images_per_second):
+    def stepped(self, step, losses, examples_per_second):
         if step == self.step:
             signal.raise_signal(signal.SIGINT)
 

@@ -41,7 +41,7 @@ class Interrupter(Watcher):
     def restored(self, step, progress):
         self.restored_at = step
 
-    def stepped(self, step, losses, images_per_second):
+    def stepped(self, step, losses, examples_per_second):
         self.steps.append(step)
         self.losses.append(losses[max(losses)])
         if step == self.at:
@@ -106,7 +106,7 @@ def lines(directory):
     text = (directory / "metrics.jsonl").read_text()
     found = [json.loads(line) for line in text.splitlines()]
     for line in found:
-        line.pop("images_per_second", None)
+        line.pop("examples_per_second", None)
         line.pop("waiting_for_data", None)
         line.pop("train_seconds", None)
     return found
