@@ -22,6 +22,7 @@ from .sliceable import slice_apply as slice_apply
 from .storage import Programs as Programs
 from .storage import SaveWarning as SaveWarning
 from .storage import StorageError as StorageError
+from .storage import export as export
 from .storage import load as load
 from .storage import save as save
 from .upgrade import upgrade as upgrade
@@ -55,6 +56,7 @@ __all__ = [
     "calibrate",
     "choose_rate",
     "data",
+    "export",
     "extract",
     "importance",
     "jit",

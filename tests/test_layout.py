@@ -54,9 +54,9 @@ ORDER = {
     "storage": (
         {"archive"},
         {"arrays"},
-        {"plain"},
-        {"programs"},
-        {"saving"},
+        {"plain", "manifest", "names", "batch"},
+        {"exported", "programs"},
+        {"saving", "shipping"},
     ),
     "cpu": (
         {

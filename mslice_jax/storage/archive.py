@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import IO, Any
 
 FORMAT = "mslice_jax network"
-VERSION = 1
-"""Of the format; it grows when files change so that older readers cannot read them."""
+VERSION = 2
+"""Of the format; it grows when files change so that older readers cannot read them.
+
+1: a network, with its plan (`save`). 2: programs alone (`export`).
+"""
 
 IN_FOLDER = "network.mslice"
 """The file that `load` looks for in a folder."""

@@ -113,16 +113,16 @@ def _weak(x: jax.Array) -> jax.Array:
     return weak if weak.dtype == x.dtype else x
 
 
-def check_can_be_saved(name: str, x: Any) -> None:
+def check_can_be_saved(name: str, x: Any, verb: str = "save") -> None:
     """Raises ValueError unless it is an array that this process has all of."""
     if isinstance(x, Tracer):
         raise ValueError(
-            f"save writes arrays; {name!r} is traced. Call save outside of jit."
+            f"{verb} writes arrays; {name!r} is traced. Call {verb} outside of jit."
         )
     if isinstance(x, jax.ShapeDtypeStruct):
         raise ValueError(
-            f"save writes arrays; {name!r} is a type without values. Give the network "
-            "its weights first: net.replace(variables)."
+            f"{verb} writes arrays; {name!r} is a type without values. Give the "
+            "network its weights first: net.replace(variables)."
         )
     if isinstance(x, jax.Array):
         if x.is_deleted():

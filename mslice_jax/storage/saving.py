@@ -1,14 +1,13 @@
 """`save` and `load`: a network in one file, with or without its model."""
 
-import importlib.metadata
 import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.export
 from jax.experimental import multihost_utils
 
 from ..adapters import ADAPTERS, adapter_of, adapter_of_network
@@ -20,8 +19,17 @@ from ..core.run import full_types
 from ..sliceable import Sliceable
 from . import archive, plain
 from .archive import Reader, StorageError, damaged
-from .arrays import check_can_be_saved, describe, read_array, write_array
-from .programs import NotExported, Programs, SaveWarning, export, read_programs
+from .arrays import check_can_be_saved, read_array, write_array
+from .exported import Exporter, NotExported
+from .manifest import entries, head
+from .programs import Programs, read_programs
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""The platforms that programs are saved for, where they can be for all of them."""
+
+
+class SaveWarning(UserWarning):
+    """A network was saved without the programs that run where the model is not."""
 
 
 def save(
@@ -82,15 +90,15 @@ def save(
     if first:
         archive.check_free(where, overwrite=overwrite)
     leaves = jax.tree.leaves(net.variables)
-    names = path_names(plain.paths_of(net.variables))
-    for name, leaf in zip(names, leaves, strict=True):
+    paths = plain.paths_of(net.variables)
+    for name, leaf in zip(path_names(paths), leaves, strict=True):
         check_can_be_saved(name, leaf)
     adapter = adapter_of_network(net)
     common: Any = "they were left out: save(..., programs=False)"
     each: list[Any] = []
     if programs and first:
         try:
-            common, each = export(net)
+            common, each = _programs_of(net)
         except NotExported as error:
             common = str(error)
             warnings.warn(
@@ -99,19 +107,14 @@ def save(
                 SaveWarning,
                 stacklevel=2,
             )
-    # Names that a zip could write in another way, or not at all, are left out of it.
-    plain_names = all(re.fullmatch(r"[\w./+ -]+", name) for name in names)
-    files = [f"arrays/{n if plain_names else i}.npy" for i, n in enumerate(names)]
     if isinstance(common, dict):
         common["each"] = [
             {**about, "file": f"programs/{i}.stablehlo"}
             for i, (about, _) in enumerate(each)
         ]
+    arrays = entries(paths, leaves)
     manifest = {
-        "format": archive.FORMAT,
-        "format_version": archive.VERSION,
-        "made_by": f"mslice_jax {importlib.metadata.version('mslice_jax')}",
-        "jax": jax.__version__,
+        **head(version=1),
         "kind": adapter.name,
         "facts": adapter.facts(net.definition.function),
         "part": plain.part_to_json(net.part),
@@ -120,20 +123,15 @@ def save(
             "tree": plain.maybe(
                 lambda: plain.tree_to_json(net.variables, lambda _: None)
             ),
-            "leaves": [
-                {"path": list(p), "file": file, **describe(x)}
-                for p, file, x in zip(
-                    plain.paths_of(net.variables), files, leaves, strict=True
-                )
-            ],
+            "leaves": arrays,
         },
         "programs": common,
     }
 
     def fill(writer: archive.Writer) -> None:
         writer.manifest(manifest)
-        for file, leaf in zip(files, leaves, strict=True):
-            write_array(writer, file, leaf)
+        for about, leaf in zip(arrays, leaves, strict=True):
+            write_array(writer, about["file"], leaf)
         for i, (_, content) in enumerate(each):
             with writer.member(f"programs/{i}.stablehlo") as member:
                 member.write(content)
@@ -153,13 +151,14 @@ def load(
     inputs: Sequence[Any] | None = None,
     call: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Reads a network that `save` wrote. Nothing in the file is executed or unpickled.
+    """Reads what `save` or `export` wrote. Nothing in it is executed or unpickled.
 
     Args:
       path: of the file, or of a folder with a `network.mslice`.
-      model: the module or function that `upgrade` was given, with the same settings.
-        An NNX model gives its code, and what is no variable of it; its weights are not
-        used, and it is not changed.
+      model: the module or function that `upgrade` was given, with the same settings;
+        for a file of `save`, since an export has programs alone. An NNX model gives its
+        code, and what is no variable of it; its weights are not used, and it is not
+        changed.
       variables: a tree like `net.variables` (types are enough) if its nodes are of
         classes of their own, such as Equinox modules; its values are not used.
       inputs, call: the example inputs and keywords that `upgrade` was given, if JSON
@@ -192,13 +191,33 @@ def load(
             ) from error
 
 
+def _programs_of(net: Sliceable) -> Any:
+    """The programs of every rate that the network can run at."""
+    rates: list[float | None] = list(net.rates)
+    if net.part.rate not in rates:
+        rates.append(None)  # all of it, at widths of no single declared rate
+    exporter = Exporter(net, rates)
+    try:
+        platforms, found = PLATFORMS, exporter.programs(PLATFORMS)
+    except NotExported:
+        # Some primitives can be lowered for the platform at hand alone.
+        platforms = (jax.export.default_export_platform(),)
+        found = exporter.programs(platforms)
+    return exporter.common(platforms), found
+
+
 def _programs(reader: Reader, manifest: Any) -> Programs:
-    plan, _ = _plan(manifest)
     part = plain.part_from_json(manifest["part"])
     leaves = manifest["variables"]["leaves"]
-    axes = [_axes(plan, each["path"]) for each in leaves]
-    saved = read_programs(reader, manifest, axes, part)
-    return Programs([read_array(reader, x["file"], x) for x in leaves], saved)
+    if "definition" in manifest:
+        plan, _ = _plan(manifest)
+        axes = [_axes(plan, each["path"]) for each in leaves]
+        saved = read_programs(reader, manifest, part, axes)
+    else:
+        saved = read_programs(reader, manifest, part, None)
+    net = Programs([read_array(reader, x["file"], x) for x in leaves], saved)
+    # A network that was saved may be asked for few of its rates; an export serves all.
+    return net if "definition" in manifest else net.cut()
 
 
 def _axes(plan: WidthPlan, path: Sequence[str]) -> Any:
@@ -217,6 +236,11 @@ def _plan(manifest: Any, like: Any = None) -> tuple[WidthPlan, Any]:
 def _network(
     reader: Reader, manifest: Any, model: Any, like: Any, inputs: Any, call: Any
 ) -> Sliceable:
+    if "definition" not in manifest:
+        raise StorageError(
+            f"{reader.path} is an export, which has programs alone: load it without "
+            "the model. mslice_jax.save writes networks that load with it."
+        )
     data = manifest["definition"]
     plan, settings = _plan(manifest, like)
     leaves = manifest["variables"]["leaves"]

@@ -1,0 +1,103 @@
+"""A batch of free size: whether the program of a call stays the same with one."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.export
+import numpy as np
+
+from ..core.call import plain_type
+
+_BATCH = "batch"
+
+
+def with_free_batch(
+    trace: Callable[[Sequence[Any]], Any], arrays: Sequence[Any]
+) -> tuple[list[Any], str | None]:
+    """The types of the arrays with a free batch size, or why it cannot be free.
+
+    The batch is the first axis of the first array that has axes, and that of all others
+    which has the same size.
+
+    Args:
+      trace: gives the program for arrays of these types.
+      arrays: of a call, or their types.
+    """
+    plain = [plain_type(x) for x in arrays]
+    sizes = [x.shape[0] for x in plain if x.shape and _is_plain(x)]
+    if not sizes:
+        return plain, "no input has a batch"
+    if any(not isinstance(n, int) for x in plain for n in x.shape):
+        return plain, None  # as the user chose at `upgrade`
+    try:
+        (batch,) = jax.export.symbolic_shape(_BATCH)
+        free = [
+            x.update(shape=(batch, *x.shape[1:]))
+            if x.shape and _is_plain(x) and x.shape[0] == sizes[0]
+            else x
+            for x in plain
+        ]
+        # A function that asks for the size of the batch (`if len(x) == 8`) gets the
+        # answer no of a free one, and may compute something else then.
+        if not _alike(trace(plain), trace(free)):
+            return plain, "the function is another one where the batch has a free size"
+    except Exception as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return plain, f"a batch of free size fails with {text[:160]}"
+    return free, None
+
+
+def _is_plain(x: Any) -> bool:
+    return not jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
+
+
+def _alike(here: Any, there: Any) -> bool:
+    """Whether two parts of programs are the same but for sizes that are free there.
+
+    Programs are compared equation by equation, with their numbers and parameters; what
+    cannot be compared counts as different, for then the batch just keeps its size.
+    """
+    if jax.export.is_symbolic_dim(there):
+        return isinstance(here, int)  # that shapes fit JAX itself has checked
+    if hasattr(there, "eqns") or hasattr(there, "jaxpr"):
+        return _alike(_parts(here), _parts(there))
+    if isinstance(there, (tuple, list)):
+        same = isinstance(here, (tuple, list)) and len(here) == len(there)
+        return same and all(map(_alike, here, there))
+    if isinstance(there, Mapping):
+        same = isinstance(here, Mapping) and here.keys() == there.keys()
+        return same and all(_alike(here[key], there[key]) for key in there)
+    if callable(there) or hasattr(there, "call_wrapped"):
+        return type(here) is type(there)  # rules of derivatives, which are not called
+    if hasattr(there, "shape") and hasattr(there, "dtype"):
+        return bool(np.array_equal(np.asarray(here), np.asarray(there)))
+    try:
+        return bool(here == there)
+    except Exception:
+        return False
+
+
+def _parts(program: Any) -> Any:
+    """The equations of a jaxpr, closed or not, as tuples; constants first."""
+    jaxpr = getattr(program, "jaxpr", program)
+    names: dict[Any, int] = {}
+
+    def operand(var: Any) -> Any:
+        if hasattr(var, "val"):
+            return ("number", str(var.aval.dtype), var.val)
+        return names.setdefault(var, len(names))
+
+    for var in [*jaxpr.constvars, *jaxpr.invars]:
+        operand(var)
+    equations = [
+        (
+            eqn.primitive.name,
+            [operand(var) for var in eqn.invars],
+            [operand(var) for var in eqn.outvars],
+            eqn.params,
+        )
+        for eqn in jaxpr.eqns
+    ]
+    results = [operand(var) for var in jaxpr.outvars]
+    return list(getattr(program, "consts", ())), equations, results
