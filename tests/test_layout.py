@@ -56,6 +56,7 @@ ORDER = {
         {"arrays"},
         {"plain", "manifest", "names", "batch"},
         {"exported", "programs"},
+        {"onnx", "saved_model"},
         {"saving", "shipping"},
     ),
     "cpu": (

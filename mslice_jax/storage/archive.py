@@ -9,6 +9,7 @@ changed is noticed. Nothing of it is ever executed or unpickled.
 import contextlib
 import json
 import os
+import shutil
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
@@ -83,13 +84,24 @@ def write(path: Path, fill: Callable[[Writer], None], *, overwrite: bool) -> Non
       FileExistsError: if there is something at the path.
       StorageError: if the file cannot be written.
     """
+
+    def fill_file(file: IO[bytes]) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            fill(Writer(archive))
+
+    write_file(path, fill_file, overwrite=overwrite)
+
+
+def write_file(
+    path: Path, fill: Callable[[IO[bytes]], object], *, overwrite: bool
+) -> None:
+    """Writes any file in the same way."""
     check_free(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                fill(Writer(archive))
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         check_free(path, overwrite=overwrite)  # somebody else may have written it
@@ -111,11 +123,45 @@ def write(path: Path, fill: Callable[[Writer], None], *, overwrite: bool) -> Non
             temporary.unlink(missing_ok=True)
 
 
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Makes a folder under another name and renames it once it is complete.
+
+    Raises:
+      FileExistsError: if there is something at the path.
+      StorageError: if it cannot be written.
+    """
+    check_no_folder(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fill(temporary)
+        check_no_folder(path)
+        temporary.rename(path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise StorageError(
+            f"cannot write {path}: {what}. Mend that, or choose another path."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_no_folder(path: Path) -> None:
+    """Raises FileExistsError if something is where a folder is to be."""
+    if path.exists():
+        raise FileExistsError(
+            f"{path} exists; choose another path for the folder, or remove it."
+        )
+
+
 def check_free(path: Path, *, overwrite: bool) -> None:
     """Raises FileExistsError if something is at a path that may not be replaced."""
     if path.is_dir():
         raise FileExistsError(
-            f"{path} is a folder; save writes one file, such as {path / IN_FOLDER}."
+            f"{path} is a folder; a network goes into one file, such as "
+            f"{path / IN_FOLDER}."
         )
     if path.exists() and not overwrite:
         raise FileExistsError(

@@ -12,7 +12,9 @@ import jax.export
 import jax.numpy as jnp
 
 from ..core import axes as axes_lib
+from ..core.axes import Axis
 from ..core.call import plain_type
+from ..core.plan import WidthPlan
 from ..sliceable import Sliceable, extract
 from .arrays import describe
 from .batch import with_free_batch
@@ -68,14 +70,18 @@ class Exporter:
         for body in self.bodies:
             body.take_what_is_read(self.arrays)
 
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the arrays of the call."""
+        return input_names(self._net.definition)
+
     def common(self, platforms: Sequence[str]) -> dict[str, Any]:
         """What the programs have in common, as JSON."""
-        names = input_names(self._net.definition)
         return {
             "call": self._call,
             "arrays": [
                 {"name": name, **describe(x)}
-                for name, x in zip(names, self.arrays, strict=True)
+                for name, x in zip(self.inputs, self.arrays, strict=True)
             ],
             "batch": self.why_fixed,
             "platforms": list(platforms),
@@ -91,7 +97,6 @@ class Exporter:
         for body in self.bodies:
             args = body.leaves, list(self.arrays)
             exported, content = _serialised(body.__call__, args, platforms)
-            names, types = output_names(body.out), exported.out_avals
             about = {
                 "rate": body.rate,
                 "widths": dict(body.net.part.widths),
@@ -99,7 +104,7 @@ class Exporter:
                 "output": body.output(),
                 "outputs": [
                     {"name": name, **describe(x)}
-                    for name, x in zip(names, types, strict=True)
+                    for name, x in zip(body.outputs, exported.out_avals, strict=True)
                 ],
             }
             found.append((about, content))
@@ -115,7 +120,7 @@ class Exporter:
             widths = dict(body.net.part.widths)
             if widths == held:
                 return None
-            axes = [plan.leaf(paths[i]).axes for i in body.taken]
+            axes = [axes_of(plan, paths[i]) for i in body.taken]
 
             def cut(leaves: Sequence[Any]) -> list[Any]:
                 return [
@@ -172,6 +177,11 @@ class Body:
         self.out = net(rate, *args, **kwargs)
         return jax.tree.leaves(self.out)
 
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the arrays of its output, once it was traced."""
+        return output_names(self.out)
+
     def trace(self, arrays: Sequence[Any]) -> Any:
         """Its jaxpr."""
         return jax.make_jaxpr(self.__call__)(self.leaves, list(arrays))
@@ -181,7 +191,7 @@ class Body:
         try:
             jaxpr = self.trace(arrays).jaxpr
         except Exception as error:
-            raise NotExported(_line(error)) from error
+            raise NotExported(line(error)) from error
         live = _live(jaxpr)
         given = jaxpr.invars[: len(self._types)]
         self._read = [i for i, var in enumerate(given) if var in live]
@@ -193,6 +203,14 @@ class Body:
             return tree_to_json(self.out, lambda _: None)
         except NotPlain as error:
             raise NotExported(f"the output is {error}") from None
+
+
+def axes_of(plan: WidthPlan, path: Sequence[str]) -> Sequence[Axis]:
+    """The axes of a leaf that the plan has."""
+    leaf = plan.leaf(tuple(path))
+    if leaf is None:
+        raise ValueError(f"no plan of {'/'.join(path)}")
+    return leaf.axes
 
 
 def _stand_in(x: Any) -> Any:
@@ -227,9 +245,10 @@ def _serialised(
         exported = jax.export.export(jax.jit(function), platforms=platforms)(*args)
         return exported, bytes(exported.serialize())
     except Exception as error:
-        raise NotExported(_line(error)) from error
+        raise NotExported(line(error)) from error
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
+    """An error as one line."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"{type(error).__name__}: {text[:200]}"

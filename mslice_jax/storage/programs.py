@@ -254,6 +254,7 @@ def read_programs(
         )
     hint = _WITH_MODEL if "definition" in manifest else _NO_MODEL
     programs: dict[float | None, _Program] = {}
+    cut: Any
     for each in common["each"]:
         exported = _deserialised(reader, manifest, each["file"])
         if axes is not None:

@@ -20,7 +20,7 @@ from ..sliceable import Sliceable
 from . import archive, plain
 from .archive import Reader, StorageError, damaged
 from .arrays import check_can_be_saved, read_array, write_array
-from .exported import Exporter, NotExported
+from .exported import Exporter, NotExported, axes_of
 from .manifest import entries, head
 from .programs import Programs, read_programs
 
@@ -211,20 +211,13 @@ def _programs(reader: Reader, manifest: Any) -> Programs:
     leaves = manifest["variables"]["leaves"]
     if "definition" in manifest:
         plan, _ = _plan(manifest)
-        axes = [_axes(plan, each["path"]) for each in leaves]
+        axes = [axes_of(plan, each["path"]) for each in leaves]
         saved = read_programs(reader, manifest, part, axes)
     else:
         saved = read_programs(reader, manifest, part, None)
     net = Programs([read_array(reader, x["file"], x) for x in leaves], saved)
     # A network that was saved may be asked for few of its rates; an export serves all.
     return net if "definition" in manifest else net.cut()
-
-
-def _axes(plan: WidthPlan, path: Sequence[str]) -> Any:
-    leaf = plan.leaf(tuple(path))
-    if leaf is None:
-        raise ValueError(f"no plan of {'/'.join(path)}")
-    return leaf.axes
 
 
 def _plan(manifest: Any, like: Any = None) -> tuple[WidthPlan, Any]:

@@ -1,7 +1,10 @@
-"""`export`: some rates of a network as an artifact that runs without this package."""
+"""`export`: some rates of a network as an artifact that runs without this package.
+
+StableHLO is the form of its own; ONNX and TensorFlow take one rate each.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,13 @@ from .archive import StorageError
 from .arrays import check_can_be_saved, write_array
 from .exported import Exporter, NotExported
 from .manifest import entries, head
+from .onnx import onnx_model
+from .saved_model import write_saved_model
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 """What an artifact runs on unless `export` is told otherwise."""
 
+_FORMS = ("stablehlo", "onnx", "tensorflow")
 _KNOWN = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -28,6 +34,7 @@ def export(
     rate: Rate | Sequence[float],
     path: str | os.PathLike[str],
     *,
+    to: str = "stablehlo",
     platforms: Sequence[str] = PLATFORMS,
     free_batch: bool = True,
     inputs: Sequence[str] | None = None,
@@ -42,18 +49,23 @@ def export(
     gives `Programs`; ten lines that need JAX, NumPy and flatbuffers alone run it, too,
     see docs/ship.md. The weights of several rates are cut when they are loaded.
 
+    With `to` the artifact is an ONNX model, or the folder of a SavedModel, of one rate.
+
     Args:
       net: from `upgrade` or `extract`; of several processes all call, and the first
         writes.
       rate: as `slice_apply` takes it; or a sequence of declared rates, such as
         `net.rates`, of which each gets a program.
       path: of the file to write; folders on the way are made. `~` is expanded.
-      platforms: what the programs run on, of "cpu", "cuda", "rocm" and "tpu".
+      to: "stablehlo"; "onnx" by jax2onnx (extra `onnx`); "tensorflow" by jax2tf (extra
+        `tf`).
+      platforms: what the programs run on, of "cpu", "cuda", "rocm" and "tpu"; an ONNX
+        model is for all.
       free_batch: whether the batch may have any size; False fixes it at that of the
         call that `upgrade` saw.
       inputs, outputs: names for the arrays of the call and of its result, in place of
         those of parameters and keys.
-      overwrite: whether a file that is there is replaced.
+      overwrite: whether a file that is there is replaced; a folder never is.
 
     Returns:
       The path that was written.
@@ -65,6 +77,7 @@ def export(
         names; with a batch of any size), or the file cannot be written.
       ValueError: for types or traced values in place of arrays, names that do not fit.
       TypeError: for what is no network.
+      ImportError: if the package of an extra is not there.
 
     Example:
       >>> import tempfile, jax.numpy as jnp, mslice_jax as ms
@@ -84,15 +97,21 @@ def export(
             "export expects a network from `upgrade` or `extract`; got "
             f"{type(net).__name__}. Of a training state that is state.net."
         )
+    if to not in _FORMS:
+        raise ValueError(f"export writes to {', '.join(_FORMS)}; got to={to!r}.")
     where = archive.local_path(path, "export")
     first = jax.process_index() == 0
-    if first:
+    if first and to == "tensorflow":
+        archive.check_no_folder(where)
+    elif first:
         archive.check_free(where, overwrite=overwrite)
     platforms = _checked(platforms)
     small, rates = _narrowed(net, rate)
+    if to != "stablehlo" and len(rates) > 1:
+        raise ValueError(f"to={to!r} takes one rate; got {rate!r}.")
     leaves = jax.tree.leaves(small.variables)
-    paths = plain.paths_of(small.variables)
-    for name, leaf in zip(path_names(paths), leaves, strict=True):
+    names = path_names(plain.paths_of(small.variables))
+    for name, leaf in zip(names, leaves, strict=True):
         check_can_be_saved(name, leaf, "export")
     if not first:
         return where
@@ -103,20 +122,54 @@ def export(
                 f"its batch cannot be of any size: {exporter.why_fixed}. Pass "
                 "free_batch=False for one of the size that `upgrade` saw"
             )
-        programs = _programs(exporter, platforms)
+        given = _named(exporter.inputs, inputs, "inputs")
+        if to == "stablehlo":
+            write = _stablehlo(exporter, small, platforms, given, outputs)
+            archive.write(where, write, overwrite=overwrite)
+            return where
+        (body,) = exporter.bodies
+        weights = [leaves[i] for i in body.taken]
+        results = _named(body.outputs, outputs, "outputs")
+        if to == "onnx":
+            model = onnx_model(exporter, weights, given, results)
+            archive.write_file(where, lambda f: f.write(model), overwrite=overwrite)
+        else:
+            archive.write_folder(
+                where,
+                lambda folder: write_saved_model(
+                    folder, exporter, weights, given, results, platforms
+                ),
+            )
     except NotExported as error:
         raise StorageError(f"cannot export {where.name}: {error}.") from error
+    return where
+
+
+def _stablehlo(
+    exporter: Exporter,
+    small: Sliceable,
+    platforms: Sequence[str],
+    inputs: Sequence[str],
+    outputs: Sequence[str] | None,
+) -> Callable[[archive.Writer], None]:
+    """What writes the members of a file."""
+    programs, cuts = _programs(exporter, platforms), exporter.cuts(platforms)
     common = exporter.common(platforms)
-    _rename(common["arrays"], inputs, "inputs")
-    cuts = exporter.cuts(platforms)
+    for each, name in zip(common["arrays"], inputs, strict=True):
+        each["name"] = name
     # The leaves that no program reads stay behind.
     read = sorted({i for about, _ in programs for i in about["leaves"]})
     place = {old: new for new, old in enumerate(read)}
+    paths, leaves = plain.paths_of(small.variables), jax.tree.leaves(small.variables)
     arrays = entries([paths[i] for i in read], [leaves[i] for i in read])
     members: dict[str, bytes] = {}
     common["each"] = []
     for i, ((about, content), cut) in enumerate(zip(programs, cuts, strict=True)):
-        _rename(about["outputs"], outputs, "outputs")
+        before = [each["name"] for each in about["outputs"]]
+        for each, name in zip(
+            about["outputs"], _named(before, outputs, "outputs"), strict=True
+        ):
+            each["name"] = name
         about["leaves"] = [place[leaf] for leaf in about["leaves"]]
         about["file"] = f"programs/{i}.stablehlo"
         members[about["file"]] = content
@@ -131,7 +184,7 @@ def export(
         "programs": common,
     }
 
-    def fill(writer: archive.Writer) -> None:
+    def write(writer: archive.Writer) -> None:
         writer.manifest(manifest)
         for about, i in zip(arrays, read, strict=True):
             write_array(writer, about["file"], leaves[i])
@@ -139,8 +192,7 @@ def export(
             with writer.member(file) as member:
                 member.write(content)
 
-    archive.write(where, fill, overwrite=overwrite)
-    return where
+    return write
 
 
 def _narrowed(net: Sliceable, rate: Any) -> tuple[Sliceable, list[float | None]]:
@@ -181,15 +233,14 @@ def _programs(exporter: Exporter, platforms: Sequence[str]) -> Any:
         raise NotExported(f"there is no program for {named} ({why}){hint}") from error
 
 
-def _rename(arrays: list[dict[str, Any]], names: Any, what: str) -> None:
-    """Gives arrays of the manifest the names that the user chose."""
-    if names is None:
-        return
-    before = [each["name"] for each in arrays]
-    given = [names] if isinstance(names, str) else list(names)
-    if len(given) != len(before) or len(set(given)) < len(given):
+def _named(names: Sequence[str], chosen: Any, what: str) -> list[str]:
+    """The names that the user chose, or those that there are."""
+    if chosen is None:
+        return list(names)
+    given = [chosen] if isinstance(chosen, str) else list(chosen)
+    if len(given) != len(names) or len(set(given)) < len(given):
         raise ValueError(
-            f"{what} takes a name for each of {before}, no two alike; got {names!r}."
+            f"{what} takes a name for each of {list(names)}, no two alike; got "
+            f"{chosen!r}."
         )
-    for each, name in zip(arrays, given, strict=True):
-        each["name"] = name
+    return given
