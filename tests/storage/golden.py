@@ -56,7 +56,16 @@ def network() -> ms.Sliceable:
     return ms.calibrate(ms.reorder(net), [x], train=False)
 
 
+def write(version: int) -> None:
+    """Writes the file of a version: 1 is a saved network, 2 an exported one."""
+    path = FOLDER / f"format_{version}.mslice"
+    if path.exists():
+        return
+    net = network()
+    print(ms.save(net, path) if version == 1 else ms.export(net, RATES, path))
+
+
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    path = FOLDER / f"format_{VERSION}.mslice"
-    print(ms.save(network(), path))
+    for version in range(1, VERSION + 1):
+        write(version)

@@ -521,8 +521,8 @@ def with_manifest(path, target, **changes):
 
 def test_a_later_version_and_jax(tmp_path):
     path = ms.save(function()[1], tmp_path / "net")
-    later = with_manifest(path, tmp_path / "later", format_version=2, made_by="a 9.9")
-    with pytest.raises(ms.StorageError, match=r"up to 1. Update.*made by a 9\.9"):
+    later = with_manifest(path, tmp_path / "later", format_version=3, made_by="a 9.9")
+    with pytest.raises(ms.StorageError, match=r"up to 2. Update.*made by a 9\.9"):
         ms.load(later)
     odd = with_manifest(path, tmp_path / "odd", kind="Keras model")
     with pytest.raises(ms.StorageError, match="does not know"):
