@@ -6,6 +6,7 @@
 * `exported`: a StableHLO program for each rate; `batch`, `names`: the free size and the
   names of its inputs. `programs`: they run where the model is not.
 * `saving`: `save` and `load`, all of a network. `shipping`: `export`, some rates alone.
+* `onnx`, `saved_model`: the forms of other libraries.
 """
 
 from .archive import StorageError as StorageError

@@ -4,7 +4,8 @@ A program is a function of two flat lists, the weights that it reads and the arr
 the call. The weights are cut to its widths outside of it.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -242,10 +243,23 @@ def _serialised(
     function: Callable[..., Any], args: Sequence[Any], platforms: Sequence[str]
 ) -> tuple[jax.export.Exported, bytes]:
     try:
-        exported = jax.export.export(jax.jit(function), platforms=platforms)(*args)
+        with _without_lines():
+            exported = jax.export.export(jax.jit(function), platforms=platforms)(*args)
         return exported, bytes(exported.serialize())
     except Exception as error:
         raise NotExported(line(error)) from error
+
+
+@contextlib.contextmanager
+def _without_lines() -> Iterator[None]:
+    """Leaves files and lines out of programs: they name folders of this machine."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def line(error: Exception) -> str:
