@@ -3,10 +3,10 @@
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import flax.core
 import jax
 
 from .adapters import adapter_of
@@ -216,7 +216,8 @@ def _check_fit(
 
 
 def _is_frozen(x: Any) -> bool:
-    return isinstance(x, flax.core.FrozenDict)
+    core = sys.modules.get("flax.core")  # without Flax there is no such dict
+    return core is not None and isinstance(x, core.FrozenDict)
 
 
 def _thawed(tree: Any) -> Any:

@@ -9,11 +9,19 @@ from typing import Any
 
 from .base import Adapter
 from .functions import Functions
-from .linen import Linen
-from .nnx import Nnx
 
-ADAPTERS: list[Adapter] = [Linen(), Nnx(), Functions()]
+ADAPTERS: list[Adapter] = [Functions()]
 """The kinds of models; the first that takes a model adapts it."""
+
+try:
+    from .linen import Linen
+    from .nnx import Nnx
+except ModuleNotFoundError as error:
+    # Where an export runs there may be jax and flatbuffers alone, and no Flax.
+    if (error.name or "").partition(".")[0] != "flax":
+        raise
+else:
+    ADAPTERS[:0] = [Linen(), Nnx()]
 
 
 def adapter_of(model: Any) -> Adapter:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from ..core.call import Call
 from ..core.function import Function
 from .base import Adapter, Norms
-from .linen.module import SliceableModule
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,6 +68,8 @@ class Functions(Adapter):
         """The function as it is."""
         return PlainFunction(function=model)
 
-    def module(self, net: Any) -> SliceableModule:
+    def module(self, net: Any) -> Any:
         """A Linen module, which has the variables of the function."""
+        from .linen.module import SliceableModule  # a function needs no Flax
+
         return SliceableModule(net.definition, net.part)

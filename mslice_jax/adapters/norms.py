@@ -19,7 +19,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,16 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Num
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Num
+else:
+    try:
+        from jaxtyping import Array, Num
+    except ModuleNotFoundError:  # where an export runs with jax and flatbuffers alone
+        from typing import Annotated as Num
+
+        from jax import Array
 
 
 class NormWarning(UserWarning):

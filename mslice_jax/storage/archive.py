@@ -160,7 +160,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """Raises FileExistsError if something is at a path that may not be replaced."""
     if path.is_dir():
         raise FileExistsError(
-            f"{path} is a folder; a network goes into one file, such as "
+            f"{path} is a folder; expected the path of a file, such as "
             f"{path / IN_FOLDER}."
         )
     if path.exists() and not overwrite:

@@ -212,6 +212,23 @@ np.savez({str(tmp_path / "y.npz")!r}, *half, *quarter)
         np.testing.assert_allclose(y["arr_1"], narrow(P, x, 0.25), rtol=1e-5)
 
 
+def test_load_needs_no_other_package(files, tmp_path):
+    """Of what this package depends on it takes jax, jaxlib, numpy and flatbuffers."""
+    script = f"""
+        import sys
+        others = ("flax", "optax", "orbax", "jaxtyping", "tensorflow_datasets")
+        sys.modules.update(dict.fromkeys(others))  # None: they cannot be imported
+        import numpy as np, mslice_jax as ms
+        y = ms.slice_apply(ms.load({str(files[0])!r}), np.ones((9, 6), "f"), 0.5)
+        np.save({str(tmp_path / "y.npy")!r}, y)
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=DOCS.parent
+    )
+    expected = narrow(P, np.ones((9, 6), np.float32), 0.5)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5)
+
+
 # -- names
 
 
