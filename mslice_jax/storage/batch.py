@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 
 from ..core.call import plain_type
@@ -49,7 +50,7 @@ def with_free_batch(
 
 
 def _is_plain(x: Any) -> bool:
-    return not jax.numpy.issubdtype(x.dtype, jax.dtypes.extended)
+    return not jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def _alike(here: Any, there: Any) -> bool:
@@ -71,11 +72,19 @@ def _alike(here: Any, there: Any) -> bool:
     if callable(there) or hasattr(there, "call_wrapped"):
         return type(here) is type(there)  # rules of derivatives, which are not called
     if hasattr(there, "shape") and hasattr(there, "dtype"):
-        return bool(np.array_equal(np.asarray(here), np.asarray(there)))
+        return _same_numbers(np.asarray(here), np.asarray(there))
+    if isinstance(there, float):
+        return isinstance(here, float) and _same_numbers(here, there)
     try:
         return bool(here == there)
     except Exception:
         return False
+
+
+def _same_numbers(here: Any, there: Any) -> bool:
+    """NaN, with which a look-up fills in, is NaN."""
+    equal_nan = jnp.issubdtype(np.asarray(there).dtype, jnp.inexact)
+    return bool(np.array_equal(here, there, equal_nan=equal_nan))
 
 
 def _parts(program: Any) -> Any:

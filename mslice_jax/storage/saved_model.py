@@ -31,7 +31,7 @@ def write_saved_model(
       NotExported: if jax2tf cannot convert the function.
     """
     try:
-        import tensorflow as tf  # pyright: ignore[reportMissingImports]
+        import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
         from jax.experimental import jax2tf
     except ImportError as error:
         raise ImportError(

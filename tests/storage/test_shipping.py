@@ -316,6 +316,20 @@ def test_a_batch_that_cannot_be_free(tmp_path):
         ms.load(path)(0.5, X[:2])
 
 
+def test_a_look_up_leaves_the_batch_free(tmp_path):
+    """It fills in NaN for ids that are not there, and NaN is not NaN."""
+
+    def looked_up(p, ids):
+        return jnp.tanh(p["table"].at[ids].get(mode="fill")) @ p["b"]
+
+    p = weights(table=(10, 16), b=(16, 3))
+    net = ms.upgrade(looked_up, p, jnp.zeros((4,), jnp.int32), rates=RATES)
+    alone = ms.load(ms.export(net, 0.5, tmp_path / "x"))
+    ids = np.arange(7, dtype=np.int32)
+    expected = np.tanh(p["table"][ids, :8]) @ p["b"][:8]
+    np.testing.assert_allclose(alone(0.5, ids), expected, rtol=1e-5)
+
+
 def test_a_program_that_is_not_for_a_platform(tmp_path):
     from jax.experimental import pallas as pl
 
