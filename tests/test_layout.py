@@ -73,7 +73,7 @@ ORDER = {
         {"compilation"},
     ),
     "serve": (
-        {"batches", "traces"},
+        {"batches", "stages", "traces"},
         {"latency", "recorded"},
         {"policy"},
         {"mixed", "baselines", "simulator"},
@@ -81,7 +81,7 @@ ORDER = {
         {"compilations", "heap", "signature", "weights"},
         {"compiled", "narrow_trees", "reading", "rows"},
         {"independence"},
-        {"executor"},
+        {"executor", "cascade"},
     ),
 }
 # These may import less than their row: they are of use without the rest.
