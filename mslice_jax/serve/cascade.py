@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.call import Call, is_array, plain_type
+from ..core.call import is_array, plain_type
 from ..core.errors import RateError
 from ..core.rates import Rate, SubNetwork
 from ..core.run import resolve
 from ..cpu.compilation import jit
 from ..profile import measure
 from ..sliceable import Sliceable, extract
+from .candidates import arrays_of, bucket, counted, filled
 from .compilations import Compilations
 from .reading import read
 from .signature import Signature, buckets
@@ -89,8 +90,8 @@ class Cascade:
       >>> found = cascade(np.arange(300, dtype=np.float32).reshape(100, 3))
       >>> found.indices.tolist(), found.scored
       ([99, 98, 97], (100, 20, 10))
-      >>> cascade.flops(100), 3 * [round(f) for f in cascade.flops_per_candidate][-1:]
-      (6720.0, [144, 144, 144])
+      >>> cascade.flops_per_candidate, cascade.flops(100)
+      ((36.0, 72.0, 144.0), 6480.0)
     """
 
     def __init__(
@@ -178,9 +179,7 @@ class Cascade:
 
     # -- compiling
 
-    def prepare(
-        self, progress: Callable[[int, int], None] | None = None
-    ) -> "Cascade":
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> "Cascade":
         """Compiles every program, and cuts the narrow weights.
 
         Args:
@@ -258,8 +257,8 @@ class Cascade:
           ValueError: for inputs of another structure, dtype or shape, or too many.
           RuntimeError: before `prepare`.
         """
-        rows = [x[None] for x in self._arrays(inputs, arrays, axes=1)]
-        return self._ranked(rows, None)[0]
+        rows = arrays_of(self._signature, inputs, arrays, axes=1)
+        return self._ranked([x[None] for x in rows], None)[0]
 
     def many(
         self, *inputs: Any, counts: Sequence[int] | None = None, **arrays: Any
@@ -280,46 +279,19 @@ class Cascade:
           ValueError: as for one query, for too many queries, or counts that do not fit.
           RuntimeError: before `prepare`.
         """
-        return self._ranked(self._arrays(inputs, arrays, axes=2), counts)
-
-    def _arrays(
-        self, inputs: Sequence[Any], given: Mapping[str, Any], axes: int
-    ) -> list[np.ndarray]:
-        """The arrays of a call in their order, of NumPy, checked."""
-        tensors, call = self._signature.arrays, self._signature.call
-        _, kwargs = call.join(self._signature.types(1, None))
-        split, arrays = Call.split(inputs, {**kwargs, **given})
-        missing = any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays)
-        names = ", ".join(x.name for x in tensors)
-        if split != call or missing:
-            raise ValueError(
-                f"expected the call that the cascade was made for, with arrays for "
-                f"{names}; got {_shown(inputs, given)}."
-            )
-        found, free = [], ["queries", "candidates"][-axes:]
-        for tensor, x in zip(tensors, arrays, strict=True):
-            shape = tensor.shape[1:]
-            if x.ndim < axes or x.shape[axes:] != shape or plain_type(
-                x
-            ).dtype != tensor.dtype or x.shape[:axes] != arrays[0].shape[:axes]:
-                expected = ", ".join([*free, *map(str, shape)])
-                raise ValueError(
-                    f"input {tensor.name!r}: expected {tensor.dtype} ({expected}), the "
-                    f"same for all inputs; got {x.dtype} {tuple(x.shape)}."
-                )
-            found.append(np.asarray(x, tensor.dtype))
-        return found
+        rows = arrays_of(self._signature, inputs, arrays, axes=2)
+        return self._ranked(rows, counts)
 
     def _ranked(self, arrays: list[np.ndarray], counts: Any) -> list[Ranking]:
         if not self.ready:
             raise RuntimeError("the cascade is not ready: call prepare() first.")
         asked, n = arrays[0].shape[:2]
-        queries = _bucket(self.queries, asked, "queries")
-        first = size = _bucket(self.candidates, n, "candidates")
+        queries = bucket(self.queries, asked, "queries")
+        first = size = bucket(self.candidates, n, "candidates")
         left = np.zeros(queries, np.int64)
-        left[:asked] = n if counts is None else _counts(counts, asked, n)
+        left[:asked] = n if counts is None else counted(counts, asked, n)
         placed = jax.device_put(
-            [_filled(x, queries, first) for x in arrays], self._device
+            [filled(x, queries, first) for x in arrays], self._device
         )
         indices = np.tile(np.arange(first, dtype=np.int32), (queries, 1))
         scores = np.zeros((queries, 0), np.float32)
@@ -432,36 +404,3 @@ def _check_score(
         f"{rate} there are {got} for {number} candidates. Give score=, such as "
         "score=lambda logits: logits[:, 1]."
     )
-
-
-def _bucket(sizes: Sequence[int], number: int, what: str) -> int:
-    for size in sizes:
-        if size >= number:
-            return size
-    raise ValueError(
-        f"got {number} {what}, and the cascade was made for {sizes[-1]} at most; give "
-        f"it more: Cascade(..., {what}={number})."
-    )
-
-
-def _counts(counts: Any, asked: int, n: int) -> np.ndarray:
-    found = np.asarray(counts)
-    fits = found.shape == (asked,) and np.issubdtype(found.dtype, np.integer)
-    if not fits or (found < 0).any() or (found > n).any():
-        raise ValueError(
-            f"counts: expected {asked} integers from 0 to {n}; got {counts!r}."
-        )
-    return found
-
-
-def _filled(x: np.ndarray, queries: int, first: int) -> np.ndarray:
-    more = [(0, queries - x.shape[0]), (0, first - x.shape[1])]
-    return np.pad(x, [*more, *[(0, 0)] * (x.ndim - 2)]) if any(map(any, more)) else x
-
-
-def _shown(inputs: Any, given: Any) -> str:
-    shapes = jax.tree.map(
-        lambda x: f"{x.dtype}{list(x.shape)}" if is_array(x) else repr(x),
-        (tuple(inputs), dict(given)),
-    )
-    return f"{shapes[0]}" + (f" and {shapes[1]}" if given else "")

@@ -125,7 +125,7 @@ def sizes_after(keep: Keep, size: int, first: int) -> tuple[int, ...]:
 
     Returns:
       One size; after a filter, of which nobody knows what it lets through, those that
-      come from halving, down to a 64th of the first.
+      come from halving, down to a 64th of the first or just below.
     """
     found = [kept(keep, size)]
     while isinstance(keep, Above) and found[-1] > max(1, first / _SMALLEST):
@@ -139,7 +139,7 @@ def sizes(keeps: Sequence[Keep], first: int) -> list[tuple[int, ...]]:
     >>> sizes([20, 0.5, None], 100)
     [(100,), (20,), (10,)]
     >>> sizes([Above(0.0), 4], 100)
-    [(100,), (2, 4, 7, 13, 25, 50, 100)]
+    [(100,), (1, 2, 4, 7, 13, 25, 50, 100)]
     """
     found = [(first,)]
     for keep in keeps[:-1]:
