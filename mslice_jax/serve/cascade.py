@@ -26,7 +26,7 @@ from .compilations import Compilations
 from .reading import read
 from .signature import Signature, buckets
 from .stages import Keep, check_keeps, kept, sizes, sizes_after, survivors
-from .weights import device_of, placed
+from .weights import check_like, device_of, placed
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +111,11 @@ class Cascade:
         self._nets, self._parts = _networks(net, rates)
         self._device = device_of(self._nets[0])
         # What is compiled knows types alone.
+        self._several = isinstance(net, Mapping)
+        self._full = [_types(each) for each in self._nets]
         self._narrow = [
-            extract(_types(each), part)
-            for each, part in zip(self._nets, self._parts, strict=True)
+            extract(each, part)
+            for each, part in zip(self._full, self._parts, strict=True)
         ]
         self._signature = read(
             self._narrow[0],
@@ -208,13 +210,50 @@ class Cascade:
                 self._programs[waiting[done]] = done.result()
                 if progress is not None:
                     progress(len(self._programs), len(keys))
-        with self._counter:
-            self._weights = [
-                placed(extract(net, part).variables, self._device)
-                for net, part in zip(self._nets, self._parts, strict=True)
-            ]
-        self._nets = []  # the full weights are needed no longer
+        self._weights = self._cut([net.variables for net in self._nets])
+        self._nets = self._full  # the full weights are needed no longer
         return self
+
+    def swap(self, variables: Any) -> None:
+        """Exchanges the weights, without compiling.
+
+        Args:
+          variables: like those of the network; where there is a network for each rate,
+            such variables for each rate.
+
+        Raises:
+          ValueError: if they differ from the old ones in structure, shape or dtype; the
+            old ones stay.
+          RuntimeError: before `prepare`.
+        """
+        self._check_ready()
+        each = [variables] * len(self._full)
+        if self._several:
+            if missing := [r for r, _ in self.stages if r not in variables]:
+                raise ValueError(
+                    f"expected variables for each rate; none for {missing}."
+                )
+            each = [variables[rate] for rate, _ in self.stages]
+        for net, new in zip(self._full, each, strict=True):
+            check_like(net.variables, new)
+        self._weights = self._cut(each)
+
+    def _cut(self, each: Sequence[Any]) -> list[list[jax.Array]]:
+        """The narrow weights of the stages, from the variables of their networks."""
+        found = []
+        with self._counter:
+            for types, part, full in zip(self._full, self._parts, each, strict=True):
+                # On the device beforehand, so that others are cut by the same program.
+                leaves = placed(full, self._device)
+                tree = jax.tree.structure(types.variables)
+                net = types.replace(jax.tree.unflatten(tree, leaves))
+                narrow = extract(net, part).variables
+                found.append(placed(narrow, self._device))
+        return found
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise RuntimeError("the cascade is not ready: call prepare() first.")
 
     def _lowered(
         self, stage: int, queries: int, first: int, size: int
@@ -283,16 +322,14 @@ class Cascade:
         return self._ranked(rows, counts)
 
     def _ranked(self, arrays: list[np.ndarray], counts: Any) -> list[Ranking]:
-        if not self.ready:
-            raise RuntimeError("the cascade is not ready: call prepare() first.")
+        self._check_ready()
+        weights = self._weights  # one set for all of the query
         asked, n = arrays[0].shape[:2]
         queries = bucket(self.queries, asked, "queries")
         first = size = bucket(self.candidates, n, "candidates")
         left = np.zeros(queries, np.int64)
         left[:asked] = n if counts is None else counted(counts, asked, n)
-        placed = jax.device_put(
-            [filled(x, queries, first) for x in arrays], self._device
-        )
+        at = jax.device_put([filled(x, queries, first) for x in arrays], self._device)
         indices = np.tile(np.arange(first, dtype=np.int32), (queries, 1))
         scores = np.zeros((queries, 0), np.float32)
         scored, survived = [], []
@@ -302,7 +339,7 @@ class Cascade:
                 program = self._programs[stage, queries, first, size]
                 ids = jax.device_put(indices, self._device) if stage else None
                 with self._counter:
-                    found = program(self._weights[stage], placed, ids)
+                    found = program(weights[stage], at, ids)
                     scores = np.asarray(found)
                 order, left = survivors(scores, left, keep)
                 indices = np.take_along_axis(indices, order, axis=1)

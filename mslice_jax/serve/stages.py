@@ -141,7 +141,7 @@ def sizes(keeps: Sequence[Keep], first: int) -> list[tuple[int, ...]]:
     >>> sizes([Above(0.0), 4], 100)
     [(100,), (1, 2, 4, 7, 13, 25, 50, 100)]
     """
-    found = [(first,)]
+    found: list[tuple[int, ...]] = [(first,)]
     for keep in keeps[:-1]:
         after = {n for size in found[-1] for n in sizes_after(keep, size, first)}
         found.append(tuple(sorted(after)))

@@ -147,7 +147,13 @@ def test_a_network_for_each_rate():
     batch, query = items(10, 2)
     first = ranked_by_hand(batch, query, [0.25], [5])[0]
     scores = by_hand(batch, query, 1.0, other)[first]
-    same(found(batch, query), [first, first[np.argsort(-scores)][:2]])
+    expected = [first, first[np.argsort(-scores)][:2]]
+    same(found(batch, query), expected)
+    found.swap({0.25: nets[1.0].variables, 1.0: NET.variables})
+    first = np.argsort(-by_hand(batch, query, 0.25, other))[:5]
+    np.testing.assert_array_equal(found(batch, query).survivors[0], first)
+    with pytest.raises(ValueError, match=r"none for \[1.0\]"):
+        found.swap({0.25: NET.variables})
 
 
 def test_widths_that_are_not_uniform_and_scores_of_a_class():
@@ -186,6 +192,26 @@ def test_flops_are_counted_by_hand(cascade):
     assert cascade.flops(3, 2, 1) == 3 * each[0] + 2 * each[1] + each[2]
     with pytest.raises(ValueError, match="3 stages"):
         cascade.flops(3, 2)
+
+
+def test_other_weights_without_compiling(cascade, compilations):
+    other = {name: -2 * w for name, w in W.items()}
+    other["w1"] = other["w1"][:, ::-1].copy()
+    batch, query = items(14, 7)
+    before = cascade(batch, query)
+    with compilations() as names:
+        cascade.swap(jax.tree.map(jnp.asarray, other))
+        found = cascade(batch, query)
+        with pytest.raises(ValueError, match="w1: expected"):
+            cascade.swap({**other, "w1": other["w1"][:4]})
+        np.testing.assert_array_equal(cascade(batch, query).indices, found.indices)
+        cascade.swap(NET.variables)
+        np.testing.assert_array_equal(cascade(batch, query).scores, before.scores)
+    assert names == []
+    left = np.argsort(-by_hand(batch, query, 0.25, other))[:8]
+    np.testing.assert_array_equal(found.survivors[0], left)
+    expected = by_hand(batch, query, 1.0, other)[found.indices]
+    np.testing.assert_allclose(found.scores, expected, atol=1e-4)
 
 
 # -- what is kept
@@ -250,7 +276,7 @@ def test_stages_that_do_not_fit(stages, error, words):
 def test_networks_that_do_not_fit():
     stages = [(0.25, 4), (1.0, 2)]
     with pytest.raises(TypeError, match="expects a Sliceable"):
-        Cascade(lambda x: x, stages, candidates=10)
+        Cascade(network, stages, candidates=10)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RateError, match=r"none for \[1.0\]"):
         Cascade({0.25: NET}, stages, candidates=10)
     with pytest.raises(ValueError, match=r"one real score.*float32\[10, 2\]"):
