@@ -70,14 +70,14 @@ class Settings:
 
     dataset: Literal["drawn", "digits", "cifar10", "cifar100", "npz"] = "drawn"
     data_dir: Path | None = None
-    rates: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    rates: tuple[float, ...] = (0.375, 0.5, 0.75, 1.0)
     shares: tuple[float, ...] = (0.5, 0.25, 0.15, 0.1)
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: int = 20
-    batch_size: int = 128
+    epochs: int = 25
+    batch_size: int = 256
     lr: float = 3e-3
-    width: int = 64
-    sharpness: float = 3.0
+    width: int = 128
+    sharpness: float = 6.0
     depth: int = 13
     widen: float = 0.25
     candidates: int = 4000
@@ -99,6 +99,8 @@ def main(args: list[str] | None = None) -> int:
         )
         check(settings)
         items = load(settings)
+        if settings.batch_size > (most := len(items.x_train)):
+            raise ValueError(f"--batch-size is at most {most}, the training items.")
         settings.workdir.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         return fail(error, 2)

@@ -80,7 +80,7 @@ ORDER = {
         {"elastic", "pictures"},
         {"compilations", "heap", "signature", "weights"},
         {"compiled", "narrow_trees", "reading", "rows"},
-        {"independence", "candidates"},
+        {"independence", "candidates", "stage_networks"},
         {"executor", "cascade"},
     ),
 }

@@ -14,7 +14,7 @@ from mslice_jax import data
 from mslice_jax.models import CifarVGG
 
 FEATURES, CLASSES = 16, 10
-DRAWN = 4000  # examples to train on, and as many held out
+TRAINING, HELD_OUT, HIDDEN = 8000, 4000, 32  # items, items, units of what draws
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,18 +83,18 @@ def drawn(*, width: int, sharpness: float, seed: int = 0) -> Items:
       seed: of all that is drawn.
     """
     rng = np.random.default_rng(seed)
-    hidden = rng.normal(size=(FEATURES, 64)) / np.sqrt(FEATURES)
-    out = rng.normal(size=(64, CLASSES)) / np.sqrt(64)
-    x = rng.normal(size=(2 * DRAWN, FEATURES))
+    hidden = rng.normal(size=(FEATURES, HIDDEN)) / np.sqrt(FEATURES)
+    out = rng.normal(size=(HIDDEN, CLASSES)) / np.sqrt(HIDDEN)
+    x = rng.normal(size=(TRAINING + HELD_OUT, FEATURES))
     logits = np.tanh(2 * x @ hidden) @ out
     logits = (logits - logits.mean(axis=0)) / logits.std(axis=0)  # alike in number
     y = np.argmax(sharpness * logits + rng.gumbel(size=logits.shape), axis=1)
     x, y = x.astype(np.float32), y.astype(np.int32)
     return Items(
-        x_train=x[:DRAWN],
-        y_train=y[:DRAWN],
-        x_test=x[DRAWN:],
-        y_test=y[DRAWN:],
+        x_train=x[:TRAINING],
+        y_train=y[:TRAINING],
+        x_test=x[TRAINING:],
+        y_test=y[TRAINING:],
         classes=CLASSES,
         body=Dense(width, CLASSES),
         train_transform=lambda key, x: x,

@@ -89,8 +89,8 @@ def show(console: Console, found: Mapping[str, Any], rates: Sequence[float]) -> 
         table = Table(title=title, title_justify="left")
         table.add_column("after the stage at")
         for who in (SLICED, APART):
-            table.add_column(f"{who}: precision", justify="right")
-            table.add_column("aggregate recall", justify="right")
+            for what in ("precision", "aggregate recall"):
+                table.add_column(f"{who}\n{what}", justify="right")
         for i, rate in enumerate(rates):
             cells = [
                 _percent(found[way][who][what], i)

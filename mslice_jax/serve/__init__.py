@@ -2,8 +2,8 @@
 
 An executor holds a program for every rate and size of a batch. A policy says which
 requests run now and at which rate; a latency table says what that takes; a trace says
-when requests come; and `simulate` plays them on a virtual clock. Names are imported
-when they are asked for.
+when requests come; and `simulate` plays them on a virtual clock. A cascade ranks many
+candidates with growing width. Names are imported when they are asked for.
 """
 
 import importlib

@@ -14,17 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.call import is_array, plain_type
-from ..core.errors import RateError
-from ..core.rates import Rate, SubNetwork
-from ..core.run import resolve
+from ..core.rates import Rate
 from ..cpu.compilation import jit
 from ..profile import measure
 from ..sliceable import Sliceable, extract
 from .candidates import arrays_of, bucket, counted, filled
 from .compilations import Compilations
 from .reading import read
-from .signature import Signature, buckets
+from .stage_networks import (
+    check_score,
+    networks,
+    pairs,
+    sizes_of,
+    types_of_weights,
+)
 from .stages import Keep, check_keeps, kept, sizes, sizes_after, survivors
 from .weights import check_like, device_of, placed
 
@@ -104,15 +107,15 @@ class Cascade:
         score: Callable[[Any], Any] | None = None,
         call: Mapping[str, Any] | None = None,
     ) -> None:
-        self.candidates = _sizes(candidates, "candidates")
-        self.queries = _sizes(queries, "queries")
-        rates, keeps = _pairs(stages)
+        self.candidates = sizes_of(candidates, "candidates")
+        self.queries = sizes_of(queries, "queries")
+        rates, keeps = pairs(stages)
         self._keeps = check_keeps(keeps, self.candidates[-1])
-        self._nets, self._parts = _networks(net, rates)
+        self._nets, self._parts = networks(net, rates)
         self._device = device_of(self._nets[0])
         # What is compiled knows types alone.
         self._several = isinstance(net, Mapping)
-        self._full = [_types(each) for each in self._nets]
+        self._full = [types_of_weights(each) for each in self._nets]
         self._narrow = [
             extract(each, part)
             for each, part in zip(self._full, self._parts, strict=True)
@@ -126,7 +129,7 @@ class Cascade:
         )
         self._score = (lambda outputs: outputs) if score is None else score
         for rate, narrow in zip(rates, self._narrow, strict=True):
-            _check_score(narrow, self._signature, self._score, rate)
+            check_score(narrow, self._signature, self._score, rate)
         self.stages = tuple(zip(rates, self._keeps, strict=True))
         self._weights: list[list[jax.Array]] = []
         self._programs: dict[tuple[int, int, int, int], Any] = {}
@@ -361,83 +364,3 @@ class Cascade:
 
 def _taken(x: jax.Array, left: jax.Array) -> jax.Array:
     return jnp.take(x, left, axis=0, mode="clip")
-
-
-def _types(net: Sliceable) -> Sliceable:
-    leaves = [plain_type(x) for x in jax.tree.leaves(net.variables)]
-    return net.replace(jax.tree.unflatten(jax.tree.structure(net.variables), leaves))
-
-
-def _sizes(given: Any, what: str) -> tuple[int, ...]:
-    return buckets(given if isinstance(given, Sequence) else [given], what)
-
-
-def _pairs(stages: Any) -> tuple[list[Any], list[Any]]:
-    """The rates and the keeps of the stages."""
-    try:
-        pairs = [(rate, keep) for rate, keep in stages]
-    except (TypeError, ValueError):
-        raise ValueError(
-            "stages are pairs (rate, keep), such as [(0.25, 100), (1.0, 10)]; got "
-            f"{stages!r}."
-        ) from None
-    return [rate for rate, _ in pairs], [keep for _, keep in pairs]
-
-
-def _networks(
-    net: Any, rates: Sequence[Any]
-) -> tuple[list[Sliceable], list[SubNetwork]]:
-    """The network and the sub-network of each stage; rates are ascending."""
-    if isinstance(net, Mapping):
-        if missing := [rate for rate in rates if rate not in net]:
-            raise RateError(
-                f"there are networks for {list(net)}, and none for {missing}."
-            )
-        nets = [net[rate] for rate in rates]
-    else:
-        nets = [net] * len(rates)
-    for each in nets:
-        if not isinstance(each, Sliceable):
-            raise TypeError(
-                f"Cascade expects a Sliceable, or one for each rate; got "
-                f"{type(each).__name__}."
-            )
-    parts = [
-        resolve(each.definition, rate, each.part)
-        for each, rate in zip(nets, rates, strict=True)
-    ]
-    for i in range(1, len(parts)):
-        narrow, wide = parts[i - 1], parts[i]
-        if narrow.rate is not None and wide.rate is not None:
-            ascending = narrow.rate < wide.rate
-        else:
-            ascending = narrow != wide and nets[i].plan.fits(narrow, wide)
-        if not ascending:
-            raise RateError(
-                "the rates of a cascade ascend, each stage wider than the one before; "
-                f"got {rates}."
-            )
-    return nets, parts
-
-
-def _check_score(
-    narrow: Sliceable, signature: Signature, score: Callable[[Any], Any], rate: Any
-) -> None:
-    """Raises ValueError unless there is one real score for each candidate."""
-    number = max(2, signature.batches[-1])
-
-    def run(net: Sliceable, arrays: Sequence[Any]) -> Any:
-        args, kwargs = signature.call.join(arrays)
-        return score(net(net.part, *args, **kwargs))
-
-    found = jax.eval_shape(run, narrow, signature.types(number, None))
-    if is_array(found) and found.shape in ((number,), (number, 1)):
-        kind = found.dtype
-        if jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer):
-            return
-    got = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", found)
-    raise ValueError(
-        f"expected one real score for each candidate, of shape (n,) or (n, 1); at rate "
-        f"{rate} there are {got} for {number} candidates. Give score=, such as "
-        "score=lambda logits: logits[:, 1]."
-    )
