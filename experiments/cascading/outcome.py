@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mslice_jax.serve import Ranking
 
-SLICED, APART = "sub-networks of one", "trained apart"
+SLICED, APART = "sub-networks", "trained apart"
 
 
 def measured(found: Sequence[Ranking], labels: np.ndarray) -> dict[str, list[float]]:
@@ -87,9 +87,9 @@ def show(console: Console, found: Mapping[str, Any], rates: Sequence[float]) -> 
         ("rank", "Ranking: a fixed number is kept, so the FLOPs are the same"),
     ):
         table = Table(title=title, title_justify="left")
-        table.add_column("after the stage at")
+        table.add_column("after stage")
         for who in (SLICED, APART):
-            for what in ("precision", "aggregate recall"):
+            for what in ("precision", "recall"):
                 table.add_column(f"{who}\n{what}", justify="right")
         for i, rate in enumerate(rates):
             cells = [
@@ -100,7 +100,7 @@ def show(console: Console, found: Mapping[str, Any], rates: Sequence[float]) -> 
             table.add_row(f"r = {rate:g}", *cells)
         flops = [found[way][who]["flops"]["mean"] for who in (SLICED, APART)]
         cells = [f"{flops[0]:,.0f}", "", f"{flops[1]:,.0f}", ""]
-        table.add_row("FLOPs of a query", *cells)
+        table.add_row("FLOPs", *cells)
         console.print(table)
     table = Table(title="Items put into one category by both", title_justify="left")
     table.add_column("")
@@ -110,7 +110,10 @@ def show(console: Console, found: Mapping[str, Any], rates: Sequence[float]) -> 
         cells = [_percent(found["agreement"][who], i) for i in range(len(rates) - 1)]
         table.add_row(who, *cells)
     console.print(table)
-    console.print("%, mean ± standard deviation over seeds.", highlight=False)
+    console.print(
+        "%, mean ± standard deviation over seeds; recall is aggregate recall.",
+        highlight=False,
+    )
 
 
 def _percent(value: Mapping[str, Any], i: int) -> str:
