@@ -52,9 +52,9 @@ class Ranking:
 class Cascade:
     """Ranks or filters candidates with growing width, and hands on the survivors.
 
-    Sub-networks of one network agree more than networks that were trained apart, so
-    what a narrow stage drops is seldom what the last one would have kept (Model
-    Slicing, Cai et al., PVLDB 2019, on cascade ranking).
+    Sub-networks of one network agree more than networks that were trained apart, so a
+    filter drops less of what the next stage would have kept (Model Slicing, Cai et al.,
+    PVLDB 2019, on cascade ranking).
 
     ``Cascade(net, stages, ...)`` checks what was asked for, and compiles nothing;
     ``prepare()`` compiles, and nothing is compiled later.
