@@ -208,7 +208,9 @@ class Comparison:
         }
         return {SLICED: dict.fromkeys(rates, one), APART: alone}
 
-    def trained(self, rates: tuple[float, ...], *, seed: int, start: int) -> Any:
+    def trained(
+        self, rates: tuple[float, ...], *, seed: int, start: int
+    ) -> ms.Sliceable:
         """A network, trained at these rates in every update.
 
         Args:
@@ -245,7 +247,7 @@ class Comparison:
                     "flops": float(np.mean(flops)),
                 }
             classes = {rate: self.classes(net, rate) for rate, net in each.items()}
-            found["agreement"][who] = agreement(classes)
+            found["agreement"][who] = agreement(self.labels, classes)
             found.setdefault("accuracy", {})[who] = [
                 float(np.mean(predicted == self.labels))
                 for predicted in classes.values()

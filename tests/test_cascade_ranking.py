@@ -31,7 +31,7 @@ def test_precision_and_aggregate_recall_by_hand():
 
 def test_agreement_and_means_by_hand():
     classes = {0.5: np.array([0, 1, 2, 2]), 1.0: np.array([0, 1, 1, 1])}
-    assert agreement(classes) == [0.5]
+    assert agreement(np.zeros(4, int), classes) == [0.5]
     found = summary(
         [{"a": {"b": [1.0, 2.0], "c": 4}}, {"a": {"b": [3.0, 2.0], "c": 6}}]
     )

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from mslice_jax.serve import Ranking
 
+from ..consistency import compare
+
 SLICED, APART = "sub-networks", "trained apart"
 
 
@@ -43,14 +45,18 @@ def measured(found: Sequence[Ranking], labels: np.ndarray) -> dict[str, list[flo
     }
 
 
-def agreement(classes: Mapping[float, np.ndarray]) -> list[float]:
+def agreement(labels: np.ndarray, classes: Mapping[float, np.ndarray]) -> list[float]:
     """Of every two neighbouring rates the share of items put into one category.
 
+    As `experiments.consistency` measures it for trained runs.
+
     Args:
+      labels: (n,), the category of each item.
       classes: rate -> (n,), the predicted categories; ascending rates.
     """
-    each = list(classes.values())
-    return [float(np.mean(a == b)) for a, b in zip(each, each[1:], strict=False)]
+    named = {f"r = {rate:g}": predicted for rate, predicted in classes.items()}
+    found = compare(labels, named).agreement
+    return [float(found[i, i + 1]) for i in range(len(named) - 1)]
 
 
 def summary(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
