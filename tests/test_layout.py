@@ -73,15 +73,15 @@ ORDER = {
         {"compilation"},
     ),
     "serve": (
-        {"batches", "traces"},
+        {"batches", "stages", "traces"},
         {"latency", "recorded"},
         {"policy"},
         {"mixed", "baselines", "simulator"},
         {"elastic", "pictures"},
         {"compilations", "heap", "signature", "weights"},
         {"compiled", "narrow_trees", "reading", "rows"},
-        {"independence"},
-        {"executor"},
+        {"independence", "candidates", "stage_networks"},
+        {"executor", "cascade"},
     ),
 }
 # These may import less than their row: they are of use without the rest.

@@ -2,8 +2,8 @@
 
 An executor holds a program for every rate and size of a batch. A policy says which
 requests run now and at which rate; a latency table says what that takes; a trace says
-when requests come; and `simulate` plays them on a virtual clock. Names are imported
-when they are asked for.
+when requests come; and `simulate` plays them on a virtual clock. A cascade ranks many
+candidates with growing width. Names are imported when they are asked for.
 """
 
 import importlib
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .baselines import SlackFit as SlackFit
     from .baselines import Window as Window
+    from .cascade import Cascade as Cascade
+    from .cascade import Ranking as Ranking
     from .elastic import Elastic as Elastic
     from .elastic import LatencyFirst as LatencyFirst
     from .elastic import fixed as fixed
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .signature import Tensor as Tensor
     from .simulator import Simulation as Simulation
     from .simulator import simulate as simulate
+    from .stages import Above as Above
     from .traces import TraceError as TraceError
     from .traces import diurnal as diurnal
     from .traces import gamma as gamma
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "baselines": ("SlackFit", "Window"),
+    "cascade": ("Cascade", "Ranking"),
     "elastic": ("Elastic", "LatencyFirst", "fixed"),
     "executor": ("Executor",),
     "latency": ("Latency", "LatencyTable", "SlowDown", "TableError"),
@@ -53,6 +57,7 @@ _WHERE = {
     "rows": ("InvalidRequest", "Rows"),
     "signature": ("Lengths", "Tensor"),
     "simulator": ("Simulation", "simulate"),
+    "stages": ("Above",),
     "traces": ("TraceError", "diurnal", "gamma", "mmpp", "poisson", "step"),
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

@@ -1,0 +1,1 @@
+"""Parts of `experiments.cascade_ranking`: the items, the networks, what came out."""
