@@ -9,8 +9,8 @@ import jax
 
 from ..core.rates import SubNetwork
 from ..cpu.compilation import jit
-from ..sliceable import Sliceable
 from .compilations import Compilations
+from .saved import Served
 from .signature import Signature
 
 Compiled: TypeAlias = Mapping[tuple[SubNetwork, int, int | None], Callable[..., Any]]
@@ -18,7 +18,7 @@ Compiled: TypeAlias = Mapping[tuple[SubNetwork, int, int | None], Callable[..., 
 
 
 def lowered(
-    net: Sliceable,
+    net: Served,
     signature: Signature,
     batch: int,
     length: int | None,
@@ -44,7 +44,7 @@ def lowered(
 
 
 def compile_all(
-    nets: Mapping[SubNetwork, Sliceable],
+    nets: Mapping[SubNetwork, Served],
     signature: Signature,
     device: Any,
     counter: Compilations,

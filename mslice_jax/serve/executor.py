@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from ..core.rates import SubNetwork
-from ..core.run import resolve
 from ..sliceable import Sliceable
+from ..storage.programs import Programs
 from . import independence
 from .compilations import Compilations
 from .compiled import Compiled, compile_all, lowered
@@ -25,6 +25,7 @@ from .latency import Latency, LatencyTable, TableError
 from .narrow_trees import NarrowTrees, Slicer
 from .reading import read
 from .rows import InvalidRequest, Rows, bucket, check, filled, taken_out
+from .saved import SavedNetwork, Served, part_of
 from .signature import Lengths, Tensor
 from .weights import check_like, device_of, placed
 
@@ -40,7 +41,9 @@ class Executor:
     swapped, from others meanwhile.
 
     Args:
-      net: from `upgrade` or `extract`. Its weights are on one device.
+      net: from `upgrade` or `extract`; or `Programs`, which `mslice_jax.load` gives
+        without the model: they run at the saved rates, and the call that was saved.
+        Its weights are on one device.
       *inputs: the call that is served, as arrays or types; by default that which
         `upgrade` saw.
       rates: declared rates, or whatever `slice_apply` takes as a rate under a key of
@@ -85,7 +88,7 @@ class Executor:
 
     def __init__(
         self,
-        net: Sliceable,
+        net: Sliceable | Programs,
         *inputs: Any,
         rates: Sequence[float] | Mapping[Hashable, Any] | None = None,
         batch_sizes: Sequence[int] = (1, 2, 4, 8, 16, 32),
@@ -98,18 +101,19 @@ class Executor:
         finite: bool | Collection[str] = False,
         check: bool = True,
     ) -> None:
-        if not isinstance(net, Sliceable):
+        if not isinstance(net, Sliceable | Programs):
             raise TypeError(
-                f"Executor expects a Sliceable; got {type(net).__name__}. Load a saved "
-                "network with its model: mslice_jax.load(path, model=...)."
+                "Executor expects a Sliceable, or what mslice_jax.load gives; got "
+                f"{type(net).__name__}."
             )
-        self._device = device_of(net)
-        self._rates = _rates(net, rates)
-        self._leaves: list[jax.Array] | None = placed(net.variables, self._device)
+        served = SavedNetwork.of(net) if isinstance(net, Programs) else net
+        self._device = device_of(served)
+        self._rates = _rates(served, rates)
+        self._leaves: list[jax.Array] | None = placed(served.variables, self._device)
         # What is compiled knows types alone: weights come and go.
         types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self._leaves]
-        tree = jax.tree.structure(net.variables)
-        self._net = net.replace(jax.tree.unflatten(tree, types))
+        tree = jax.tree.structure(served.variables)
+        self._net = served.replace(jax.tree.unflatten(tree, types))
         self._narrowest = min(self._rates.values(), key=_units)
         if lengths is not None and not isinstance(lengths, Lengths):
             lengths = Lengths(buckets=lengths)
@@ -373,7 +377,9 @@ class Executor:
         """
         if self._weights is None:
             raise RuntimeError("the executor is not ready: call prepare() first.")
-        if isinstance(variables, Sliceable):
+        if isinstance(variables, Programs):
+            variables = SavedNetwork.of(variables)
+        if isinstance(variables, Sliceable | SavedNetwork):
             self._check_same(variables)
             variables = variables.variables
         check_like(self._net.variables, variables)
@@ -387,7 +393,7 @@ class Executor:
                 new.add(part)
         give_back()  # the old ones
 
-    def _check_same(self, net: Sliceable) -> None:
+    def _check_same(self, net: Served) -> None:
         if net.definition != self._net.definition or net.part != self._net.part:
             raise ValueError(
                 "expected a network upgraded from the same model in the same way (and "
@@ -396,7 +402,7 @@ class Executor:
             )
 
 
-def _rates(net: Sliceable, rates: Any) -> dict[Any, SubNetwork]:
+def _rates(net: Served, rates: Any) -> dict[Any, SubNetwork]:
     """The sub-network of each rate, or of its key."""
     if rates is None:
         rates = net.rates or {net.rate: net.part}
@@ -404,7 +410,7 @@ def _rates(net: Sliceable, rates: Any) -> dict[Any, SubNetwork]:
         rates = {rate: rate for rate in rates}
     if not rates:
         raise ValueError("rates is empty; give one rate at least.")
-    return {key: resolve(net.definition, rate, net.part) for key, rate in rates.items()}
+    return {key: part_of(net, rate) for key, rate in rates.items()}
 
 
 def _units(part: SubNetwork) -> int:

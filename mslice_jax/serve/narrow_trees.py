@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from ..core.rates import SubNetwork
-from ..sliceable import Sliceable, extract
 from .heap import give_back
+from .saved import Served, narrowed
 
 _WORTH_IT = 8_000_000  # bytes: to give back takes as long as to cut about so many
 
@@ -31,13 +31,13 @@ class Slicer:
       bytes: how many bytes a narrow tree needs besides the full one.
     """
 
-    def __init__(self, types: Sliceable, part: SubNetwork) -> None:
+    def __init__(self, types: Served, part: SubNetwork) -> None:
         leaves, tree = jax.tree.flatten(types.variables)
-        self.net = extract(types, part)
+        self.net = narrowed(types, part)
 
         def cut(leaves: Sequence[Any]) -> list[Any]:
             net = types.replace(jax.tree.unflatten(tree, leaves))
-            return jax.tree.leaves(extract(net, part).variables)
+            return jax.tree.leaves(narrowed(net, part).variables)
 
         program = jax.make_jaxpr(cut)(leaves).jaxpr
         place = {var: i for i, var in enumerate(program.invars)}

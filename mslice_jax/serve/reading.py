@@ -15,12 +15,12 @@ from ..core.call import Call, is_array, plain_type
 from ..core.function import Function
 from ..core.paths import path_parts
 from ..core.rates import SubNetwork
-from ..sliceable import Sliceable
+from .saved import Served
 from .signature import Lengths, Signature, Tensor, buckets, types_of
 
 
 def read(
-    net: Sliceable,
+    net: Served,
     part: SubNetwork,
     inputs: Sequence[Any] = (),
     call: Mapping[str, Any] | None = None,
@@ -61,7 +61,7 @@ def read(
     tensors = tuple(x if x.name in made else next(again) for x in tensors)
 
     def shapes(batch: int, length: int | None) -> Any:
-        def run(net: Sliceable, arrays: Sequence[Any]) -> Any:
+        def run(net: Served, arrays: Sequence[Any]) -> Any:
             args, kwargs = split.join(arrays)
             return net(part, *args, **kwargs)
 

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ..core.paths import path_name
-from ..sliceable import Sliceable
+from .saved import Served
 
 
-def device_of(net: Sliceable) -> Any:
+def device_of(net: Served) -> Any:
     """The device that the weights are on.
 
     Raises:
