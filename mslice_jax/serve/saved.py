@@ -5,6 +5,7 @@ weights. Here they get the parts of a `Sliceable` that an executor uses: the nar
 network of a rate, its weights as arguments, and the call that was saved.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class _Definition:
     Attributes:
       function: stands for the model.
       call, arrays: as `core.definition.Definition` has them.
-      told: the signature, and the text of every program.
+      told: the signature, and a digest of every program.
     """
 
     function: _Function
@@ -95,7 +96,7 @@ class SavedNetwork(Network):
             saved.part,
             str(saved.signature),
             tuple(str(x) for x in saved.arrays),
-            tuple((key, _text(types, key)) for key in saved.programs),
+            tuple((key, _digest(types, key)) for key in saved.programs),
         )
         definition = _Definition(_Function(), call, arrays, told)
         return cls(programs.variables, types, saved.part, definition)
@@ -191,13 +192,14 @@ def _key(part: SubNetwork) -> Any:
     return part if part.rate is None else part.rate
 
 
-def _text(net: Programs, key: float | None) -> str:
-    """The StableHLO of a program, without places in somebody's source files."""
+def _digest(net: Programs, key: float | None) -> str:
+    """Of the StableHLO of a program, without places in somebody's source files."""
     program = net._program(net.saved.part if key is None else key)
     weights = jax.eval_shape(lambda net: net._weights(program), net)
     jaxpr = jax.make_jaxpr(program.run)(weights, list(net.saved.arrays))
     texts = [exported.mlir_module() for exported in _exported(jaxpr.jaxpr)]
-    return _LOCATION.sub("", "".join(texts))
+    plain = _LOCATION.sub("", "".join(texts))
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _exported(jaxpr: Any) -> Iterator[jax.export.Exported]:

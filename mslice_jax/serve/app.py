@@ -1,0 +1,298 @@
+"""The server's HTTP: routes of the Open Inference Protocol, health, metrics, the page.
+
+Every error is JSON, ``{"error": "one line"}``, with the status that fits: 4xx for what
+the client can mend, 429 and 503 with Retry-After, 504 for a deadline that passed.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import importlib.metadata
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import protocol
+from .bodies import Gone, Held, read_body
+from .engine import Answer, Draining, Engine, Full, Late, Refused
+from .executor import Executor
+from .live import PAGE, Live
+from .metrics import Metrics
+from .policy import PolicyError
+from .rows import InvalidRequest
+from .tensors import Unreadable, metadata
+
+VERSION = "1"
+"""Of the model; new weights do not change it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class App:
+    """A server's routes.
+
+    Attributes:
+      engine, executor, metrics, live: what it serves with.
+      reload: reads the checkpoint again and swaps; None where there is none.
+      name: of the model.
+      token: that requests have to bring, or None.
+      body_bytes: the largest body.
+      held_bytes: of all requests that are being read or wait.
+    """
+
+    engine: Engine
+    executor: Executor
+    metrics: Metrics
+    live: Live
+    reload: Callable[[], None] | None = None
+    name: str = "default"
+    token: str | None = None
+    body_bytes: int = 32 << 20
+    held_bytes: int = 512 << 20
+    _held: Held = dataclasses.field(default_factory=Held, init=False, repr=False)
+
+    def asgi(self) -> ASGIApp:
+        """The ASGI application."""
+        model = "/v2/models/{name}"
+        routes = [Route("/", self._page), Route("/live.json", self._live)]
+        routes += [Route("/metrics", self._metrics), Route("/v2", self._server)]
+        routes += [Route(f"/v2/health/{what}", self._health) for what in _HEALTH]
+        for prefix in (model, model + "/versions/{version}"):
+            routes += [
+                Route(prefix, self._model),
+                Route(prefix + "/ready", self._model_ready),
+                Route(prefix + "/infer", self._infer, methods=["POST"]),
+            ]
+        repository = "/v2/repository"
+        routes += [
+            Route(repository + "/index", self._index, methods=["POST"]),
+            Route(repository + "/models/{name}/load", self._load, methods=["POST"]),
+        ]
+        app = Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            exception_handlers={HTTPException: _told, Exception: _failed},
+        )
+        return app if self.token is None else _Token(app, self.token)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        del app
+        noting = asyncio.create_task(self._note())
+        try:
+            yield
+        finally:
+            noting.cancel()
+
+    async def _note(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self.live.note(loop.time())
+            await asyncio.sleep(1)
+
+    # -- inference
+
+    async def _infer(self, request: Request) -> Response:
+        arrived = self.engine.clock()
+        self._check_model(request)
+        if self.engine.draining:
+            self.metrics.refused("draining")
+            return _error(503, "the server stops.", {"Retry-After": "1"})
+        with self._held.room(self.held_bytes) as room:
+            try:
+                body = await read_body(request, self.body_bytes, room)
+                header = request.headers.get("inference-header-content-length")
+                of = self.executor
+                asked = protocol.read(body, header, of.inputs, of.outputs)
+                future = self.engine.submit(
+                    of.check(asked.inputs),
+                    arrived=arrived,
+                    timeout_s=asked.timeout_s,
+                    **asked.wishes,
+                )
+                answer = await _answer(future, request)
+            except HTTPException as error:
+                full = error.status_code == 429
+                self.metrics.refused("full" if full else "invalid")
+                raise
+            except (Unreadable, InvalidRequest, PolicyError) as error:
+                self.metrics.refused("invalid")
+                return _error(400, str(error))
+            except (Full, Draining) as error:
+                full = isinstance(error, Full)
+                self.metrics.refused("full" if full else "draining")
+                code = 429 if full else 503
+                return _error(code, str(error), {"Retry-After": "1"})
+            except Refused as error:
+                return _error(504 if isinstance(error, Late) else 500, str(error))
+            except Gone:
+                return Response(status_code=499)  # nobody reads it
+        parameters = {"rate": answer.rate}
+        content, size = protocol.write(
+            asked, answer.outputs, parameters, model=self.name, version=VERSION
+        )
+        if size is None:
+            return Response(content, media_type="application/json")
+        header = {"Inference-Header-Content-Length": str(size)}
+        return Response(content, headers=header, media_type="application/octet-stream")
+
+    # -- about the server and its model
+
+    def _check_model(self, request: Request) -> None:
+        name = request.path_params["name"]
+        if name != self.name:
+            raise HTTPException(404, f"no model {name!r:.80}; there is {self.name!r}.")
+        version = request.path_params.get("version", VERSION)
+        if version != VERSION:
+            raise HTTPException(404, f"no version {version!r:.80}; there is '1'.")
+
+    async def _server(self, request: Request) -> Response:
+        del request
+        return JSONResponse(
+            {
+                "name": "mslice_jax",
+                "version": importlib.metadata.version("mslice_jax"),
+                "extensions": [
+                    "binary_tensor_data",
+                    "model_repository",
+                    "schedule_policy",
+                ],
+            }
+        )
+
+    async def _health(self, request: Request) -> Response:
+        live = request.url.path.endswith("live")
+        return Response(status_code=200 if live or self.engine.running else 503)
+
+    async def _model(self, request: Request) -> Response:
+        self._check_model(request)
+        return JSONResponse(
+            {
+                "name": self.name,
+                "versions": [VERSION],
+                "platform": "mslice_jax",
+                "inputs": [metadata(x) for x in self.executor.inputs],
+                "outputs": [metadata(x) for x in self.executor.outputs],
+                "parameters": {
+                    "rates": list(self.executor.rates),
+                    "slo_ms": 1e3 * self.engine.slo_s,
+                    "max_rows": self.executor.batch_sizes[-1],
+                },
+            }
+        )
+
+    async def _model_ready(self, request: Request) -> Response:
+        self._check_model(request)
+        return Response(status_code=200 if self.engine.running else 503)
+
+    async def _index(self, request: Request) -> Response:
+        asked = await _small_object(request)
+        running = self.engine.running
+        model = {
+            "name": self.name,
+            "version": VERSION,
+            "state": "READY" if running else "UNAVAILABLE",
+            "reason": "" if running else "the server stops",
+        }
+        return JSONResponse([model] if running or not asked.get("ready") else [])
+
+    async def _load(self, request: Request) -> Response:
+        self._check_model(request)
+        if (await _small_object(request)).get("parameters"):
+            raise HTTPException(400, "load takes no parameters here.")
+        if self.reload is None:
+            raise HTTPException(400, "no checkpoint to read again: it was a --demo.")
+        try:
+            await run_in_threadpool(self.reload)
+        except (ValueError, TypeError, OSError) as error:
+            text = " ".join(str(error).split())
+            raise HTTPException(400, f"the old weights stay: {text}") from error
+        return Response()
+
+    async def _metrics(self, request: Request) -> Response:
+        del request
+        text = generate_latest(self.metrics.registry)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _live(self, request: Request) -> Response:
+        del request
+        return JSONResponse(self.live.told())
+
+    async def _page(self, request: Request) -> Response:
+        del request
+        return Response(PAGE(), media_type="text/html")
+
+
+_HEALTH = ("live", "ready")
+_FREE = {"/", *(f"/v2/health/{what}" for what in _HEALTH)}  # of no secret
+
+
+class _Token:
+    """Asks for ``Authorization: Bearer TOKEN``, but for health and the empty page."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app, self._expected = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _FREE:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self._expected):
+                header = {"WWW-Authenticate": "Bearer"}
+                refuse = _error(401, "expected Authorization: Bearer TOKEN.", header)
+                return await refuse(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+
+async def _answer(future: Any, request: Request) -> Answer:
+    """Waits for the answer, as long as the client does."""
+    waiting = asyncio.wrap_future(future)
+    gone = asyncio.create_task(_until_gone(request))
+    try:
+        await asyncio.wait((waiting, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise Gone
+        return waiting.result()
+    finally:
+        gone.cancel()
+        waiting.cancel()  # leaves the queue, if it is still there
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _small_object(request: Request) -> dict[str, Any]:
+    body = await read_body(request, 1 << 16)
+    try:
+        found = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise HTTPException(400, "expected a JSON object, or no body.")
+    return found
+
+
+def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": text}, status_code=status, headers=headers)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    return _error(error.status_code, error.detail, headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    del request
+    return _error(500, f"the server failed: {type(error).__name__}.")

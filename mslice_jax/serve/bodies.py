@@ -1,0 +1,132 @@
+"""Bodies of HTTP requests, read within bounds of size, time and memory."""
+
+import asyncio
+import contextlib
+import dataclasses
+import zlib
+from collections.abc import Iterator
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+_SECONDS = 30.0
+"""A body that has not come by then never will."""
+
+
+class Gone(Exception):
+    """The client hung up."""
+
+
+@dataclasses.dataclass
+class Held:
+    """How many bytes the bodies have that are being read, or whose requests wait."""
+
+    bytes: int = 0
+
+    @contextlib.contextmanager
+    def room(self, limit: int) -> Iterator["Room"]:
+        """Counts one body; its bytes are given back at the end of the block."""
+        room = Room(self, limit)
+        try:
+            yield room
+        finally:
+            self.bytes -= room.bytes
+
+
+@dataclasses.dataclass
+class Room:
+    """What one body takes of all that may be held."""
+
+    held: Held
+    limit: int
+    bytes: int = 0
+
+    def take(self, size: int) -> None:
+        """Takes so many bytes more.
+
+        Raises:
+          HTTPException: 429, if all bodies together are too large.
+        """
+        if self.held.bytes + size > self.limit:
+            raise HTTPException(
+                429,
+                f"the requests that wait hold {self.held.bytes} bytes, of {self.limit}.",
+                {"Retry-After": "1"},
+            )
+        self.held.bytes += size
+        self.bytes += size
+
+
+async def read_body(
+    request: Request, limit: int, room: Room | None = None
+) -> bytes | bytearray:
+    """The body of a request, unpacked.
+
+    Args:
+      request: its body was not read yet.
+      limit: how many bytes it may have, also unpacked.
+      room: counts them.
+
+    Raises:
+      HTTPException: 413 if it is too large, 408 if it does not come, 415 for an
+        encoding that is not known, 400 for one that is broken.
+      Gone: if the client hung up.
+    """
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told[:20]) > limit:
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(_SECONDS):
+            body = await _all_of(request, limit, room)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come in {_SECONDS:g} s.") from None
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding == "identity":
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise HTTPException(
+            415, f"Content-Encoding {encoding!r:.60}: expected gzip, deflate or none."
+        )
+    return _unpacked(body, limit, room)
+
+
+async def _all_of(request: Request, limit: int, room: Room | None) -> bytes | bytearray:
+    found = b""
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        part = message.get("body", b"")
+        if room is not None:
+            room.take(len(part))
+        if not found:
+            found = part  # mostly it comes at once
+        else:
+            if isinstance(found, bytes):
+                found = bytearray(found)
+            found += part
+        if len(found) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return found
+
+
+def _unpacked(body: bytes | bytearray, limit: int, room: Room | None) -> bytes:
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its head
+    try:
+        found = unpack.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise HTTPException(400, f"the body is not packed so: {error}.") from None
+    if len(found) > limit:
+        raise _too_large(limit)
+    if not unpack.eof:
+        raise HTTPException(400, "the packed body ends too early.")
+    if room is not None:
+        room.take(len(found))
+    return found
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(
+        413, f"the body has more than {limit} bytes.", {"Connection": "close"}
+    )

@@ -1,0 +1,360 @@
+"""The core of a server: a bounded queue, and one thread that asks the policy.
+
+It knows neither HTTP nor asyncio. `submit` gives a future; the thread asks the policy
+whenever the device is idle and requests wait, runs what it says, and hands the rows
+back. Who cancels a future leaves the queue.
+"""
+
+import dataclasses
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import numpy as np
+
+from .latency import LatencyTable, SlowDown
+from .policy import Decision, Policy, Request
+from .rows import Rows
+
+_log = logging.getLogger(__name__)
+
+_FORGET_S = 1.0
+"""After so long without a batch nobody knows whether the machine is still slow."""
+
+
+class Refused(Exception):
+    """A request that gets no answer; says why."""
+
+
+class Full(Refused):
+    """The queue is full; later there may be room."""
+
+
+class Draining(Refused):
+    """The server stops, and takes nothing new."""
+
+
+class Late(Refused):
+    """No rate answers it by its deadline."""
+
+
+class Failed(Refused):
+    """The batch that it was in failed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of a request.
+
+    Attributes:
+      outputs: arrays by name, the rows of this request alone.
+      rate: that served it.
+      late: whether it was done only after its deadline.
+      waited_s: seconds from its arrival to the start of its batch.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    rate: float
+    late: bool
+    waited_s: float
+
+
+class Runs(Protocol):
+    """What an engine asks of an `Executor`."""
+
+    @property
+    def lengths(self) -> tuple[int | None, ...]:
+        """The length buckets."""
+        ...
+
+    def check(self, request: Mapping[str, Any]) -> Rows:
+        """Checks a request."""
+        ...
+
+    def run(
+        self, rate: Any, requests: Sequence[Rows]
+    ) -> tuple[list[dict[str, np.ndarray]], float]:
+        """Runs a batch."""
+        ...
+
+    def swap(self, variables: Any) -> None:
+        """Puts other weights in place."""
+        ...
+
+
+class Watcher:
+    """Is told what happens, in the thread where it does; this one does nothing."""
+
+    def ended(self, outcome: str, rate: float | None, seconds: float) -> None:
+        """A request that was taken has ended: answered, late, shed, gone or failed."""
+
+    def ran(self, rate: float, rows: int, seconds: float, factor: float) -> None:
+        """A batch has run; `factor` is how slow the machine is since."""
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class _Ticket:
+    rows: Rows
+    future: Future[Answer]
+
+
+class Engine:
+    """Answers requests at the rate that a policy chooses.
+
+    Args:
+      executor: ready. `run` is called by one thread alone.
+      policy: any.
+      table: what a batch takes.
+      slo_s: T, the seconds within which a request is due that brings no timeout.
+      most_waiting: how many requests the queue holds.
+      margin_s: seconds that an answer needs from here to the client: the policy plans
+        with deadlines that are earlier by that.
+      watcher: is told what happens.
+      clock: seconds.
+
+    Raises:
+      PolicyError: for a T that is too short for the narrowest program.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, mslice_jax as ms
+      >>> from mslice_jax.serve import Elastic, Engine, Executor, LatencyTable
+      >>> def mlp(p, x):
+      ...     return {"y": jnp.tanh(x @ p["w1"]) @ p["w2"]}
+      >>> p = {"w1": jnp.ones((3, 16)), "w2": jnp.ones((16, 2))}
+      >>> net = ms.upgrade(mlp, p, jnp.ones((1, 3)), rates=(0.5, 1.0))
+      >>> executor = Executor(net, batch_sizes=(1,)).prepare()
+      >>> table = LatencyTable({(0.5, 1): (1, 1), (1.0, 1): (2, 2)})
+      >>> engine = Engine(executor, Elastic(slo_s=60.0), table, slo_s=60.0).start()
+      >>> future = engine.submit(executor.check({"x": np.ones((1, 3), np.float32)}))
+      >>> answer = future.result(60)
+      >>> answer.rate, answer.outputs["y"].shape
+      (1.0, (1, 2))
+      >>> engine.drain()
+    """
+
+    def __init__(
+        self,
+        executor: Runs,
+        policy: Policy,
+        table: LatencyTable,
+        *,
+        slo_s: float,
+        most_waiting: int = 1000,
+        margin_s: float = 0.0,
+        watcher: Watcher | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if hasattr(policy, "check"):
+            policy.check(table)  # pyright: ignore[reportAttributeAccessIssue]
+        self.executor, self.policy, self.table = executor, policy, table
+        self.slo_s, self.most_waiting, self.margin_s = slo_s, most_waiting, margin_s
+        self.watcher, self.clock = watcher or Watcher(), clock
+        self._queue: dict[int, Request] = {}  # in order of arrival
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._draining = self._news = False
+        self._thread: threading.Thread | None = None
+        self._slow, self._ran_at = SlowDown(), clock()
+        self._swapping = threading.Lock()
+
+    # -- for callers, in any thread
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are in the queue; those of the running batch are not."""
+        return len(self._queue)
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._draining
+
+    @property
+    def running(self) -> bool:
+        """Whether requests are taken and answered."""
+        alive = self._thread is not None and self._thread.is_alive()
+        return alive and not self._draining
+
+    @property
+    def factor(self) -> float:
+        """How many times as long batches take as they took when measured."""
+        return self._slow.factor
+
+    def submit(
+        self,
+        rows: Rows,
+        *,
+        arrived: float | None = None,
+        timeout_s: float | None = None,
+        **wishes: Any,
+    ) -> "Future[Answer]":
+        """Puts a request into the queue.
+
+        Args:
+          rows: as `executor.check` gives them.
+          arrived: when it came, on the clock; now unless given.
+          timeout_s: in place of T.
+          **wishes: `min_rate`, `rate`, `priority`, as a `Request` has them.
+
+        Returns:
+          A future of an `Answer`, or of a `Refused`. Cancelled while it waits, the
+          request leaves the queue.
+
+        Raises:
+          PolicyError: for wishes that the table cannot serve.
+          Full: if the queue is.
+          Draining: after `drain`.
+        """
+        came = self.clock() if arrived is None else arrived
+        length = None
+        if rows.length is not None:
+            fits = (n for n in self.executor.lengths if n is not None)
+            length = next(n for n in fits if n >= rows.length)
+        due = came + (self.slo_s if timeout_s is None else timeout_s) - self.margin_s
+        ticket = _Ticket(rows, Future())
+        request = Request(
+            arrived=came,
+            deadline=due,
+            rows=rows.rows,
+            length=length,
+            payload=ticket,
+            **wishes,
+        )
+        request.check(self.table)
+        with self._changed:
+            if self._draining:
+                raise Draining("the server stops, and takes no new requests.")
+            if len(self._queue) >= self.most_waiting:
+                raise Full(f"the queue is full: {self.most_waiting} requests wait.")
+            number = next(self._numbers)
+            self._queue[number], self._news = request, True
+            self._changed.notify()
+
+        def left(future: "Future[Answer]") -> None:
+            if future.cancelled():
+                with self._changed:
+                    self._queue.pop(number, None)
+                self.watcher.ended("gone", None, self.clock() - came)
+
+        ticket.future.add_done_callback(left)
+        return ticket.future
+
+    def swap(self, variables: Any) -> None:
+        """Puts other weights in place, see `Executor.swap`; requests go on."""
+        with self._swapping:
+            self.executor.swap(variables)
+
+    def start(self) -> "Engine":
+        """Starts the thread."""
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+        return self
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Takes nothing new, and returns when all who wait have their answer.
+
+        Returns:
+          Whether the queue is empty, and not `timeout_s` over.
+        """
+        with self._changed:
+            self._draining = self._news = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            return not self._thread.is_alive()
+        return not self._queue
+
+    # -- in the thread
+
+    def _work(self) -> None:
+        wait: float | None = 0.0
+        while True:
+            with self._changed:
+                if not self._news:
+                    # Who waits for nobody knows what, with no one to come, is asked.
+                    anyway = 0.05 if self._draining else None
+                    self._changed.wait(anyway if wait is None else wait)
+                while not self._queue and not self._draining:
+                    self._changed.wait()
+                if not self._queue:
+                    return
+            try:
+                wait = self.turn()
+            except Exception:  # of a policy: the queue must not stand still for it
+                _log.exception("the policy failed; those who wait are refused")
+                self._end(self._took(), Failed, "the policy failed.", "failed")
+                wait = 0.0
+
+    def turn(self) -> float | None:
+        """Asks the policy once, and does what it says.
+
+        Returns:
+          Seconds after which to ask again, 0 for at once; None: when the next request
+          comes.
+        """
+        with self._changed:
+            queue, self._news = dict(self._queue), False
+        if not queue:
+            return None
+        now = self.clock()
+        if now - self._ran_at > _FORGET_S and self._slow.factor > 1:
+            # Else a machine that was too slow once would never be tried again.
+            self._slow = SlowDown()
+        table = self.table.scaled(self._slow.factor)
+        decision = self.policy(now, list(queue.values()), table)
+        number = {id(request): n for n, request in queue.items()}
+        shed = self._took([number[id(request)] for request in decision.shed])
+        self._end(shed, Late, "no rate answers it by its deadline.", "shed")
+        if not decision.requests:
+            return None if decision.wait is None else max(decision.wait - now, 1e-4)
+        self._run(decision, self._took([number[id(r)] for r in decision.requests]))
+        return 0.0
+
+    def _took(self, numbers: Sequence[int] | None = None) -> list[Request]:
+        """Takes requests out of the queue, all unless given; not those who left."""
+        with self._changed:
+            if numbers is None:
+                numbers = list(self._queue)
+            found = [self._queue.pop(n) for n in numbers if n in self._queue]
+        return [r for r in found if r.payload.future.set_running_or_notify_cancel()]
+
+    def _run(self, decision: Decision, batch: list[Request]) -> None:
+        if not batch:
+            return  # all of them hung up meanwhile
+        rate, rows = decision.rate, sum(request.rows for request in batch)
+        assert rate is not None
+        began = self.clock()
+        try:
+            each = [request.payload.rows for request in batch]
+            answers, seconds = self.executor.run(rate, each)
+        except Exception as error:
+            _log.exception("a batch of %d rows at rate %s failed", rows, rate)
+            self._end(batch, Failed, f"the batch failed: {error!r:.200}", "failed")
+            self._ran_at = self.clock()
+            return
+        ended = self._ran_at = self.clock()
+        median = self.table.median_ms(rate, rows, batch[0].length)
+        factor = self._slow.observe(median, 1e3 * seconds)
+        for request, outputs in zip(batch, answers, strict=True):
+            late = ended > request.deadline + self.margin_s
+            answer = Answer(
+                outputs=outputs,
+                rate=rate,
+                late=late,
+                waited_s=began - request.arrived,
+            )
+            request.payload.future.set_result(answer)
+            outcome = "late" if late else "answered"
+            self.watcher.ended(outcome, rate, ended - request.arrived)
+        self.watcher.ran(rate, rows, seconds, factor)
+
+    def _end(
+        self, requests: Sequence[Request], kind: type[Refused], why: str, outcome: str
+    ) -> None:
+        for request in requests:
+            request.payload.future.set_exception(kind(why))
+            self.watcher.ended(outcome, None, self.clock() - request.arrived)
