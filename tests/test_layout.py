@@ -82,6 +82,11 @@ ORDER = {
         {"weights", "compiled", "narrow_trees", "reading", "rows"},
         {"independence", "candidates", "stage_networks"},
         {"executor", "cascade"},
+        {"engine", "tensors"},
+        {"protocol", "metrics", "bodies", "access"},
+        {"live", "demo", "options"},
+        {"app", "starting"},
+        {"__main__"},
     ),
 }
 # These may import less than their row: they are of use without the rest.

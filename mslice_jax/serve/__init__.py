@@ -2,8 +2,9 @@
 
 An executor holds a program for every rate and size of a batch. A policy says which
 requests run now and at which rate; a latency table says what that takes; a trace says
-when requests come; and `simulate` plays them on a virtual clock. A cascade ranks many
-candidates with growing width. Names are imported when they are asked for.
+when requests come; and `simulate` plays them on a virtual clock. An engine runs them
+behind a queue, and ``python -m mslice_jax.serve`` puts that behind HTTP. A cascade
+ranks many candidates with growing width. Names are imported when they are asked for.
 """
 
 import importlib
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from .elastic import Elastic as Elastic
     from .elastic import LatencyFirst as LatencyFirst
     from .elastic import fixed as fixed
+    from .engine import Answer as Answer
+    from .engine import Draining as Draining
+    from .engine import Engine as Engine
+    from .engine import Failed as Failed
+    from .engine import Full as Full
+    from .engine import Late as Late
+    from .engine import Refused as Refused
+    from .engine import Watcher as Watcher
     from .executor import Executor as Executor
     from .latency import Latency as Latency
     from .latency import LatencyTable as LatencyTable
@@ -49,6 +58,16 @@ _WHERE = {
     "baselines": ("SlackFit", "Window"),
     "cascade": ("Cascade", "Ranking"),
     "elastic": ("Elastic", "LatencyFirst", "fixed"),
+    "engine": (
+        "Answer",
+        "Draining",
+        "Engine",
+        "Failed",
+        "Full",
+        "Late",
+        "Refused",
+        "Watcher",
+    ),
     "executor": ("Executor",),
     "latency": ("Latency", "LatencyTable", "SlowDown", "TableError"),
     "pictures": ("plot_attainment", "plot_serving"),

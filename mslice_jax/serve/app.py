@@ -7,7 +7,6 @@ the client can mend, 429 and 503 with Retry-After, 504 for a deadline that passe
 import asyncio
 import contextlib
 import dataclasses
-import hmac
 import importlib.metadata
 import json
 from collections.abc import AsyncIterator, Callable
@@ -20,9 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from . import protocol
+from .access import Token, error_of
 from .bodies import Gone, Held, read_body
 from .engine import Answer, Draining, Engine, Full, Late, Refused
 from .executor import Executor
@@ -82,7 +82,7 @@ class App:
             lifespan=self._lifespan,
             exception_handlers={HTTPException: _told, Exception: _failed},
         )
-        return app if self.token is None else _Token(app, self.token)
+        return app if self.token is None else Token(app, self.token)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -106,7 +106,8 @@ class App:
         self._check_model(request)
         if self.engine.draining:
             self.metrics.refused("draining")
-            return _error(503, "the server stops.", {"Retry-After": "1"})
+            return error_of(503, "the server stops.", {"Retry-After": "1"})
+        taken = False
         with self._held.room(self.held_bytes) as room:
             try:
                 body = await read_body(request, self.body_bytes, room)
@@ -119,6 +120,7 @@ class App:
                     timeout_s=asked.timeout_s,
                     **asked.wishes,
                 )
+                taken = True
                 answer = await _answer(future, request)
             except HTTPException as error:
                 full = error.status_code == 429
@@ -126,15 +128,17 @@ class App:
                 raise
             except (Unreadable, InvalidRequest, PolicyError) as error:
                 self.metrics.refused("invalid")
-                return _error(400, str(error))
+                return error_of(400, str(error))
             except (Full, Draining) as error:
                 full = isinstance(error, Full)
                 self.metrics.refused("full" if full else "draining")
                 code = 429 if full else 503
-                return _error(code, str(error), {"Retry-After": "1"})
+                return error_of(code, str(error), {"Retry-After": "1"})
             except Refused as error:
-                return _error(504 if isinstance(error, Late) else 500, str(error))
+                return error_of(504 if isinstance(error, Late) else 500, str(error))
             except Gone:
+                if not taken:
+                    self.metrics.refused("gone")
                 return Response(status_code=499)  # nobody reads it
         parameters = {"rate": answer.rate}
         content, size = protocol.write(
@@ -233,23 +237,6 @@ class App:
 
 
 _HEALTH = ("live", "ready")
-_FREE = {"/", *(f"/v2/health/{what}" for what in _HEALTH)}  # of no secret
-
-
-class _Token:
-    """Asks for ``Authorization: Bearer TOKEN``, but for health and the empty page."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._expected = app, f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _FREE:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                header = {"WWW-Authenticate": "Bearer"}
-                refuse = _error(401, "expected Authorization: Bearer TOKEN.", header)
-                return await refuse(scope, receive, send)
-        return await self._app(scope, receive, send)
 
 
 async def _answer(future: Any, request: Request) -> Answer:
@@ -282,17 +269,13 @@ async def _small_object(request: Request) -> dict[str, Any]:
     return found
 
 
-def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": text}, status_code=status, headers=headers)
-
-
 async def _told(request: Request, error: Exception) -> Response:
     del request
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    return _error(error.status_code, error.detail, headers)
+    return error_of(error.status_code, error.detail, headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     del request
-    return _error(500, f"the server failed: {type(error).__name__}.")
+    return error_of(500, f"the server failed: {type(error).__name__}.")

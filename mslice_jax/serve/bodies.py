@@ -50,7 +50,7 @@ class Room:
         if self.held.bytes + size > self.limit:
             raise HTTPException(
                 429,
-                f"the requests that wait hold {self.held.bytes} bytes, of {self.limit}.",
+                f"bodies of {self.held.bytes} bytes wait, of at most {self.limit}.",
                 {"Retry-After": "1"},
             )
         self.held.bytes += size

@@ -1,4 +1,4 @@
-"""The numbers of the last minutes, from the counters of `/metrics`, for the page at `/`.
+"""The numbers of the last minutes, from the counters of `/metrics`, for the page.
 
 Once a second the counters are noted; what happened in between are differences.
 """
@@ -56,10 +56,7 @@ class Live:
         self.notes.append(
             Note(
                 at,
-                {
-                    name: value("mslice_requests_total", outcome=name)
-                    for name in OUTCOMES
-                },
+                self._outcomes(),
                 {r: value("mslice_answers_total", rate=r) for r in self.metrics.rates},
                 tuple(count for _, count in below),
                 value("mslice_queue_requests"),
@@ -73,9 +70,7 @@ class Live:
         each = [self._between(a, b) for a, b in zip(notes, notes[1:], strict=False)]
         found: dict[str, Any] = dict(self.about)
         found["accuracy_of"] = {str(r): a for r, a in self.metrics.accuracy.items()}
-        found["total"] = {
-            name: value("mslice_requests_total", outcome=name) for name in OUTCOMES
-        }
+        found["total"] = self._outcomes()
         found["answers"] = {
             str(r): value("mslice_answers_total", rate=r) for r in self.metrics.rates
         }
@@ -90,6 +85,10 @@ class Live:
         found["recent"] = self._between(notes[0], notes[-1]) if each else None
         found["seconds"] = each
         return found
+
+    def _outcomes(self) -> dict[str, float]:
+        value = self.metrics.value
+        return {name: value("mslice_requests_total", outcome=name) for name in OUTCOMES}
 
     def _between(self, a: Note, b: Note) -> dict[str, Any]:
         answers = {rate: b.answers[rate] - a.answers[rate] for rate in b.answers}

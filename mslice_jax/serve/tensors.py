@@ -178,7 +178,7 @@ def as_object(value: Any, what: str) -> dict[str, Any]:
 
 
 def only(given: Mapping[str, Any], known: set[str], what: str) -> None:
-    """Raises Unreadable for a name that is not known, so that no typo is passed over."""
+    """Raises Unreadable for a name that is not known: it may be a slip."""
     if unknown := sorted(given.keys() - known):
         raise Unreadable(
             f"{what}: {short(unknown)} is unknown; there are {sorted(known)}."

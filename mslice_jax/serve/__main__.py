@@ -1,0 +1,179 @@
+"""The server: python -m mslice_jax.serve --checkpoint PATH, or --demo."""
+
+import argparse
+import gc
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from .options import options
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0, or 2 for what does not fit."""
+    flags = options(args)
+    try:
+        return _serve(flags)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        _say(f"error: {text}")
+        return 2
+    except KeyboardInterrupt:
+        _say("Interrupted.")
+        return 130
+
+
+def _serve(flags: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+
+        from .app import App
+        from .live import Live
+        from .metrics import Metrics
+    except ImportError as error:
+        raise ImportError(
+            f'the server needs {error.name}; run: pip install "mslice_jax[serve]"'
+        ) from error
+    from . import starting
+
+    listening = _bound(flags.host, flags.port)  # before what takes minutes
+    if flags.demo:
+        _say("Training a network of digits ...")
+    source = starting.network(flags)
+    executor = starting.executor(flags, source.net)
+    executor.prepare(_Progress())
+    _say("Measuring ..." if flags.table is None else "Reading the table ...")
+    table = starting.table(flags, executor)
+    metrics = Metrics(
+        executor.rates, slo_s=flags.slo_ms / 1e3, accuracy=source.accuracy
+    )
+    engine = starting.engine(flags, executor, table, watcher=metrics)
+    metrics.of(engine, executor)
+    again = source.again
+
+    def reload() -> None:
+        assert again is not None
+        try:
+            engine.swap(again())
+        except Exception:
+            metrics.swapped("failed")
+            raise
+        metrics.swapped("done")
+
+    about = {
+        "name": flags.name,
+        "rates": list(executor.rates),
+        "slo_ms": flags.slo_ms,
+        "policy": flags.policy,
+    }
+    app = App(
+        engine=engine,
+        executor=executor,
+        metrics=metrics,
+        live=Live(metrics, about),
+        reload=None if again is None else reload,
+        name=flags.name,
+        token=flags.token,
+        body_bytes=int(flags.body_mb * 2**20),
+        held_bytes=int(flags.held_mb * 2**20),
+    )
+    del source  # the executor has the weights
+    gc.collect()
+    gc.freeze()  # programs and traces stay; nobody has to look through them again
+    # A request should not wait 5 ms for the thread that plans or runs a batch.
+    sys.setswitchinterval(5e-4)
+
+    class Server(uvicorn.Server):
+        """Drains at the first signal, and stops at the second."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            del sig, frame
+            if engine.draining:
+                self.should_exit = self.force_exit = True
+                return
+            threading.Thread(target=self._drain, daemon=True).start()
+
+        def _drain(self) -> None:
+            left = engine.waiting
+            _say(f"Stopping; {left} requests wait.")
+            if not engine.drain(flags.drain_s):
+                _say(f"error: {engine.waiting} requests are left unanswered.")
+            self.should_exit = True
+
+    config = uvicorn.Config(
+        app.asgi(),
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(config)
+    if again is not None and hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: _in_thread(reload))
+    engine.start()
+    listening.listen(2048)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    _say(
+        f"Ready: http://{shown}:{port}, model {flags.name!r}, rates "
+        f"{', '.join(f'{rate:g}' for rate in executor.rates)}, T = {flags.slo_ms:g} ms."
+    )
+    server.run(sockets=[listening])
+    return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at the address.
+
+    Raises:
+      OSError: if it is in use, or none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise OSError(
+            f"cannot listen on port {port} of {host}: {error.strerror or error}. "
+            "Choose another with --port and --host."
+        ) from error
+    return found
+
+
+def _in_thread(reload: Any) -> None:
+    def run() -> None:
+        try:
+            reload()
+            _say("New weights.")
+        except Exception as error:
+            text = " ".join(str(error).split())
+            _say(f"error: the old weights stay: {text}")
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+class _Progress:
+    """Tells how many programs are compiled, on a line of its own where it is seen."""
+
+    def __call__(self, done: int, count: int) -> None:
+        seen = sys.stderr.isatty()
+        if seen or done in (0, count):
+            end = "\n" if not seen or done == count else "\r"
+            _say(f"Compiled {done} of {count} programs", end=end)
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    sys.exit(main())

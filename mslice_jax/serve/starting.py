@@ -1,0 +1,200 @@
+"""From the command line to a server that is ready: network, programs, table, policy.
+
+Whatever does not fit is an error of one line before the first request is taken.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..storage import load
+from .baselines import SlackFit, Window
+from .elastic import Elastic, LatencyFirst
+from .engine import Engine
+from .executor import Executor
+from .latency import LatencyTable, TableError
+from .policy import Policy
+from .signature import Lengths
+from .tensors import datatype
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is served, and where it came from.
+
+    Attributes:
+      net: of `upgrade` or `load`.
+      accuracy: of each rate, as far as it is known.
+      again: reads the checkpoint again; None where there is none.
+    """
+
+    net: Any
+    accuracy: Mapping[float, float]
+    again: Callable[[], Any] | None
+
+
+def network(flags: argparse.Namespace) -> Network:
+    """The network that is served.
+
+    Raises:
+      ValueError, TypeError, OSError: if there is none, or the model is another one.
+    """
+    if flags.demo:
+        if flags.model is not None:
+            raise ValueError("--model goes with --checkpoint; the demo has its own.")
+        from .demo import trained
+
+        net, accuracy = trained()
+        return Network(net, accuracy, None)
+    path = Path(flags.checkpoint).expanduser()
+    if not path.exists():
+        raise ValueError(f"--checkpoint {path}: there is nothing.")
+    if path.is_dir() and not (path / "network.mslice").is_file():
+        raise ValueError(
+            f"--checkpoint {path}: the folder has no network.mslice, which a recipe "
+            "writes at its end, and mslice_jax.save writes."
+        )
+    model = None if flags.model is None else _attribute(flags.model)
+
+    def again() -> Any:
+        return load(path, model)
+
+    accuracy = _accuracy(flags.accuracy, path)
+    return Network(again(), accuracy, again)
+
+
+def executor(flags: argparse.Namespace, net: Any) -> Executor:
+    """The executor, its options checked; nothing is compiled.
+
+    Raises:
+      ValueError, TypeError: for a rate that was not declared, a call that cannot be
+        served in batches, numbers that the protocol does not have.
+    """
+    names = ("logits",) if flags.demo else None
+    lengths = None
+    if flags.lengths is not None:
+        lengths = Lengths(flags.lengths, mask=flags.mask, count=flags.count)
+    elif flags.mask is not None or flags.count is not None:
+        raise ValueError("--mask and --count go with --lengths.")
+    memory = flags.memory_mb
+    found = Executor(
+        net,
+        rates=flags.rates,
+        batch_sizes=flags.batches,
+        lengths=lengths,
+        call=flags.call,
+        input_names=flags.input_names,
+        output_names=flags.output_names or names,
+        memory_bytes=None if memory is None else int(memory * 2**20),
+        finite=flags.finite,
+    )
+    for tensor in found.inputs + found.outputs:
+        datatype(tensor)
+    return found
+
+
+def table(flags: argparse.Namespace, ready: Executor) -> LatencyTable:
+    """The latency table: read, or measured.
+
+    Raises:
+      TableError, OSError: if the file is no table, or one of other programs.
+    """
+    if flags.table is None:
+        found = ready.measure(flags.repeats)
+        if flags.write_table is not None:
+            found.write(Path(flags.write_table).expanduser())
+        return found
+    found = LatencyTable.read(Path(flags.table).expanduser())
+    for what, there, here in (
+        ("rates", found.rates, tuple(sorted(ready.rates))),
+        ("batches", found.batches, ready.batch_sizes),
+        ("lengths", found.lengths, ready.lengths),
+    ):
+        if there != here:
+            raise TableError(
+                f"--table {flags.table}: expected the {what} {list(here)}, got "
+                f"{list(there)}. Measure it with these options: --write-table."
+            )
+    return found
+
+
+def policy(flags: argparse.Namespace) -> Policy:
+    """The policy of that name."""
+    slo_s = flags.slo_ms / 1e3
+    kinds: dict[str, Callable[[], Policy]] = {
+        "elastic": lambda: Elastic(slo_s=slo_s),
+        "latency-first": lambda: LatencyFirst(slo_s=slo_s),
+        "window": lambda: Window(slo_s=slo_s),
+        "slackfit": SlackFit,
+    }
+    return kinds[flags.policy]()
+
+
+def engine(
+    flags: argparse.Namespace, ready: Executor, measured: LatencyTable, **more: Any
+) -> Engine:
+    """The engine, not started yet.
+
+    Raises:
+      PolicyError: for a T that is shorter than the narrowest program takes.
+    """
+    slo_s = flags.slo_ms / 1e3
+    margin_ms = flags.margin_ms
+    margin_s = min(2e-3, slo_s / 20) if margin_ms is None else margin_ms / 1e3
+    # Also of a policy that knows no T: nobody would ever be on time.
+    Elastic(slo_s=slo_s).check(measured)
+    return Engine(
+        ready,
+        policy(flags),
+        measured,
+        slo_s=slo_s,
+        margin_s=margin_s,
+        most_waiting=flags.queue,
+        **more,
+    )
+
+
+def _attribute(text: str) -> Any:
+    """What MODULE:NAME names; a class is called."""
+    module, _, name = text.partition(":")
+    if not module or not name:
+        raise ValueError(f"--model {text}: expected MODULE:NAME, such as nets:model.")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found() if isinstance(found, type) else found
+    except Exception as error:  # whatever a module of the user's raises
+        raise ValueError(f"--model {text}: {type(error).__name__}: {error}") from error
+
+
+def _accuracy(file: str | None, checkpoint: Path) -> dict[float, float]:
+    """Accuracies by rate, from a file, or from the summary of a recipe if it is there.
+
+    Raises:
+      ValueError, OSError: if the file that was given has none.
+    """
+    path = checkpoint / "summary.json" if file is None else Path(file).expanduser()
+    if file is None and not path.is_file():
+        return {}
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        told = told.get("rates", told)
+        found = {
+            float(rate): of["accuracy"] if isinstance(of, dict) else of
+            for rate, of in told.items()
+        }
+        if not found or not all(0 <= each <= 1 for each in found.values()):
+            raise ValueError("no accuracies from 0 to 1")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if file is None:
+            return {}  # of a recipe that has another quantity
+        raise ValueError(f"--accuracy {file}: no accuracies, {error!r}.") from error
+    return found
