@@ -55,7 +55,7 @@ class Metrics(Watcher):
             "mslice_requests", "Requests by what became of them", ["outcome"], **to
         )
         self.answers = Counter("mslice_answers", "Answers by rate", ["rate"], **to)
-        buckets = [slo_s * share for share in _SHARES]
+        buckets = [float(f"{slo_s * share:.6g}") for share in _SHARES]
         self.latency = Histogram(
             "mslice_request_seconds",
             "From the arrival of a request to the end of its batch",
@@ -70,12 +70,6 @@ class Metrics(Watcher):
         self.swaps = Counter(
             "mslice_swaps", "New weights by what became of them", ["outcome"], **to
         )
-        self.slowdown = Gauge(
-            "mslice_slowdown_factor",
-            "How many times as long batches take as when they were measured",
-            **to,
-        )
-        self.slowdown.set(1)
         self.known = Gauge("mslice_accuracy", "Accuracy of each rate", ["rate"], **to)
         # What has not happened yet is 0, not absent.
         for outcome in OUTCOMES:
@@ -92,6 +86,12 @@ class Metrics(Watcher):
         to, before = {"registry": self.registry}, executor.compilations
         waiting = Gauge("mslice_queue_requests", "Requests that wait", **to)
         waiting.set_function(lambda: engine.waiting)
+        slowdown = Gauge(
+            "mslice_slowdown_factor",
+            "How many times as long batches take as when they were measured",
+            **to,
+        )
+        slowdown.set_function(lambda: engine.factor)
         compiled = Gauge(
             "mslice_compilations_after_ready", "Programs compiled since ready", **to
         )
@@ -114,7 +114,7 @@ class Metrics(Watcher):
         self.batches.labels(rate, rows).inc()
         self.busy.inc(seconds)
         self.rate.set(rate)
-        self.slowdown.set(factor)
+        del factor  # is asked for
 
     def refused(self, outcome: str) -> None:
         """Counts a request that was not taken: invalid, full or draining."""
