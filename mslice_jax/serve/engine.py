@@ -339,6 +339,7 @@ class Engine:
         ended = self._ran_at = self.clock()
         median = self.table.median_ms(rate, rows, batch[0].length)
         factor = self._slow.observe(median, 1e3 * seconds)
+        self.watcher.ran(rate, rows, seconds, factor)
         for request, outputs in zip(batch, answers, strict=True):
             late = ended > request.deadline + self.margin_s
             answer = Answer(
@@ -347,14 +348,14 @@ class Engine:
                 late=late,
                 waited_s=began - request.arrived,
             )
-            request.payload.future.set_result(answer)
             outcome = "late" if late else "answered"
+            # Before the answer goes out: who has it finds it counted.
             self.watcher.ended(outcome, rate, ended - request.arrived)
-        self.watcher.ran(rate, rows, seconds, factor)
+            request.payload.future.set_result(answer)
 
     def _end(
         self, requests: Sequence[Request], kind: type[Refused], why: str, outcome: str
     ) -> None:
         for request in requests:
-            request.payload.future.set_exception(kind(why))
             self.watcher.ended(outcome, None, self.clock() - request.arrived)
+            request.payload.future.set_exception(kind(why))

@@ -114,9 +114,7 @@ def write(
             "shape": list(x.shape),
         }
         if wanted.binary:
-            content = (
-                np.ascontiguousarray(x).astype(x.dtype.newbyteorder("<")).tobytes()
-            )
+            content = x.tobytes()
             about["parameters"] = {"binary_data_size": len(content)}
             parts.append(content)
         else:
@@ -163,9 +161,7 @@ def _parameters(given: dict[str, Any]) -> tuple[bool, float | None, dict[str, An
     """Whether outputs are binary, the timeout in seconds, and the wishes."""
     known = {"binary_data_output", "timeout", "priority", "min_rate", "rate"}
     if any(name.startswith("sequence_") for name in given):
-        raise Unreadable(
-            "parameters: sequences are not served, the model has no state."
-        )
+        raise Unreadable("parameters: the model has no state, so no sequences.")
     only(given, known, "parameters")
     binary = as_flag(given, "binary_data_output", default=False)
     timeout = as_int(given.get("timeout", 0), "parameter timeout (microseconds)")

@@ -118,13 +118,12 @@ def array_of(given: dict[str, Any], tensor: Tensor, rest: Rest) -> np.ndarray:
             f"{what}: {wanted} of shape {shape} has {needed} bytes, binary_data_size "
             f"is {size}."
         )
-    little = DTYPES[wanted].newbyteorder("<")
     content = rest.take(size, tensor.name)
     if wanted == "BOOL" and (np.frombuffer(content, np.uint8) > 1).any():
         raise Unreadable(f"{what}: a BOOL is a byte of 0 or 1.")
-    return (
-        np.frombuffer(content, little).astype(DTYPES[wanted], copy=False).reshape(shape)
-    )
+    found = np.frombuffer(content, DTYPES[wanted]).reshape(shape)
+    # After JSON of any length it may lie where its type may not.
+    return found if found.flags.aligned else found.copy()
 
 
 def _shape(given: Any, tensor: Tensor, what: str) -> list[int]:
@@ -132,12 +131,8 @@ def _shape(given: Any, tensor: Tensor, what: str) -> list[int]:
     if not isinstance(given, list) or len(given) != len(tensor.shape):
         raise Unreadable(f"{expected}, got {short(given)}.")
     for n, size in zip(given, tensor.shape, strict=True):
-        if (
-            isinstance(n, bool)
-            or not isinstance(n, int)
-            or n < 0
-            or size not in (-1, n)
-        ):
+        whole = isinstance(n, int) and not isinstance(n, bool) and n >= 0
+        if not whole or size not in (-1, n):
             raise Unreadable(f"{expected}, got {short(given)}.")
     return given
 

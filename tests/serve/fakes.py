@@ -40,7 +40,9 @@ class FakeExecutor:
         self.gate.set()
 
     def check(self, request) -> Rows:
-        signature = Signature(None, (X,), (Y,), self.batch_sizes, (None,), frozenset(), None)
+        signature = Signature(
+            None, (X,), (Y,), self.batch_sizes, (None,), frozenset(), None
+        )
         return check(signature, request, ["x"])
 
     def run(self, rate, requests):
