@@ -18,7 +18,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, or 2 for what does not fit."""
     flags = options(args)
     try:
-        return _serve(flags)
+        return _checked(flags)
     except (ValueError, TypeError, OSError, ImportError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         _say(f"error: {text}")
@@ -28,20 +28,28 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _serve(flags: argparse.Namespace) -> int:
+def _checked(flags: argparse.Namespace) -> int:
     try:
+        import prometheus_client
+        import starlette
         import uvicorn
-
-        from .app import App
-        from .live import Live
-        from .metrics import Metrics
     except ImportError as error:
         raise ImportError(
             f'the server needs {error.name}; run: pip install "mslice_jax[serve]"'
         ) from error
-    from . import starting
+    del prometheus_client, starlette, uvicorn
+    with _bound(flags.host, flags.port) as listening:  # before what takes minutes
+        return _serve(flags, listening)
 
-    listening = _bound(flags.host, flags.port)  # before what takes minutes
+
+def _serve(flags: argparse.Namespace, listening: socket.socket) -> int:
+    import uvicorn
+
+    from . import starting
+    from .app import App
+    from .live import Live
+    from .metrics import OUTCOMES, Metrics
+
     if flags.demo:
         _say("Training a network of digits ...")
     source = starting.network(flags)
@@ -125,6 +133,11 @@ def _serve(flags: argparse.Namespace) -> int:
         f"{', '.join(f'{rate:g}' for rate in executor.rates)}, T = {flags.slo_ms:g} ms."
     )
     server.run(sockets=[listening])
+    count = {
+        name: metrics.value("mslice_requests_total", outcome=name) for name in OUTCOMES
+    }
+    told = ", ".join(f"{n:.0f} {name}" for name, n in count.items() if n)
+    _say(f"Stopped. Requests: {told or 'none'}.")
     return 0
 
 

@@ -80,10 +80,11 @@ def test_fewer_rates_and_those_that_were_not_saved(saved):
 
 
 def test_a_batch_of_fixed_size_is_refused(tmp_path):
-    def mean(p, x):
-        return x @ p["w"] * (2 if len(x) == 1 else 1)
+    def one(p, x):  # what it computes depends on the size of the batch
+        return jnp.tanh(x @ p["w1"]) @ p["w2"] * (2 if len(x) == 1 else 1)
 
-    net = ms.upgrade(mean, {"w": jnp.ones((3, 2))}, jnp.ones((1, 3)), rates=(1.0,))
+    p = {"w1": jnp.ones((3, 8)), "w2": jnp.ones((8, 2))}
+    net = ms.upgrade(one, p, jnp.ones((1, 3)), rates=(0.5, 1.0))
     ms.save(net, tmp_path / "fixed.mslice")
     with pytest.raises(ValueError, match="have a batch of fixed size"):
         Executor(ms.load(tmp_path / "fixed.mslice"))
