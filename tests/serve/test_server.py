@@ -210,6 +210,7 @@ def check(client, x, seed, rate):
     np.testing.assert_allclose(y, expected(seed, rate, x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_server_from_its_start_to_its_end(folder):
     """Answers, new weights by a signal and by HTTP, and an end that loses nothing."""
     run = folder / "run"
