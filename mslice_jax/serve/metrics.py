@@ -5,6 +5,7 @@ same numbers as `/metrics` shows.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -50,7 +51,7 @@ class Metrics(Watcher):
     ) -> None:
         self.registry = CollectorRegistry()
         self.rates, self.accuracy = tuple(rates), dict(accuracy or {})
-        to = {"registry": self.registry}
+        to: Any = {"registry": self.registry}
         self.requests = Counter(
             "mslice_requests", "Requests by what became of them", ["outcome"], **to
         )
@@ -83,7 +84,8 @@ class Metrics(Watcher):
 
     def of(self, engine: Engine, executor: Executor) -> "Metrics":
         """Adds what an engine and an executor tell when they are asked."""
-        to, before = {"registry": self.registry}, executor.compilations
+        to: Any = {"registry": self.registry}
+        before = executor.compilations
         waiting = Gauge("mslice_queue_requests", "Requests that wait", **to)
         waiting.set_function(lambda: engine.waiting)
         slowdown = Gauge(

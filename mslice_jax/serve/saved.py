@@ -44,7 +44,7 @@ class _Definition:
       told: the signature, and a digest of every program.
     """
 
-    function: _Function
+    function: Any
     call: Call
     arrays: Sequence[Any]
     told: tuple[Any, ...]
