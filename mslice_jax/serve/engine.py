@@ -134,6 +134,7 @@ class Engine:
       >>> answer.rate, answer.outputs["y"].shape
       (1.0, (1, 2))
       >>> engine.drain()
+      True
     """
 
     def __init__(
