@@ -7,7 +7,7 @@ network of a rate, its weights as arguments, and the call that was saved.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,8 @@ class SavedNetwork(Network):
                 f"({saved.batch}), and requests come in batches of several sizes. Load "
                 "the network with its model."
             )
-        types = jax.eval_shape(lambda net: net, programs)
+        each = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in programs.variables]
+        types = Programs(each, saved)
         call, arrays = call_from_json(saved.signature, saved.arrays)
         told = (
             saved.part,
@@ -195,19 +196,4 @@ def _key(part: SubNetwork) -> Any:
 def _digest(net: Programs, key: float | None) -> str:
     """Of the StableHLO of a program, without places in somebody's source files."""
     program = net._program(net.saved.part if key is None else key)
-    weights = jax.eval_shape(lambda net: net._weights(program), net)
-    jaxpr = jax.make_jaxpr(program.run)(weights, list(net.saved.arrays))
-    texts = [exported.mlir_module() for exported in _exported(jaxpr.jaxpr)]
-    plain = _LOCATION.sub("", "".join(texts))
-    return hashlib.sha256(plain.encode()).hexdigest()
-
-
-def _exported(jaxpr: Any) -> Iterator[jax.export.Exported]:
-    for eqn in jaxpr.eqns:
-        for value in eqn.params.values():
-            if isinstance(value, jax.export.Exported):
-                yield value
-                continue
-            inner = getattr(value, "jaxpr", value)  # closed or not
-            if hasattr(inner, "eqns"):
-                yield from _exported(inner)
+    return hashlib.sha256(_LOCATION.sub("", program.text()).encode()).hexdigest()

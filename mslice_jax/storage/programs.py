@@ -42,6 +42,7 @@ class _Program:
       output: the tree of its output, as JSON.
       outputs: names and types of the arrays of its output.
       run: the program, a function of lists of weights and of inputs.
+      text: gives its StableHLO.
     """
 
     leaves: Sequence[int]
@@ -49,6 +50,7 @@ class _Program:
     output: Any
     outputs: Mapping[str, jax.ShapeDtypeStruct]
     run: Callable[..., Any]
+    text: Callable[[], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +271,12 @@ def read_programs(
         types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in exported.out_avals]
         outputs = dict(zip(names, types, strict=True))
         programs[each["rate"]] = _Program(
-            each["leaves"], cut, out, outputs, _runner(exported, hint)
+            each["leaves"],
+            cut,
+            out,
+            outputs,
+            _runner(exported, hint),
+            exported.mlir_module,
         )
     scope = jax.export.SymbolicScope()
     arrays = common["arrays"]
