@@ -22,16 +22,19 @@ from ..storage.programs import Programs
 
 
 class _Function:
-    """What is known of a function that is not here."""
+    """What is known of a function that is not here: the names of its arguments."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = list(names)
 
     def updates(self, call: Mapping[str, Any]) -> bool:
         """Programs that give back collections were saved with `mutable`."""
         return bool(call.get("mutable"))
 
     def positional(self, call: Mapping[str, Any]) -> list[str]:
-        """A program tells no names of its inputs."""
+        """The names that were saved."""
         del call
-        return []
+        return self._names
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +102,8 @@ class SavedNetwork(Network):
             tuple(str(x) for x in saved.arrays),
             tuple((key, _digest(types, key)) for key in saved.programs),
         )
-        definition = _Definition(_Function(), call, arrays, told)
+        names = _arguments(call, saved.names)
+        definition = _Definition(_Function(names), call, arrays, told)
         return cls(programs.variables, types, saved.part, definition)
 
     @property
@@ -191,6 +195,16 @@ def narrowed(net: Any, part: SubNetwork) -> Any:
 
 def _key(part: SubNetwork) -> Any:
     return part if part.rate is None else part.rate
+
+
+def _arguments(call: Call, names: Sequence[str]) -> list[str]:
+    """The names of the arguments by position, from those of the arrays in them."""
+    args, _ = call.join(names)
+    found = []
+    for i, arg in enumerate(args):
+        inside = [x for x in jax.tree.leaves(arg) if x in names]
+        found.append(inside[0].split("/")[0] if inside else f"input_{i}")
+    return found
 
 
 def _digest(net: Programs, key: float | None) -> str:

@@ -16,11 +16,6 @@ from tests.serve.networks import (
 )
 
 
-def renamed(asked):
-    """A program tells no names of its inputs by position."""
-    return {"input_0": asked["x"], "input_1.shift": asked["more.shift"]}
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
@@ -36,11 +31,12 @@ def executor(saved):
 
 def test_it_answers_as_the_network_does(executor):
     assert executor.rates == RATES
+    assert [x.name for x in executor.inputs] == ["x", "more.shift"]
     assert [x.name for x in executor.outputs] == ["twice.0", "twice.1", "y"]
     for rate in RATES:
         asked = [request(1, 1), request(2, 2)]
         before = executor.compilations
-        answers, _ = executor.run(rate, list(map(renamed, asked)))
+        answers, _ = executor.run(rate, asked)
         for answer, each in zip(answers, asked, strict=True):
             np.testing.assert_allclose(answer["y"], expected(each, rate), atol=1e-5)
         assert executor.compilations == before
@@ -51,7 +47,7 @@ def test_other_weights_of_the_same_network(saved):
     before, asked = executor.compilations, request(1, 3)
     executor.swap(ms.load(saved / "1.mslice"))
     for rate in RATES:
-        answers, _ = executor.run(rate, [renamed(asked)])
+        answers, _ = executor.run(rate, [asked])
         wanted = expected(asked, rate, seed=1)
         np.testing.assert_allclose(answers[0]["y"], wanted, atol=1e-5)
     assert executor.compilations == before

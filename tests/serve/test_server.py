@@ -194,7 +194,7 @@ class Process:
 
 
 def infer(client, x, **parameters):
-    tensor = {"name": "input_0", "datatype": "FP32", "shape": [*x.shape]}
+    tensor = {"name": "x", "datatype": "FP32", "shape": [*x.shape]}
     asked = {"inputs": [{**tensor, "data": x.tolist()}], "parameters": parameters}
     answer = client.post(INFER, json=asked)
     if answer.status_code != 200:
