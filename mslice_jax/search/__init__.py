@@ -4,7 +4,7 @@
 method that goes through them, and a file with which it goes on.
 """
 
+from .choosing import search as search
 from .result import Found as Found
 from .result import Point as Point
 from .result import Round as Round
-from .choosing import search as search
