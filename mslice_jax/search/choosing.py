@@ -140,7 +140,7 @@ def search(
         together=together,
         inputs=inputs,
         kwargs=call,
-        there=journal.scores,
+        journal=journal,
     )
     if method == "greedy":
         kept_each = greedy(space, cost, scores, limit)
@@ -162,7 +162,7 @@ def search(
                 progress(Round(len(rounds), min(done, 1.0), len(scores.there), point))
     finally:
         journal.write()  # also what an interrupted round knows
-    return _found(space, cost, scores, (name, limit), rounds)
+    return _found(space, cost, scores, (name, limit), rounds, journal.masks)
 
 
 def _point(space: Space, cost: Cost, scores: Scores, choice: Choice) -> Point:
@@ -175,7 +175,12 @@ def _found(
     scores: Scores,
     limit: tuple[str, float],
     rounds: Sequence[Choice],
+    masks: bool | None,
 ) -> Found:
+    uniform = {
+        rate: _point(space, cost, scores, choice)
+        for rate, choice in space.uniform.items()
+    }
     points = {
         choice: _point(space, cost, scores, choice)
         for choice in scores.there
@@ -186,10 +191,10 @@ def _found(
         math.nan,
         math.nan,
         limit=limit,
-        uniform={rate: points[c] for rate, c in space.uniform.items()},
+        uniform=uniform,
         rounds=tuple(points[choice] for choice in rounds),
         seen=tuple(points.values()),
-        masks=scores.masks,
+        masks=bool(masks),
     )
     best = found.within(limit[1])
     return replace(found, mapping=best.mapping, cost=best.cost, score=best.score)

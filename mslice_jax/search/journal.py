@@ -35,6 +35,7 @@ class Journal:
     ) -> None:
         self.scores: dict[Choice, float] = {}
         self.measured: dict[Choice, float] = {}
+        self.masks: bool | None = None  # whether they stand for slices, once known
         self._path = None if path is None else Path(path).expanduser()
         # Compared with what was read: JSON knows no tuples.
         self._head = {
@@ -51,7 +52,7 @@ class Journal:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         data = {**self._head, "scores": _rows(self.scores)}
-        data["measured"] = _rows(self.measured)
+        data |= {"measured": _rows(self.measured), "masks": self.masks}
         beside = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
         beside.write_text(json.dumps(data) + "\n", encoding="utf-8")
         os.replace(beside, self._path)
@@ -62,6 +63,7 @@ class Journal:
             data = json.loads(path.read_text(encoding="utf-8"))
             head = {name: data[name] for name in self._head}
             scores, measured = _table(data["scores"]), _table(data["measured"])
+            masks = data["masks"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no file of a search; {advice}.") from error
         if head["format"] != FORMAT:
@@ -75,6 +77,7 @@ class Journal:
             raise ValueError(f"{path} is of a search with {differ}; {advice}.")
         self.scores.update(scores)
         self.measured.update(measured)
+        self.masks = masks
 
 
 def _rows(table: Mapping[Choice, float]) -> list[Any]:

@@ -32,15 +32,14 @@ class Found(Point):
       rounds: what each round kept; of the greedy search these are good networks for
         other limits, from the widest to the first within this one.
       seen: all whose cost is known, in the order they were scored.
-      masks: whether masks of the full network stood for slices; None if all scores
-        were known from a file.
+      masks: whether masks of the full network stood for slices.
     """
 
     limit: tuple[str, float]
     uniform: Mapping[float, Point]
     rounds: tuple[Point, ...]
     seen: tuple[Point, ...]
-    masks: bool | None
+    masks: bool
 
     @property
     def frontier(self) -> tuple[Point, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from ..core.rates import Rate
 from ..core.run import resolve
 from ..sliceable import Sliceable, extract
+from .journal import Journal
 from .masks import are_exact, masked, masker
 from .space import Choice, Space
 
@@ -28,7 +29,7 @@ class Scores:
       masks: whether masks stand for slices; None tries it out.
       together: how many masked networks one traced call evaluates.
       inputs, kwargs: the call to try it with, see `are_exact`.
-      there: scores that are known, and where new ones go, in the order of asking.
+      journal: what is known, and where new scores go, in the order of asking.
     """
 
     def __init__(
@@ -41,15 +42,14 @@ class Scores:
         together: int,
         inputs: Sequence[Any],
         kwargs: Mapping[str, Any] | None,
-        there: dict[Choice, float],
+        journal: Journal,
     ) -> None:
         self._net, self._space, self._evaluate = net, space, evaluate
         self._asked_masks, self._together = masks, together
         self._inputs, self._kwargs = inputs, kwargs
         self._mask = masker(net, space)
         self._several = jax.jit(self._traced)
-        self.there = there
-        self.masks: bool | None = None  # whether they are used, once that is known
+        self._journal, self.there = journal, journal.scores
 
     def __call__(self, choices: Sequence[Choice]) -> list[float]:
         """The scores, in order; asks for those that are not known."""
@@ -67,17 +67,19 @@ class Scores:
         return [self.there[choice] for choice in choices]
 
     def _use_masks(self) -> bool:
-        if self.masks is None:
-            self.masks = self._asked_masks is not False and are_exact(
+        used = self._journal.masks
+        if used is None:
+            used = self._asked_masks is not False and are_exact(
                 self._net, self._space, self._inputs, self._kwargs
             )
-            if self._asked_masks and not self.masks:
+            if self._asked_masks and not used:
                 raise ValueError(
                     "masks=True, but masked weights compute something else than slices "
                     "here (a mean, a norm or a maximum along an axis that narrows, or "
                     "random numbers); leave it out, and slices are evaluated."
                 )
-        return self.masks
+            self._journal.masks = used
+        return used
 
     def _by_masks(self, choices: Sequence[Choice]) -> None:
         net = self._net
