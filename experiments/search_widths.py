@@ -56,16 +56,18 @@ class Settings:
       channels: of the four convolutions and the dense layer.
       train, validation: how many images; the others of the 1,797 are held out.
       epochs, batch_size, lr: of the training, with Adam.
+      budgets: the rates at whose FLOPs they are compared.
       generations, population: of the evolutionary search, for each budget.
       workdir: where results go.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    rates: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    rates: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    budgets: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75)
     channels: tuple[int, ...] = (16, 32, 32, 64, 64)
-    train: int = 800
-    validation: int = 400
-    epochs: int = 40
+    train: int = 600
+    validation: int = 600
+    epochs: int = 60
     batch_size: int = 64
     lr: float = 3e-3
     generations: int = 10
@@ -168,7 +170,7 @@ def searched(
     """The greedy search, and what each way chooses for each budget: a rate's FLOPs."""
     measure = loss_and_accuracy(images)
     work = ms.report(net).to_dict()["contraction_flops"]
-    budgets = {rate: work[str(rate)] for rate in settings.rates[1:-1]}
+    budgets = {rate: work[str(rate)] for rate in settings.budgets}
 
     def evaluate(net: ms.Sliceable, rate: Any) -> jax.Array:
         return -measure(net, rate)[0]
@@ -293,6 +295,8 @@ def main(args: list[str] | None = None) -> int:
         "searches": [],
     }
     try:
+        if not settings.seeds or not set(settings.budgets) <= set(settings.rates):
+            raise ValueError("expected at least one seed, and budgets that are rates.")
         settings.workdir.mkdir(parents=True, exist_ok=True)
         for seed in settings.seeds:
             train, validation, held_out = split(settings, seed)
@@ -308,7 +312,7 @@ def main(args: list[str] | None = None) -> int:
                     score="loss on validation images",
                 )
             work = ms.report(net).to_dict()["contraction_flops"]
-            results["flops"] = {str(r): work[str(r)] for r in settings.rates[1:-1]}
+            results["flops"] = {str(r): work[str(r)] for r in settings.budgets}
             measure = loss_and_accuracy(held_out)
             found: dict[str, Any] = {}
             with busy(console, "Measuring on held-out images"):

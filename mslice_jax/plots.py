@@ -190,6 +190,7 @@ def plot_search(
             color="#333333",
         )
     axes.legend(loc="best", fontsize=9, edgecolor="none", framealpha=0.8)
+    axes.margins(y=0.12)  # for the labels
     axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
     axes.set_xlabel(f"{cost}{prefix}")
     axes.set_ylabel(score)
