@@ -107,10 +107,10 @@ def evolution(
             return
         seen.update(zip(new, ask(new), strict=True))
         new = []
-        yield _best(seen, cost, limit)
+        yield _best(space, seen, cost, limit)
 
 
-def _best(seen: dict[Choice, float], cost: Cost, limit: float) -> Choice:
+def _best(space: Space, seen: dict[Choice, float], cost: Cost, limit: float) -> Choice:
     """The best within the limit, of which the few best are measured if need be."""
     ranked = sorted(seen, key=lambda c: (-seen[c], cost.estimate(c)))
     tries = 3  # measurements take a program each
@@ -121,4 +121,4 @@ def _best(seen: dict[Choice, float], cost: Cost, limit: float) -> Choice:
             tries -= 1
         if cost.exact(choice) <= limit:
             return choice
-    return ranked[-1]
+    return space.narrowest
