@@ -4,7 +4,7 @@
     python -m experiments.search_widths --seeds 0 --epochs 10
 
 For each seed the digits are split anew into training, validation and held-out images, a
-small convolutional network is trained at uniform and at mixed widths, and `ms.search`
+small convolutional network is trained at mixed widths (AutoSlim), and `ms.search`
 chooses a rate for each of its layers by the loss on the validation images: greedy
 slimming, and an evolutionary search from there. Both are compared with the uniform
 widths on the held-out images, at the FLOPs of these.
@@ -62,15 +62,15 @@ class Settings:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    rates: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-    budgets: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75)
+    rates: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+    budgets: tuple[float, ...] = (0.375, 0.5, 0.625, 0.75)
     channels: tuple[int, ...] = (16, 32, 32, 64, 64)
     train: int = 600
     validation: int = 600
-    epochs: int = 60
+    epochs: int = 40
     batch_size: int = 64
     lr: float = 3e-3
-    generations: int = 10
+    generations: int = 6
     population: int = 16
     workdir: Path = Path("runs/search_widths")
 
@@ -107,11 +107,10 @@ def split(settings: Settings, seed: int) -> list[Images]:
 
 
 def trained(settings: Settings, images: Images, seed: int) -> ms.Sliceable:
-    """The network, trained at the widest, the narrowest, a uniform and a mixed width.
+    """The network, trained at the widest, the narrowest, and two mixed widths.
 
-    In every step the last two are drawn anew, the mixed one with a rate of its own for
-    each layer, as AutoSlim trains. All four are masks of the full network, so there is
-    one program.
+    The mixed ones are drawn anew in every step, with a rate of its own for each layer,
+    as AutoSlim trains. All four are masks of the full network, so there is one program.
     """
     x, y = images
     model = Network(settings.channels)
@@ -141,12 +140,11 @@ def trained(settings: Settings, images: Images, seed: int) -> ms.Sliceable:
         if at % per_epoch == 0:
             order = rng.permutation(len(x))
         here = order[at % per_epoch :: per_epoch][: settings.batch_size]
-        drawn = rng.choice(settings.rates, size=len(net.plan.groups))
-        mixed = dict(zip(net.plan.groups, map(float, drawn), strict=True))
-        uniform = float(rng.choice(settings.rates))
+        drawn = rng.choice(settings.rates, size=(2, len(net.plan.groups)))
+        mixed = [dict(zip(net.plan.groups, map(float, r), strict=True)) for r in drawn]
         masks = [
             net.plan.mask(net.variables, rate)
-            for rate in (1.0, settings.rates[0], uniform, mixed)
+            for rate in (1.0, settings.rates[0], *mixed)
         ]
         variables, state = step(variables, state, masks, x[here], y[here])
     return net.replace(variables)
