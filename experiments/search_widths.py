@@ -9,7 +9,10 @@ chooses a rate for each of its layers by the loss on the validation images: gree
 slimming, and an evolutionary search from there. Both are compared with the uniform
 widths on the held-out images, at the FLOPs of these.
 
-EXPECTED
+Expected of the first command (about a minute on one core of an EPYC that does nothing
+else; jax 0.10.2): the mean loss on held-out images is below that of uniform widths at
+each of the four budgets, by 2 to 14 %, and in all three seeds at those of .625 and .75.
+Accuracies differ by less than a point, either way (`experiments/LOG.md`).
 
 It leaves in its workdir (runs/search_widths) results.json, frontier.png (the first
 seed's search, on the validation images), and a file of each search, with which a
