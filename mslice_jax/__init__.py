@@ -16,6 +16,7 @@ from .importance import importance as importance
 from .reorder import reorder as reorder
 from .report import Report as Report
 from .report import report as report
+from .search import search as search
 from .sliceable import Sliceable as Sliceable
 from .sliceable import extract as extract
 from .sliceable import slice_apply as slice_apply
@@ -68,6 +69,7 @@ __all__ = [
     "report",
     "save",
     "schedules",
+    "search",
     "serve",
     "slice_apply",
     "train",

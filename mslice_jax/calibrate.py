@@ -88,7 +88,8 @@ def _derived(net: Sliceable, function: ModuleFunction, variables: Any) -> Slicea
     base = net.definition
     if function.measure not in base.derived:
         again = define(function, variables, base.call, base.arrays, base.settings)
-        base.derived[function.measure] = replace(again, orders=base.orders)
+        plan = replace(again.plan, names=base.plan.names)
+        base.derived[function.measure] = replace(again, plan=plan, orders=base.orders)
     return Sliceable(variables, base.derived[function.measure])
 
 

@@ -1,7 +1,7 @@
 """Pictures of a trained network. Needs matplotlib, of the extra "experiments"."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,82 @@ def plot_costs(
     axes.legend(loc="best", fontsize=9, edgecolor="none", framealpha=0.8)
     axes.set_xlabel("slice rate r")
     axes.set_ylabel(f"cost, of that at r = {rate_key(rates[-1])}")
+    axes.set_title(title, fontsize=11, loc="left")
+    figure.savefig(path)
+
+
+def plot_search(
+    path: str | Path,
+    frontier: Sequence[tuple[float, float]],
+    uniform: Mapping[float, tuple[float, float]],
+    *,
+    title: str,
+    cost: str = "FLOPs of contractions",
+    score: str = "score on validation data",
+) -> None:
+    """Write a PNG: what a search found beside the uniform widths.
+
+    Args:
+      path: of the PNG; its directory exists.
+      frontier: (cost, score) of each network that no other beats.
+      uniform: rate -> (cost, score) of the uniform widths.
+      title: the line above the picture.
+      cost: what the axis of costs is called.
+      score: what the axis of scores is called.
+
+    Raises:
+      ValueError: if one of the two is empty.
+      ImportError: without matplotlib.
+
+    Example:
+      ``plot_search("frontier.png", [(p.cost, p.score) for p in found.frontier],
+      {r: (p.cost, p.score) for r, p in found.uniform.items()}, title="...")``
+    """
+    if not frontier or not uniform:
+        raise ValueError(
+            f"expected networks of a search and of uniform widths; got {len(frontier)} "
+            f"and {len(uniform)}."
+        )
+    unit, prefix = _thousands(max(x for x, _ in (*frontier, *uniform.values())))
+    figure, axes = _empty()
+    found = sorted(frontier)
+    axes.plot(
+        [x / unit for x, _ in found],
+        [y for _, y in found],
+        color=_BLUE,
+        linewidth=1.5,
+        marker="o",
+        markersize=4,
+        label="found",
+        zorder=4,
+    )
+    rates = sorted(uniform)
+    axes.plot(
+        [uniform[rate][0] / unit for rate in rates],
+        [uniform[rate][1] for rate in rates],
+        color=_COLORS[1],
+        linewidth=1.0,
+        linestyle="--",
+        marker="s",
+        markersize=5,
+        label="uniform widths",
+        zorder=3,
+    )
+    for rate in rates:
+        x, y = uniform[rate]
+        axes.annotate(
+            f"r = {rate_key(rate)}",
+            (x / unit, y),
+            xytext=(5, 5),
+            textcoords="offset points",
+            fontsize=8,
+            color="#333333",
+        )
+    axes.legend(loc="best", fontsize=9, edgecolor="none", framealpha=0.8)
+    axes.margins(y=0.12)  # for the labels
+    axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
+    axes.set_xlabel(f"{cost}{prefix}")
+    axes.set_ylabel(score)
     axes.set_title(title, fontsize=11, loc="left")
     figure.savefig(path)
 
@@ -250,3 +326,10 @@ def _unit(largest: float) -> tuple[float, str]:
         if largest >= unit:
             return unit, name
     return 1.0, "FLOPs"
+
+
+def _thousands(largest: float) -> tuple[float, str]:
+    for unit, name in ((1e9, ", 10⁹"), (1e6, ", millions"), (1e3, ", thousands")):
+        if largest >= unit:
+            return unit, name
+    return 1.0, ""

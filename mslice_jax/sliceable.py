@@ -119,10 +119,42 @@ class Sliceable(Network):
         )
         return Sliceable(variables, self.definition, self.part)
 
+    def named(self, names: Mapping[str, Rate]) -> "Sliceable":
+        """The same network with sub-networks declared under names.
+
+        A name is taken where a rate is, and `save` keeps it. Programs that were
+        compiled are not taken along, so names are given first.
+
+        Args:
+          names: for each name a rate, or a mapping from width groups to rates; names
+            that are there already and are not given stay.
+
+        Raises:
+          ValueError: for a name that is no string, or empty.
+          RateError, PlanError: as `extract`.
+
+        Example:
+          >>> import jax.numpy as jnp, mslice_jax as ms
+          >>> def mlp(p, x):
+          ...     return jnp.tanh(x @ p["w1"]) @ p["w2"]
+          >>> p = {"w1": jnp.ones((3, 16)), "w2": jnp.ones((16, 2))}
+          >>> x = jnp.ones((5, 3))
+          >>> net = ms.upgrade(mlp, p, x, rates=(0.5, 1.0)).named({"phone": 0.5})
+          >>> ms.slice_apply(net, x, "phone").shape, ms.extract(net, "phone").rate
+          ((5, 2), 0.5)
+        """
+        parts = dict(self.plan.names)
+        for name, rate in names.items():
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"a sub-network is named by a string; got {name!r}.")
+            parts[name] = resolve(self.definition, rate, self.part)
+        plan = replace(self.plan, names=parts)
+        return Sliceable(self.variables, replace(self.definition, plan=plan), self.part)
+
     def slice_state(
         self,
         state: Any,
-        rate: float | Mapping[str, float],
+        rate: Rate,
         *,
         collection: str = "params",
     ) -> Any:
@@ -215,7 +247,7 @@ def slice_apply(
       r: one of the declared rates, up to the rate that `params` is at. Or a mapping
         from width groups to such rates, for widths that are not uniform: the names are
         those of the report, or patterns of which the last that fits counts; groups that
-        no key names keep what `params` has.
+        no key names keep what `params` has. Or a name that `net.named` gave.
       *more_inputs: further inputs. Arrays are traced; numbers, booleans and strings are
         static.
       **call: what else the call takes, under any name. For Linen modules `rngs`,

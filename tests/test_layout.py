@@ -25,7 +25,7 @@ ROOMS = (
     {"importance"},
     {"report", "calibrate", "reorder", "storage"},
     {"nn", "models", "schedules", "data"},
-    {"train", "profile", "plots", "choose"},
+    {"train", "profile", "plots", "choose", "search"},
     {"serve"},
 )
 # So do the modules of a package that has an order.
@@ -71,6 +71,12 @@ ORDER = {
         },
         {"table"},
         {"compilation"},
+    ),
+    "search": (
+        {"space", "result"},
+        {"costs", "masks", "journal"},
+        {"scores", "methods"},
+        {"choosing"},
     ),
     "serve": (
         {"batches", "stages", "traces"},

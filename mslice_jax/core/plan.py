@@ -8,7 +8,7 @@ lands in the leading part of the full one.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -42,12 +42,14 @@ class WidthPlan:
       groups: the groups of axes that narrow together, by name.
       rates: the slice rates that were declared, ascending.
       fixed: the axes of parameters that keep their size, and why.
+      names: sub-networks that were declared under a name, see `Sliceable.named`.
     """
 
     axes: Any
     groups: Mapping[str, WidthGroup]
     rates: tuple[float, ...]
     fixed: tuple[FixedAxis, ...] = ()
+    names: Mapping[str, SubNetwork] = field(default_factory=dict)
 
     @functools.cached_property
     def _by_path(self) -> dict[Path, LeafAxes]:
@@ -67,6 +69,7 @@ class WidthPlan:
             tuple(self.groups.items()),
             self.rates,
             tuple((fixed.path, fixed.axis, fixed.size) for fixed in self.fixed),
+            tuple(sorted(self.names.items(), key=lambda named: named[0])),
         )
 
     @functools.cached_property
@@ -116,15 +119,16 @@ class WidthPlan:
         """The sub-network; a single rate need not be a declared one."""
         if isinstance(rate, SubNetwork):
             return rate
-        return self.resolve(rate) if isinstance(rate, Mapping) else self._of(rate)
+        several = isinstance(rate, (Mapping, str))
+        return self.resolve(rate) if several else self._of(rate)
 
     def resolve(self, rate: object, source: SubNetwork | None = None) -> SubNetwork:
         """The sub-network that a user asks for.
 
         Args:
           rate: a declared rate; or a mapping from width groups (names or patterns, of
-            several that fit the last counts) to declared rates or 1; or what this
-            method returned.
+            several that fit the last counts) to declared rates or 1; or the name of a
+            sub-network; or what this method returned.
           source: gives the widths of groups that a mapping does not name; by default
             the full network.
 
@@ -133,11 +137,19 @@ class WidthPlan:
           if a declared rate (the lowest, if several do) or 1 has the same widths.
 
         Raises:
-          RateError: for a rate that was not declared, or is no number.
+          RateError: for a rate or a name that was not declared, or is no number.
           PlanError: for a pattern that names no group.
         """
         if isinstance(rate, SubNetwork):
             return rate
+        if isinstance(rate, str):
+            if rate not in self.names:
+                raise RateError(
+                    f"no sub-network is named {rate!r}; there are "
+                    f"{', '.join(map(repr, self.names)) or 'none'}. Name it: "
+                    f"net.named({{{rate!r}: ...}})."
+                )
+            return self.names[rate]
         if not isinstance(rate, Mapping):
             return self._of(self._declared(check_rate(rate)))
         source = source or self.full

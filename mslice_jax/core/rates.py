@@ -132,8 +132,9 @@ class SubNetwork:
         return str(self)  # messages format a rate with ':g', whichever kind it is
 
 
-Rate: TypeAlias = float | Mapping[str, float] | SubNetwork
-"""What a user may give: one rate, or rates of width groups by name or pattern."""
+Rate: TypeAlias = float | str | Mapping[str, float] | SubNetwork
+"""What a user may give: one rate, rates of width groups by name or pattern, or the name
+of a sub-network."""
 
 
 def rate_key(rate: float) -> str:

@@ -194,6 +194,7 @@ def definition_to_json(definition: Definition) -> dict[str, Any]:
                 [each.path, each.axis, each.size, _reason_to_json(each.reason)]
                 for each in plan.fixed
             ],
+            "names": {name: part_to_json(part) for name, part in plan.names.items()},
         },
         "orders": {
             name: np.asarray(order).tolist()
@@ -272,7 +273,10 @@ def plan_from_json(data: Any, rates: tuple[float, ...], like: Any = None) -> Wid
         FixedAxis(path, axis, size, _reason_from_json(reason))
         for path, axis, size, reason in data["fixed"]
     )
-    return WidthPlan(_unflatten(data["tree"], paths, axes, like), groups, rates, fixed)
+    tree = _unflatten(data["tree"], paths, axes, like)
+    # Files of before there were names have none.
+    names = {n: part_from_json(part) for n, part in data.get("names", {}).items()}
+    return WidthPlan(tree, groups, rates, fixed, names)
 
 
 def _unflatten(tree: Any, paths: list[Path], leaves: list[Any], like: Any) -> Any:

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from ..core import axes as axes_lib
 from ..core.paths import path_name
+from ..core.rates import Rate
 from ..sliceable import Sliceable, extract
 from .checkpoints import CheckpointError, another_network, first_line
 from .fingerprint import compare, fingerprint, leaves_digest, order_of_units
@@ -30,7 +31,7 @@ from .runs import LayoutError, read_blocks
 def restore_narrow(
     directory: str | Path,
     net: Sliceable,
-    rate: float | Mapping[str, float],
+    rate: Rate,
     *,
     best: bool = False,
 ) -> Sliceable:
@@ -44,7 +45,7 @@ def restore_narrow(
       directory: of the checkpoints, as given to `Checkpoints`.
       net: the network at full width; types are enough, its weights are not used:
         ``jax.eval_shape(lambda: net)``.
-      rate: a declared rate, or one for each width group, see `slice_apply`.
+      rate: a declared rate, one for each width group, or a name, see `slice_apply`.
       best: whether to take the checkpoint of the highest accuracy, not the last.
 
     Returns:
