@@ -79,7 +79,13 @@ def test_numbers_for_images(name):
     assert_close(jax.jit(both_ways, static_argnums=0)(ours), both_ways(plain))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] * (at % 2))
+        for at, name in enumerate(CASES)
+    ],
+)
 @pytest.mark.usefixtures("optimized")
 def test_gradients(name):
     """The gradients of the rule, which has another form for each operand."""

@@ -96,7 +96,13 @@ DRAWS = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize(
+    "name",
+    [  # every second draw, and all that are of another make
+        pytest.param(name, marks=[pytest.mark.nightly] * (at % 2 and at < 22))
+        for at, name in enumerate(DRAWS)
+    ],
+)
 def test_a_draw_is_cut_like_a_constant(name):
     def f(p, t):
         features = jnp.sin(t[:, None] * 3 * DRAWS[name]())

@@ -61,7 +61,18 @@ def shapes(tree: Any) -> Any:
 # The table.
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+# The others are deeper ones of the same make.
+EVERY_DAY = {"resnet18", "resnet50", "vgg11", "vgg11_bn", "googlenet", "mobilenet_v2"}
+EVERY_DAY |= {"vit_b_16"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in EVERY_DAY else pytest.mark.nightly)
+        for name in PARAMETERS
+    ],
+)
 def test_parameters_are_torchvisions(name):
     model = getattr(models, name)()
     variables = types(model)
