@@ -102,6 +102,8 @@ def _serve(flags: argparse.Namespace, listening: socket.socket) -> int:
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             del sig, frame
             if engine.draining:
+                # It would print the traces of tasks that are cancelled.
+                logging.getLogger("uvicorn.error").disabled = True
                 self.should_exit = self.force_exit = True
                 return
             threading.Thread(target=self._drain, daemon=True).start()
