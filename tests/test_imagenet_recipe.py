@@ -1,7 +1,6 @@
 """The recipe for ImageNet's networks as a command, and its networks by name."""
 
 import json
-import re
 from typing import Any, get_args
 
 import jax
@@ -17,6 +16,7 @@ from mslice_jax import models
 from mslice_jax.models.import_torch import FACTORIES
 from mslice_jax.train import cross_entropy
 from tests.citizens.citizen import shaken
+from tests.refusals import assert_refused
 
 RECIPE = imagenet.RECIPE
 MODELS = get_args(imagenet.Model)
@@ -133,12 +133,8 @@ def test_settings_that_do_not_fit_end_with_one_line(
     capsys, tmp_path, monkeypatch, args, message
 ):
     monkeypatch.chdir(tmp_path)
-    code, screen, error = run(capsys, tmp_path / "work", *args)
-    assert code == 2
-    assert re.search(message, error), error
-    assert error.count("\n") == 1
-    assert screen == ""
-    assert list(tmp_path.iterdir()) == []
+    done = run(capsys, tmp_path / "work", *args)
+    assert_refused(done, message, tmp_path)
 
 
 def test_a_mistyped_model_shows_the_names_that_there_are(capsys, tmp_path):

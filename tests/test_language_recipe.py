@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import signal
 
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from experiments.recipe import main
 from experiments.screen import Bar
 from experiments.text import TEXT
 from mslice_jax import data
+from tests.refusals import assert_refused
 
 TINY = "--rates 1 0.5 --num-random 0 --units 8 --layers 1 --epochs 1"
 
@@ -162,12 +162,8 @@ def test_settings_that_do_not_fit_end_with_one_line(
     capsys, tmp_path, monkeypatch, args, message
 ):
     monkeypatch.chdir(tmp_path)
-    code, screen, error = run(capsys, tmp_path / "work", *args)
-    assert code == 2
-    assert re.search(message, error), error
-    assert error.count("\n") == 1
-    assert screen == ""
-    assert list(tmp_path.iterdir()) == []
+    done = run(capsys, tmp_path / "work", *args)
+    assert_refused(done, message, tmp_path)
 
 
 @pytest.mark.parametrize(

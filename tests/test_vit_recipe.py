@@ -1,7 +1,6 @@
 """The recipe for vision transformers on small images, as a command."""
 
 import json
-import re
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from experiments.recipe import main
 from experiments.settings import parse, resolve
 from mslice_jax.models import CifarResNet
 from tests.citizens.citizen import shaken
+from tests.refusals import assert_refused
 
 SHORT = "--layers 1 --units 16 --rates 1 0.5 --num-random 0 --epochs 1"
 SHORT = [*SHORT.split(), "--train-examples", "200"]
@@ -104,9 +104,5 @@ def test_settings_that_do_not_fit_end_with_one_line(
     capsys, tmp_path, monkeypatch, args, message
 ):
     monkeypatch.chdir(tmp_path)
-    code, screen, error = run(capsys, tmp_path / "work", *args)
-    assert code == 2
-    assert re.search(message, error), error
-    assert error.count("\n") == 1
-    assert screen == ""
-    assert list(tmp_path.iterdir()) == []
+    done = run(capsys, tmp_path / "work", *args)
+    assert_refused(done, message, tmp_path)
