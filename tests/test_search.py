@@ -118,6 +118,9 @@ def test_evolution_finds_what_exhaustive_search_finds(net, limit):
     assert found.mapping == {A: best[0] / 8, B: best[1] / 8}
     assert found.cost == parameters(*best)
     assert all(p.cost <= limit for p in found.rounds)
+    # Nothing above the limit is scored, but for the uniform widths.
+    drawn = [p for p in found.seen if p not in found.uniform.values()]
+    assert drawn and all(p.cost <= limit for p in drawn)
 
 
 def forward(p, x, a, b, c):
