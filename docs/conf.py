@@ -61,10 +61,14 @@ _STARS = re.compile(r"(?<![\\*])(\*{1,2})(?=[^\s*])")
 def as_written(app, what, name, obj, options, lines):
     """Docstrings as people read them.
 
-    `*inputs` is no emphasis, `name`s is a plural, and what is before a colon in the
+    `*inputs` is no emphasis, `name`s is a plural, `.name` belongs to what the sentence
+    is about and not to every class that has a `name`, and what is before a colon in the
     first line of "Returns:" is no type, for which napoleon would take it.
     """
     parts = _CODE.split("\n".join(lines))  # text, code, text, ...
+    for i in range(1, len(parts), 2):
+        if parts[i].startswith("`."):
+            parts[i] = f"`{parts[i]}`"
     for i in range(0, len(parts), 2):
         parts[i] = _STARS.sub(r"\\\1", parts[i])
         if i and parts[i][:1].isalnum():
