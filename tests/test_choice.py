@@ -70,18 +70,24 @@ def test_a_convolution_is_found_wherever_it_is(name):
     assert work.share(jax.make_jaxpr(PROGRAMS[name])(IMAGES)) == 1
 
 
-def test_the_share_of_convolutions():
+def test_the_share_of_convolutions_and_of_loops_with_weights():
     def mixed(x, w):
         y = convolve(x)  # (2, 6, 6, 4): 2 * 36 * 4 * 27 multiplications
 
-        def turn(y, _):  # 5 times (72, 4) @ (4, 4)
+        def turn(y, w):  # 5 times (72, 4) @ (4, 4), each with its own weight
             return y @ w, None
 
-        return lax.scan(turn, y.reshape(72, 4), None, length=5)[0]
+        return lax.scan(turn, y.reshape(72, 4), w)[0]
 
-    program = jax.make_jaxpr(mixed)(IMAGES, jnp.ones((4, 4)))
+    def same(y, w):
+        return lax.scan(lambda y, _: (y @ w @ y.T @ y, None), y, None, length=5)[0]
+
+    program = jax.make_jaxpr(mixed)(IMAGES, jnp.ones((5, 4, 4)))
     found = 2 * 36 * 4 * 27
     assert work.share(program) == found / (found + 5 * 72 * 4 * 4)
+    # (3, 4) @ (4, 4), then twice as many multiplications as that of (3, 4) @ (4, 3).
+    program = jax.make_jaxpr(same)(jnp.ones((3, 4)), jnp.ones((4, 4)))
+    assert work.share(program) == 48 / (48 + 2 * 36)
     assert work.share(jax.make_jaxpr(lambda x: x @ x.T)(ROWS)) == 0
     assert work.share(jax.make_jaxpr(jnp.sin)(ROWS)) == 0
 

@@ -63,9 +63,12 @@ ORDER = {
         {
             "choice",
             "convolution",
+            "equations",
             "few_channels",
+            "loop_parts",
+            "loops",
             "pooling",
-            "rows",
+            "products",
             "winograd",
             "work",
         },

@@ -7,7 +7,7 @@ import jax
 
 from ..core.forms import Form, Forms
 from ..core.rules import Narrow
-from . import convolution, pooling, work
+from . import convolution, loops, pooling, work
 
 _SHARE = 0.02  # see `experiments/LOG.md`, 2026-11-28, "When does ms.jit gain?"
 
@@ -37,7 +37,11 @@ def _pool(n: Narrow, x: Any) -> Any:
 
 def _forms(library: str) -> Forms:
     convolve = Form(_convolves, functools.partial(_convolve, library))
-    table = {"conv_general_dilated": convolve, "reduce_window_max": Form(_pools, _pool)}
+    table = {
+        "conv_general_dilated": convolve,
+        "reduce_window_max": Form(_pools, _pool),
+        "scan": Form(loops.applies, loops.scan),
+    }
     return Forms(library, table, suits)
 
 
