@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from ..core.rules import Narrow
+from ..core.rules import RULES, Narrow
 from ..core.rules.loops import counts_of_scan
 from . import work
 from .equations import evaluate, read
@@ -34,9 +34,9 @@ _OPTIONS = ("length", "reverse", "unroll", "_split_transpose")
 
 
 def applies(n: Narrow, *operands: Any) -> bool:
-    """Whether there is more than one turn."""
+    """Whether there is more than one turn, and a product that may leave."""
     del operands
-    return n.params["length"] > 1
+    return n.params["length"] > 1 and work.of_equation(n.eqn).fast > 0
 
 
 def scan(n: Narrow, *operands: Any) -> Sequence[Any]:
@@ -47,6 +47,8 @@ def scan(n: Narrow, *operands: Any) -> Sequence[Any]:
         *operands[: consts + carried], *first
     )
     parts = take_apart(body.jaxpr, consts, carried, n.params["length"])
+    if not parts.made and not parts.moved:
+        return RULES["scan"].narrow(n, *operands)
     values = dict(zip(body.jaxpr.invars, operands, strict=True))
     values |= zip(body.jaxpr.constvars, body.consts, strict=True)
     for eqn in parts.before:
@@ -88,11 +90,15 @@ def _loop(parts: Parts, carry_vars: Any, out_vars: Any, options: Any) -> Any:
 
         def turn(carry: Any, xs: Any) -> Any:
             rows, moves = xs
-            # Otherwise fused into what reads a part of the row, which is slow.
-            rows = lax.optimization_barrier(rows)
             values = dict(zip(carry_vars, carry, strict=True))
             values |= zip(parts.fixed, fixed, strict=True)
             values |= zip(parts.rows, rows, strict=True)
+            # Otherwise fused into all that reads a part of them, which is slow.
+            values |= {
+                var: lax.optimization_barrier(values[var])
+                for var in parts.made
+                if var in values
+            }
             met = {}
             for eqn in parts.within:
                 if (i := at.get(id(eqn))) is None:

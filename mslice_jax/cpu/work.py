@@ -41,6 +41,11 @@ def share(program: Any) -> float:
     return work.fast / work.total if work.fast else 0.0
 
 
+def of_equation(eqn: Any) -> Work:
+    """The work of one equation, which stands outside of loops."""
+    return _Reading().of_eqn(eqn, None)
+
+
 class _Reading:
     """Reads a jaxpr once for each set of inputs that are the same at every turn."""
 
@@ -66,10 +71,11 @@ class _Reading:
                     if is_fixed
                 }
                 same.update(jaxpr.constvars)
-            self._known[key] = sum((self._of_eqn(e, same) for e in jaxpr.eqns), Work())
+            self._known[key] = sum((self.of_eqn(e, same) for e in jaxpr.eqns), Work())
         return self._known[key]
 
-    def _of_eqn(self, eqn: Any, same: set[Any] | None) -> Work:
+    def of_eqn(self, eqn: Any, same: set[Any] | None) -> Work:
+        """Of an equation; `same` gets its results, if it reads nothing else."""
         fixed = None
         if same is not None:
             fixed = tuple(isinstance(v, core.Literal) or v in same for v in eqn.invars)
