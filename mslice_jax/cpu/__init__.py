@@ -1,1 +1,1 @@
-"""`ms.jit`, and the forms of convolutions and poolings that are fast on CPU."""
+"""`ms.jit`, and the forms of convolutions, poolings and loops that are fast on CPU."""

@@ -4,8 +4,8 @@ XLA's CPU backend gives convolutions to YNNPACK, whose filter gradients take up 
 times as long as those of XLA's own code, and whose forward pass of a convolutional
 network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option of the compiler
 leaves it to products of matrices and to sums, and the evaluator is given the forms and
-derivatives of convolutions and poolings that are fast then (`table`). A program with
-few convolutions or none gains nothing from that: it is compiled as by `jax.jit`.
+derivatives of convolutions, poolings and loops that are fast then (`table`). A program
+with few convolutions and loops gains nothing from that: it is compiled as by `jax.jit`.
 
 The numbers are the same up to rounding. So this is not done behind a user's own
 `jax.jit`, which gets the primitives that the user wrote: there rate 1 is bit for bit
@@ -44,9 +44,10 @@ with concurrent.futures.ThreadPoolExecutor(1) as _thread:
 def jit(fun: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit`, on CPU with the options and derivatives that suit convolutions there.
 
-    The first call of a signature chooses: a program with a convolution, in a loop, a
-    branch or a derivative too, gets the options, and its networks the forms; one
-    without is the program of `jax.jit`, bit for bit. The function is traced once.
+    The first call of a signature chooses: a program with a convolution, or with a loop
+    that reads a weight at every turn, in a branch or a derivative too, gets the
+    options, and its networks the forms; one without is the program of `jax.jit`, bit
+    for bit. The function is traced once.
 
     Results differ from those of `jax.jit` by rounding. On other platforms, with a
     jaxlib that does not know the options, and under another transformation (jit, grad,
