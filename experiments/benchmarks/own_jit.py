@@ -8,7 +8,7 @@ ratio ms.jit / jax.jit in the same round, of the time that passed and of process
 which other processes disturb less; on platforms other than CPU both are the same. Then
 a call whose program does nothing, with as many arrays as a network has.
 
-Asked for: no ratio above 1. Where a network has few convolutions and few loops, both are
+Asked for: no ratio above 1. Where a network has few convolutions and loops, both are
 the same program, and what differs from 1 is noise. What came out: `experiments/LOG.md`.
 """
 
