@@ -233,6 +233,26 @@ def test_forward_mode_second_derivatives_and_vmap():
     assert_close(second(ours), second(ms.slice_apply))
 
 
+@pytest.mark.parametrize("cell", [gated, kernel_first], ids=lambda cell: cell.__name__)
+def test_second_derivatives_by_the_weights(cell):
+    net = network(cell)
+
+    def along(run):
+        """The derivative of the gradient in a direction."""
+        slope = functools.partial(backward, run)
+        return jax.jit(lambda net: jax.jvp(slope, (net,), (net,))[1])(net).variables
+
+    assert_close(along(ours), along(ms.slice_apply))
+
+    def of_squares(run):
+        def squares(net):
+            return sum(jnp.sum(g * g) for g in jax.tree.leaves(backward(run, net)))
+
+        return jax.jit(jax.grad(squares))(net).variables
+
+    assert_close(of_squares(ours), of_squares(ms.slice_apply))
+
+
 def test_gradients_of_some_weights_alone():
     """The others, of the same products, have none."""
     net = network(gated)

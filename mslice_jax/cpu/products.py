@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from .equations import bind
 
@@ -76,10 +78,17 @@ def _with_transposed(product: Product, other: Any, first: Any, last: Any) -> Any
 
 def _tangent(product: Product, primals: Any, tangents: Any) -> Any:
     other, first, last = primals
-    return product(other, first), product.tangent(tangents[0], last)
+    of_other, of_first, _ = tangents
+    out = product(other, first)
+    terms = []
+    if not isinstance(of_other, SymbolicZero):
+        terms.append(product.tangent(of_other, last))
+    if not isinstance(of_first, SymbolicZero):  # in a derivative of the derivative
+        terms.append(product(other, of_first))
+    return out, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(out)
 
 
-_with_transposed.defjvp(_tangent)
+_with_transposed.defjvp(_tangent, symbolic_zeros=True)
 
 
 def _transposed(x: Any, axes: Sequence[int]) -> Any:
