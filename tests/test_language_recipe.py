@@ -99,6 +99,19 @@ def test_a_shortened_default_run(capsys, tmp_path, song):
     assert "--max-test-examples has no effect on a run" in capsys.readouterr().err
 
 
+def test_a_run_of_a_narrow_width_alone_is_evaluated_again(capsys, tmp_path, song):
+    args = ["--text", song, "--batch-size", 4, "--length", 64, "--rates", 0.5]
+    code, _, error = run(capsys, tmp_path, *args)
+    assert code == 0, error
+    output = tmp_path / "again.json"
+    assert evaluate.main([str(tmp_path), "--output", str(output)]) == 0
+    again = json.loads(output.read_text())["rates"]
+    vocab = len(json.loads((tmp_path / "vocabulary.json").read_text())["entries"])
+    # Half of 8 units: an embedding, two kernels, the biases of four gates.
+    assert again["0.5"]["parameters"] == vocab * 4 + 2 * 4 * 16 + 16
+    assert again["0.5"]["loss"] == summary(tmp_path)["rates"]["0.5"]["loss"]
+
+
 def _settings(workdir):
     return evaluate._run(workdir, language_model.RECIPE)[1]
 
