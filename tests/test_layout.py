@@ -93,7 +93,7 @@ ORDER = {
         {"executor", "cascade"},
         {"engine", "tensors"},
         {"protocol", "metrics", "bodies", "access"},
-        {"live", "demo", "options"},
+        {"live", "demo", "options", "triton"},
         {"app", "starting"},
         {"__main__"},
     ),

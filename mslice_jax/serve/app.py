@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from . import protocol
+from . import protocol, triton
 from .access import Token, error_of
 from .bodies import Gone, Held, read_body
 from .engine import Answer, Draining, Engine, Full, Late, Refused
@@ -66,9 +66,13 @@ class App:
         routes = [Route("/", self._page), Route("/live.json", self._live)]
         routes += [Route("/metrics", self._metrics), Route("/v2", self._server)]
         routes += [Route(f"/v2/health/{what}", self._health) for what in _HEALTH]
+        # Before the routes of a model, of which none can be asked for as "stats".
+        routes.append(Route("/v2/models/stats", self._stats))
         for prefix in (model, model + "/versions/{version}"):
             routes += [
                 Route(prefix, self._model),
+                Route(prefix + "/config", self._config),
+                Route(prefix + "/stats", self._stats),
                 Route(prefix + "/ready", self._model_ready),
                 Route(prefix + "/infer", self._infer, methods=["POST"]),
             ]
@@ -169,6 +173,7 @@ class App:
                     "binary_tensor_data",
                     "model_repository",
                     "schedule_policy",
+                    *triton.EXTENSIONS,
                 ],
             }
         )
@@ -193,6 +198,15 @@ class App:
                 },
             }
         )
+
+    async def _config(self, request: Request) -> Response:
+        self._check_model(request)
+        return JSONResponse(triton.config(self.executor, self.name))
+
+    async def _stats(self, request: Request) -> Response:
+        if "name" in request.path_params:
+            self._check_model(request)
+        return JSONResponse(triton.statistics(self.metrics, self.name, VERSION))
 
     async def _model_ready(self, request: Request) -> Response:
         self._check_model(request)

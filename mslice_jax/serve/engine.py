@@ -92,6 +92,9 @@ class Watcher:
     def ended(self, outcome: str, rate: float | None, seconds: float) -> None:
         """A request that was taken has ended: answered, late, shed, gone or failed."""
 
+    def waited(self, seconds: float) -> None:
+        """A request that is answered was in the queue for so long; before it ended."""
+
     def ran(self, rate: float, rows: int, seconds: float, factor: float) -> None:
         """A batch has run; `factor` is how slow the machine is since."""
 
@@ -351,6 +354,7 @@ class Engine:
             )
             outcome = "late" if late else "answered"
             # Before the answer goes out: who has it finds it counted.
+            self.watcher.waited(answer.waited_s)
             self.watcher.ended(outcome, rate, ended - request.arrived)
             request.payload.future.set_result(answer)
 

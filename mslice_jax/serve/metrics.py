@@ -4,10 +4,10 @@ Each server has a registry of its own, and nothing is counted twice: the page re
 same numbers as `/metrics` shows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
 from .engine import Engine, Watcher
 from .executor import Executor
@@ -63,10 +63,22 @@ class Metrics(Watcher):
             buckets=buckets,
             **to,
         )
-        self.batches = Counter(
-            "mslice_batches", "Batches by rate and rows", ["rate", "rows"], **to
+        self.queue = Summary(
+            "mslice_queue_seconds",
+            "From the arrival of a request that was answered to the start of its batch",
+            **to,
         )
-        self.busy = Counter("mslice_busy_seconds", "Time in which batches ran", **to)
+        self.unanswered = Summary(
+            "mslice_unanswered_seconds",
+            "From the arrival of a request to its end without an answer",
+            **to,
+        )
+        of = ["rate", "rows"]
+        self.batches = Counter("mslice_batches", "Batches by rate and rows", of, **to)
+        self.busy = Counter("mslice_busy_seconds", "Time in which they ran", of, **to)
+        self.last = Gauge(
+            "mslice_last_batch_timestamp_seconds", "When the last batch ended", **to
+        )
         self.rate = Gauge("mslice_rate", "Rate of the last batch", **to)
         self.swaps = Counter(
             "mslice_swaps", "New weights by what became of them", ["outcome"], **to
@@ -107,14 +119,21 @@ class Metrics(Watcher):
     def ended(self, outcome: str, rate: float | None, seconds: float) -> None:
         """Counts a request that was taken."""
         self.requests.labels(outcome).inc()
-        if rate is not None:
+        if rate is None:
+            self.unanswered.observe(seconds)
+        else:
             self.answers.labels(rate).inc()
             self.latency.observe(seconds)
+
+    def waited(self, seconds: float) -> None:
+        """Counts the time in the queue of a request that is answered."""
+        self.queue.observe(seconds)
 
     def ran(self, rate: float, rows: int, seconds: float, factor: float) -> None:
         """Counts a batch."""
         self.batches.labels(rate, rows).inc()
-        self.busy.inc(seconds)
+        self.busy.labels(rate, rows).inc(seconds)
+        self.last.set_to_current_time()
         self.rate.set(rate)
         del factor  # is asked for
 
@@ -130,3 +149,10 @@ class Metrics(Watcher):
         """A number as `/metrics` shows it; 0 where there is none."""
         texts = {key: str(value) for key, value in labels.items()}
         return self.registry.get_sample_value(name, texts) or 0.0
+
+    def each(self, name: str) -> Iterator[tuple[dict[str, str], float]]:
+        """The labels and the number of every sample of that name."""
+        for family in self.registry.collect():
+            for sample in family.samples:
+                if sample.name == name:
+                    yield sample.labels, sample.value
