@@ -13,9 +13,10 @@ import pytest
 from mslice_jax.serve import Executor
 from mslice_jax.serve.live import Live
 from mslice_jax.serve.metrics import Metrics
-from tests.serve.fakes import FakeExecutor, x_of
+from tests.serve.fakes import FakeExecutor
 from tests.serve.networks import RATES, expected, request, two_inputs_net
 from tests.serve.served import INFER, Served, as_json, simple
+
 
 @pytest.fixture(scope="module")
 def network():
