@@ -11,6 +11,11 @@ gives the trained network to other programs::
 
     net = network("runs/cifar_resnet")
     y = ms.slice_apply(net, images, 0.5)  # normalized images (b, h, w, c)
+
+And `model` gives the server the code of the network in a workdir::
+
+    python -m mslice_jax.serve --checkpoint runs/cifar_resnet \\
+        --model-from experiments.evaluate:model
 """
 
 import dataclasses
@@ -21,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import tyro
+from flax import linen as nn
 from rich.console import Console
 
 import mslice_jax as ms
@@ -79,6 +85,20 @@ def network(
         what is missing.
     """
     return open_run(Path(workdir), Source(checkpoint=checkpoint), recipe).net
+
+
+def model(workdir: str | Path) -> nn.Module:
+    """The model with which the network.mslice of a recipe loads; reads no data.
+
+    Args:
+      workdir: of the run, or its network.mslice.
+
+    Raises:
+      ValueError, OSError: if there is no such run, or its files are missing.
+    """
+    path = Path(workdir)
+    recipe, settings = _run(path if path.is_dir() else path.parent, None)
+    return recipe.kind.model(recipe, settings, settings.workdir)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Recipes for images: batch norms, accuracies, costs of one image."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,24 @@ from .predictions import Predictions, predict_on
 from .settings import ImageDefaults, ImageSettings, Settings
 
 T = TypeVar("T")
+KEPT = "images.json"
+"""What a trained network takes and tells apart: `Kept`, as JSON, in the workdir."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a network has to know of its images.
+
+    Attributes:
+      image_shape: (height, width, channels).
+      num_classes: how many classes the labels name.
+      mean, std: for each channel; the network takes (image - mean) / std.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +161,10 @@ class Images:
         return _calibrated(settings, dataset, predict_on(batches, normalize=normalize))
 
     def keep(self, dataset: inputs.Inputs, workdir: Path) -> None:
-        """Writes nothing."""
+        """Shape, normalization and number of classes."""
+        each = [field.name for field in dataclasses.fields(Kept)]
+        values = {name: getattr(dataset, name) for name in each}
+        (workdir / KEPT).write_text(json.dumps(values) + "\n", encoding="utf-8")
 
     def shipped(
         self,
@@ -152,9 +174,8 @@ class Images:
         net: ms.Sliceable,
     ) -> ms.Sliceable:
         """Without auxiliary heads, and with statistics for each rate."""
-        model = _model(recipe, settings, dataset)
-        if auxiliary.has_heads(model):
-            model = auxiliary.without_heads(model)
+        if auxiliary.has_heads(_model(recipe, settings, dataset)):
+            model = _shipped_model(recipe, settings, dataset)
             image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
             types = jax.eval_shape(model.init, jax.random.key(0), image)
             bare = _upgraded(model, settings, dataset, types)
@@ -162,6 +183,18 @@ class Images:
         if _norm(settings) != "shared":
             return net
         return ms.calibrate(net, inputs.calibration_batches(dataset))
+
+    def model(self, recipe: Any, settings: ImageSettings, workdir: Path) -> nn.Module:
+        """Without auxiliary heads; the run has kept its sizes."""
+        file = workdir / KEPT
+        try:
+            kept = Kept(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"cannot read what the run kept of its images, {file}: {error}. The "
+                "command of the run, given again, writes it."
+            ) from error
+        return _shipped_model(recipe, settings, kept)
 
     def example(self, settings: ImageSettings, dataset: inputs.Inputs) -> np.ndarray:
         """One image."""
@@ -184,9 +217,18 @@ class Images:
         plot_accuracy_over_epochs(over, each, title=title)
 
 
-def _model(recipe: Any, settings: ImageSettings, dataset: inputs.Inputs) -> nn.Module:
-    sizes = settings.sizes(dataset.image_shape[0])
-    return recipe.model(**sizes, num_classes=dataset.num_classes)
+def _model(
+    recipe: Any, settings: ImageSettings, images: inputs.Inputs | Kept
+) -> nn.Module:
+    sizes = settings.sizes(images.image_shape[0])
+    return recipe.model(**sizes, num_classes=images.num_classes)
+
+
+def _shipped_model(
+    recipe: Any, settings: ImageSettings, images: inputs.Inputs | Kept
+) -> nn.Module:
+    model = _model(recipe, settings, images)
+    return auxiliary.without_heads(model) if auxiliary.has_heads(model) else model
 
 
 def _upgraded(

@@ -118,6 +118,10 @@ class Kind(Protocol):
         """The trained network in the form that is saved."""
         ...
 
+    def model(self, recipe: Any, settings: Any, workdir: Path) -> nn.Module:
+        """The model of the form that is saved, from the files of a run alone."""
+        ...
+
     def example(self, settings: Any, dataset: Any) -> Any:
         """One input, to measure the cost of a call."""
         ...

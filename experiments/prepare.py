@@ -28,7 +28,7 @@ from mslice_jax.train import (
 )
 
 from . import checks, norm_scales, optimizers
-from .images import Images
+from .images import KEPT, Images
 from .kind import Kind
 from .screen import busy
 from .settings import ImageDefaults, Training, resolve
@@ -48,6 +48,7 @@ _OUTPUTS = (
     "consistency.json",
     "consistency.png",
     VOCABULARY,
+    KEPT,
     NETWORK,
 )
 

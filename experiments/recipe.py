@@ -15,6 +15,8 @@ once. A run leaves in its workdir::
     accuracy_over_epochs.png each rate's accuracy after every epoch
     norm_scales.jsonl, .png  the scales of the norms, group by group, over the epochs
     network.mslice           the network, for `mslice_jax.load`
+    images.json              shape, mean and deviation of the images that it takes (of
+                             text: vocabulary.json, the number of each token)
     tensorboard/             with --tensorboard: the numbers of metrics.jsonl
 
 ``python -m experiments.evaluate WORKDIR`` evaluates the trained network again.

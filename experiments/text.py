@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 import mslice_jax as ms
 from mslice_jax import data
@@ -254,13 +255,23 @@ class Texts:
         """Without the states of the last batch: it takes any number of texts."""
         if not self.carry(settings):
             return net
-        model = recipe.model(settings, vocab=len(dataset.vocabulary), carry=False)
+        model = self._shipped_model(recipe, settings, dataset.vocabulary)
         row = jnp.zeros((1, cast(int, settings.length)), jnp.int32)
         types = jax.eval_shape(model.init, jax.random.key(0), row)
         whole = self._upgraded(model, settings, types)
         # A run whose widest rate is narrow is read back at that rate.
         part = whole if net.rate == 1.0 else ms.extract(whole, net.rate)
         return part.replace({"params": net.variables["params"]})
+
+    def model(self, recipe: Any, settings: TextSettings, workdir: Path) -> nn.Module:
+        """With the vocabulary of the run."""
+        return self._shipped_model(recipe, settings, _vocabulary(workdir / VOCABULARY))
+
+    def _shipped_model(
+        self, recipe: Any, settings: TextSettings, vocabulary: data.Vocabulary
+    ) -> nn.Module:
+        carry = {"carry": False} if self.carry(settings) else {}
+        return recipe.model(settings, vocab=len(vocabulary), **carry)
 
     def example(self, settings: TextSettings, dataset: data.Text) -> np.ndarray:
         """One row of text."""

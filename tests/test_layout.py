@@ -90,7 +90,7 @@ ORDER = {
         {"compilations", "heap", "saved", "signature"},
         {"weights", "compiled", "narrow_trees", "reading", "rows"},
         {"independence", "candidates", "stage_networks"},
-        {"executor", "cascade"},
+        {"executor", "cascade", "same_model"},
         {"engine", "tensors"},
         {"protocol", "metrics", "bodies", "access"},
         {"live", "demo", "options", "triton"},

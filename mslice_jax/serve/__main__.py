@@ -49,11 +49,17 @@ def _serve(flags: argparse.Namespace, listening: socket.socket) -> int:
     from .app import App
     from .live import Live
     from .metrics import OUTCOMES, Metrics
+    from .same_model import SameModel
 
     if flags.demo:
         _say("Training a network of digits ...")
     source = starting.network(flags)
     executor = starting.executor(flags, source.net)
+    same = None
+    if source.path is not None and source.modelled:
+        _say("Comparing the model with the file ...")
+        same = SameModel(source.path, executor.rates, _say)
+        same.check(source.net)
     executor.prepare(_Progress())
     _say("Measuring ..." if flags.table is None else "Reading the table ...")
     table = starting.table(flags, executor)
@@ -67,7 +73,10 @@ def _serve(flags: argparse.Namespace, listening: socket.socket) -> int:
     def reload() -> None:
         assert again is not None
         try:
-            engine.swap(again())
+            new = again()
+            if same is not None:
+                same.check(new)
+            engine.swap(new)
         except Exception:
             metrics.swapped("failed")
             raise

@@ -87,18 +87,39 @@ def drawn(signature: Signature, rows: int, length: int | None, seed: int) -> Row
 def different(here: Mapping[str, Any], there: Mapping[str, Any]) -> str | None:
     """The name of an output that differs by more than rounding, if there is one."""
     for name, a in here.items():
-        b = there[name]
-        if not jax.numpy.issubdtype(a.dtype, np.inexact):
-            if not np.array_equal(a, b):
-                return name
-            continue
-        # Batches of other sizes add up in another order; other platforms multiply
-        # single precision with fewer bits.
-        exact = jax.default_backend() == "cpu" and jax.numpy.finfo(a.dtype).nmant >= 23
-        tolerance = 1e-3 if exact else 3e-2
-        wide = np.complex128 if np.iscomplexobj(a) else np.float64
-        a, b = a.astype(wide), b.astype(wide)
-        scale = np.max(np.abs(a), initial=0, where=np.isfinite(a))
-        if not np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True):
+        if apart(a, there[name]) > tolerance_of(a.dtype):
             return name
     return None
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    """How far apart two arrays are, as a share of the largest finite number of `a`.
+
+    Infinite where one has a NaN or an infinity and the other has not, and where whole
+    numbers differ at all.
+    """
+    if not jax.numpy.issubdtype(a.dtype, np.inexact):
+        return 0.0 if np.array_equal(a, b) else np.inf
+    wide = np.complex128 if np.iscomplexobj(a) else np.float64
+    a, b = a.astype(wide), b.astype(wide)
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return np.inf
+    with np.errstate(invalid="ignore"):  # infinity less infinity, which is left out
+        far = np.max(np.abs(a - b), initial=0, where=finite)
+    if far == 0:
+        return 0.0
+    scale = np.max(np.abs(a), initial=0, where=finite)
+    return float(far / scale) if scale and np.isfinite(far) else np.inf
+
+
+def tolerance_of(dtype: Any) -> float:
+    """How far apart rounding may bring numbers of a type, as `apart` measures it.
+
+    Batches of other sizes add up in another order; other platforms multiply single
+    precision with fewer bits.
+    """
+    if not jax.numpy.issubdtype(dtype, np.inexact):
+        return 0.0
+    exact = jax.default_backend() == "cpu" and jax.numpy.finfo(dtype).nmant >= 23
+    return 1e-3 if exact else 3e-2

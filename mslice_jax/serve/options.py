@@ -39,10 +39,17 @@ def _network(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--demo", action="store_true", help="train a small network of digits first"
     )
-    group.add_argument(
+    model = group.add_mutually_exclusive_group()
+    model.add_argument(
         "--model",
         metavar="MODULE:NAME",
         help="the model that upgrade was given; without it the programs of the file",
+    )
+    model.add_argument(
+        "--model-from",
+        metavar="MODULE:FUNCTION",
+        help="a function that takes PATH and returns the model, such as "
+        "experiments.evaluate:model for the workdir of a recipe",
     )
     group.add_argument("--name", default="default", help="of the model (default)")
     group.add_argument(

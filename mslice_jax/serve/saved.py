@@ -100,7 +100,7 @@ class SavedNetwork(Network):
             saved.part,
             str(saved.signature),
             tuple(str(x) for x in saved.arrays),
-            tuple((key, _digest(types, key)) for key in saved.programs),
+            tuple((key, digest(types, key)) for key in saved.programs),
         )
         names = _arguments(call, saved.names)
         definition = _Definition(_Function(names), call, arrays, told)
@@ -207,7 +207,10 @@ def _arguments(call: Call, names: Sequence[str]) -> list[str]:
     return found
 
 
-def _digest(net: Programs, key: float | None) -> str:
-    """Of the StableHLO of a program, without places in somebody's source files."""
+def digest(net: Programs, key: float | None) -> str:
+    """Tells the program of a rate from others; None: that of all that was saved.
+
+    Of its StableHLO, without places in somebody's source files.
+    """
     program = net._program(net.saved.part if key is None else key)
     return hashlib.sha256(_LOCATION.sub("", program.text()).encode()).hexdigest()

@@ -4,11 +4,12 @@ Whatever does not fit is an error of one line before the first request is taken.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,15 @@ class Network:
       net: of `upgrade` or `load`.
       accuracy: of each rate, as far as it is known.
       again: reads the checkpoint again; None where there is none.
+      path: of the checkpoint.
+      modelled: whether it was loaded with its model.
     """
 
     net: Any
     accuracy: Mapping[float, float]
-    again: Callable[[], Any] | None
+    again: Callable[[], Any] | None = None
+    path: Path | None = None
+    modelled: bool = False
 
 
 def network(flags: argparse.Namespace) -> Network:
@@ -45,12 +50,14 @@ def network(flags: argparse.Namespace) -> Network:
       ValueError, TypeError, OSError: if there is none, or the model is another one.
     """
     if flags.demo:
-        if flags.model is not None:
-            raise ValueError("--model goes with --checkpoint; the demo has its own.")
+        for name in ("model", "model_from", "accuracy"):
+            if getattr(flags, name) is not None:
+                option = "--" + name.replace("_", "-")
+                raise ValueError(f"{option} goes with --checkpoint, not with --demo.")
         from .demo import trained
 
         net, accuracy = trained()
-        return Network(net, accuracy, None)
+        return Network(net, accuracy)
     path = Path(flags.checkpoint).expanduser()
     if not path.exists():
         raise ValueError(f"--checkpoint {path}: there is nothing.")
@@ -59,13 +66,13 @@ def network(flags: argparse.Namespace) -> Network:
             f"--checkpoint {path}: the folder has no network.mslice, which a recipe "
             "writes at its end, and mslice_jax.save writes."
         )
-    model = None if flags.model is None else _attribute(flags.model)
+    accuracy = _accuracy(flags.accuracy, path)
+    model = _model(flags, path)
 
     def again() -> Any:
         return load(path, model)
 
-    accuracy = _accuracy(flags.accuracy, path)
-    return Network(again(), accuracy, again)
+    return Network(again(), accuracy, again, path, model is not None)
 
 
 def executor(flags: argparse.Namespace, net: Any) -> Executor:
@@ -159,20 +166,44 @@ def engine(
     )
 
 
-def _attribute(text: str) -> Any:
-    """What MODULE:NAME names; a class is called."""
+def _model(flags: argparse.Namespace, path: Path) -> Any:
+    """The model; None for the programs of the file."""
+    if flags.model is not None:
+        found = _attribute("--model", flags.model)
+        if not isinstance(found, type):
+            return found
+        with _told("--model", flags.model):
+            return found()
+    if flags.model_from is None:
+        return None
+    make = _attribute("--model-from", flags.model_from)
+    with _told("--model-from", flags.model_from):
+        if (found := make(path)) is None:
+            raise ValueError("it returned None, no model")
+        return found
+
+
+def _attribute(option: str, text: str) -> Any:
+    """What MODULE:NAME names."""
     module, _, name = text.partition(":")
     if not module or not name:
-        raise ValueError(f"--model {text}: expected MODULE:NAME, such as nets:model.")
+        raise ValueError(f"{option} {text}: expected MODULE:NAME, such as nets:model.")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    try:
+    with _told(option, text):
         found = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-        return found() if isinstance(found, type) else found
-    except Exception as error:  # whatever a module of the user's raises
-        raise ValueError(f"--model {text}: {type(error).__name__}: {error}") from error
+        return found
+
+
+@contextlib.contextmanager
+def _told(option: str, text: str) -> Iterator[None]:
+    """Whatever code of the user's raises, as an error that names the option."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{option} {text}: {type(error).__name__}: {error}") from error
 
 
 def _accuracy(file: str | None, checkpoint: Path) -> dict[float, float]:
@@ -181,7 +212,8 @@ def _accuracy(file: str | None, checkpoint: Path) -> dict[float, float]:
     Raises:
       ValueError, OSError: if the file that was given has none.
     """
-    path = checkpoint / "summary.json" if file is None else Path(file).expanduser()
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    path = folder / "summary.json" if file is None else Path(file).expanduser()
     if file is None and not path.is_file():
         return {}
     try:

@@ -22,7 +22,7 @@ from .archive import Reader, StorageError, damaged
 from .arrays import check_can_be_saved, read_array, write_array
 from .exported import Exporter, NotExported, axes_of
 from .manifest import entries, head
-from .programs import Programs, read_programs
+from .programs import Programs, Saved, read_programs
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """The platforms that programs are saved for, where they can be for all of them."""
@@ -191,6 +191,21 @@ def load(
             ) from error
 
 
+def programs_of(path: str | os.PathLike[str], leaves: Sequence[Any]) -> Programs:
+    """The programs of a file of `save`, with weights that were read from it before.
+
+    Args:
+      path: as `load` takes it.
+      leaves: of the variables of the network that it gave.
+
+    Raises:
+      FileNotFoundError, StorageError: as `load` without a model.
+    """
+    with archive.read(archive.local_path(path, "load")) as reader:
+        manifest = reader.manifest()
+        return Programs(leaves, _static(reader, manifest))
+
+
 def _programs_of(net: Sliceable) -> Any:
     """The programs of every rate that the network can run at."""
     rates: list[float | None] = list(net.rates)
@@ -206,15 +221,20 @@ def _programs_of(net: Sliceable) -> Any:
     return exporter.common(platforms), found
 
 
-def _programs(reader: Reader, manifest: Any) -> Programs:
+def _static(reader: Reader, manifest: Any) -> Saved:
+    """What `Programs` are but for the weights."""
     part = plain.part_from_json(manifest["part"])
+    if "definition" not in manifest:
+        return read_programs(reader, manifest, part, None)
+    plan, _ = _plan(manifest)
     leaves = manifest["variables"]["leaves"]
-    if "definition" in manifest:
-        plan, _ = _plan(manifest)
-        axes = [axes_of(plan, each["path"]) for each in leaves]
-        saved = read_programs(reader, manifest, part, axes)
-    else:
-        saved = read_programs(reader, manifest, part, None)
+    axes = [axes_of(plan, each["path"]) for each in leaves]
+    return read_programs(reader, manifest, part, axes)
+
+
+def _programs(reader: Reader, manifest: Any) -> Programs:
+    saved = _static(reader, manifest)
+    leaves = manifest["variables"]["leaves"]
     net = Programs([read_array(reader, x["file"], x) for x in leaves], saved)
     # A network that was saved may be asked for few of its rates; an export serves all.
     return net if "definition" in manifest else net.cut()
