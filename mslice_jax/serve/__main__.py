@@ -11,7 +11,22 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+import jax
+
 from .options import options
+
+_CLEAR = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    # Of JAX for what does not compile or fit on the device; of Python for a file that
+    # nests without end.
+    jax.errors.JaxRuntimeError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -19,9 +34,12 @@ def main(args: Sequence[str] | None = None) -> int:
     flags = options(args)
     try:
         return _checked(flags)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        _say(f"error: {text}")
+    except _CLEAR as error:
+        text = " ".join(str(error).split())
+        kind = type(error).__name__
+        # Those that are not ours begin with what they are.
+        ours = isinstance(error, ValueError | TypeError | OSError | ImportError)
+        _say(f"error: {text}" if ours and text else f"error: {kind}: {text[:500]}")
         return 2
     except KeyboardInterrupt:
         _say("Interrupted.")
@@ -53,6 +71,9 @@ def _serve(flags: argparse.Namespace, listening: socket.socket) -> int:
 
     if flags.demo:
         _say("Training a network of digits ...")
+    if flags.token is None and not _is_loopback(listening):
+        _say(f"Anyone who reaches {flags.host} may ask: there is no --token.")
+    starting.check_writable(flags)
     source = starting.network(flags)
     executor = starting.executor(flags, source.net)
     same = None
@@ -70,13 +91,16 @@ def _serve(flags: argparse.Namespace, listening: socket.socket) -> int:
     metrics.of(engine, executor)
     again = source.again
 
+    one = threading.Lock()  # two sets of new weights at once may not fit
+
     def reload() -> None:
         assert again is not None
         try:
-            new = again()
-            if same is not None:
-                same.check(new)
-            engine.swap(new)
+            with one:
+                new = again()
+                if same is not None:
+                    same.check(new)
+                engine.swap(new)
         except Exception:
             metrics.swapped("failed")
             raise
@@ -131,12 +155,13 @@ def _serve(flags: argparse.Namespace, listening: socket.socket) -> int:
         timeout_keep_alive=75,
         server_header=False,
         timeout_graceful_shutdown=5,
+        ws="none",
     )
     server = Server(config)
     if again is not None and hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: _in_thread(reload))
+    _listen(listening, flags.host, flags.port)
     engine.start()
-    listening.listen(2048)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     _say(
@@ -159,17 +184,37 @@ def _bound(host: str, port: int) -> socket.socket:
       OSError: if it is in use, or none of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found = None
     try:
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
-    except OSError as error:
-        found.close()
-        raise OSError(
-            f"cannot listen on port {port} of {host}: {error.strerror or error}. "
-            "Choose another with --port and --host."
-        ) from error
+    except (OSError, UnicodeError) as error:  # the latter of a name that is none
+        if found is not None:
+            found.close()
+        raise _no_place(host, port, error) from error
     return found
+
+
+def _listen(bound: socket.socket, host: str, port: int) -> None:
+    """Raises OSError if another process began to listen there since it was bound."""
+    try:
+        bound.listen(2048)
+    except OSError as error:
+        raise _no_place(host, port, error) from error
+
+
+def _no_place(host: str, port: int, error: Exception) -> OSError:
+    why = getattr(error, "strerror", None) or error
+    return OSError(
+        f"cannot listen on port {port} of {host}: {why}. Choose another with --port "
+        "and --host."
+    )
+
+
+def _is_loopback(bound: socket.socket) -> bool:
+    address = str(bound.getsockname()[0])
+    return address == "::1" or address.startswith("127.")
 
 
 def _in_thread(reload: Any) -> None:

@@ -59,6 +59,9 @@ class App:
     body_bytes: int = 32 << 20
     held_bytes: int = 512 << 20
     _held: Held = dataclasses.field(default_factory=Held, init=False, repr=False)
+    _loading: asyncio.Lock = dataclasses.field(
+        default_factory=asyncio.Lock, init=False, repr=False
+    )
 
     def asgi(self) -> ASGIApp:
         """The ASGI application."""
@@ -229,8 +232,12 @@ class App:
             raise HTTPException(400, "load takes no parameters here.")
         if self.reload is None:
             raise HTTPException(400, "no checkpoint to read again: it was a --demo.")
+        if self._loading.locked():  # each would read all weights
+            text = "new weights are being read; ask again when they are there."
+            raise HTTPException(429, text, {"Retry-After": "1"})
         try:
-            await run_in_threadpool(self.reload)
+            async with self._loading:
+                await run_in_threadpool(self.reload)
         except (ValueError, TypeError, OSError) as error:
             text = " ".join(str(error).split())
             raise HTTPException(400, f"the old weights stay: {text}") from error

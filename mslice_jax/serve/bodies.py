@@ -121,6 +121,8 @@ def _unpacked(body: bytes | bytearray, limit: int, room: Room | None) -> bytes:
         raise _too_large(limit)
     if not unpack.eof:
         raise HTTPException(400, "the packed body ends too early.")
+    if unpack.unused_data:
+        raise HTTPException(400, "there is more after the end of the packed body.")
     if room is not None:
         room.take(len(found))
     return found

@@ -185,6 +185,23 @@ class Executor:
         """How many bytes of narrow weights are kept besides the full ones."""
         return 0 if self._weights is None else self._weights.bytes
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What tells a latency table from that of another network, in words."""
+        tensors = {"inputs": self.inputs, "outputs": self.outputs}
+        found = {
+            what: ", ".join(f"{x.name} {x.dtype}{list(x.shape)}" for x in each)
+            for what, each in tensors.items()
+        }
+        leaves = jax.tree.leaves(self._net.variables)
+        found["weights"] = (
+            f"{len(leaves)} arrays, {sum(x.size for x in leaves)} numbers"
+        )
+        saved = isinstance(self._net, SavedNetwork)
+        found["programs"] = "those of the file" if saved else "those of the model"
+        found["devices"] = self._device.device_kind
+        return found
+
     # -- compiling
 
     def prepare(
@@ -355,7 +372,8 @@ class Executor:
                     1e3 * statistics.median(seconds),
                 )
                 for key, seconds in self.times(repeats).items()
-            }
+            },
+            about=self.about,
         )
 
     # -- other weights

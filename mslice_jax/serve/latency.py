@@ -15,6 +15,9 @@ from .batches import Batches
 VERSION = 1
 
 
+_NO_TABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
 class TableError(ValueError):
     """A latency table that is incomplete, wrong, or of another version."""
 
@@ -50,6 +53,7 @@ class LatencyTable:
         batch bucket and a length bucket; pairs of rate and batch bucket where no input
         has a free length.
       factor: what all of it is multiplied with, see `scaled`.
+      about: what it was measured with, in words of any kind: network, device.
 
     Raises:
       TableError: without entries, if one is missing, or not above 0.
@@ -68,6 +72,7 @@ class LatencyTable:
         entries: Mapping[Any, Latency | tuple[float, float]],
         *,
         factor: float = 1.0,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         if not entries:
             raise TableError("expected at least one entry, got an empty table.")
@@ -76,7 +81,7 @@ class LatencyTable:
         self.batches = tuple(sorted({key.batch for key in self.entries}))
         lengths = {key.length for key in self.entries}
         self.lengths = tuple(sorted(lengths, key=lambda it: -1 if it is None else it))
-        self.factor = factor
+        self.factor, self.about = factor, dict(about or {})
         _check(self)
         self._p99 = _rising(self, {k: v.p99_ms for k, v in self.entries.items()})
         self._seen: dict[tuple, Batches] = {}
@@ -165,12 +170,13 @@ class LatencyTable:
         return found
 
     def write(self, path: str | Path) -> None:
-        """Write JSON: the version, and one object an entry."""
+        """Write JSON: the version, what it is about, and one object an entry."""
         rows = [{**k._asdict(), **v._asdict()} for k, v in self.entries.items()]
         if None in self.lengths:
             for row in rows:
                 del row["length"]
-        text = json.dumps({"version": VERSION, "entries": rows}, indent=1)
+        about = {"about": self.about} if self.about else {}
+        text = json.dumps({"version": VERSION, **about, "entries": rows}, indent=1)
         Path(path).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -195,11 +201,12 @@ class LatencyTable:
                 )
                 for row in rows
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            about = {str(k): str(v) for k, v in saved.get("about", {}).items()}
+            return cls(entries, about=about)
+        except _NO_TABLE as error:
             if isinstance(error, TableError):
                 raise
             raise TableError(f"{path} is no latency table: {error!r}.") from error
-        return cls(entries)
 
 
 def _check(table: LatencyTable) -> None:

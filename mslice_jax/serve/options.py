@@ -1,30 +1,48 @@
 """The command line of the server."""
 
 import argparse
+import difflib
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 POLICIES = ("elastic", "latency-first", "window", "slackfit")
 
 
 def options(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; what is no option of it ends the process with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m mslice_jax.serve",
         description="Serve a network whose width follows the load, by the Open "
         "Inference Protocol v2 over HTTP.",
+        allow_abbrev=False,
     )
     _network(parser)
     _load(parser)
     _http(parser)
-    found = parser.parse_args(args)
-    if found.token is None:
-        found.token = os.environ.get("MSLICE_TOKEN") or None
-    elif not found.token:
-        parser.error("argument --token: expected a word")
+    found, unknown = parser.parse_known_args(args)
+    if unknown:
+        known = list(parser._option_string_actions)
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+        meant = f" (is it {near[0]}?)" if near else ""
+        parser.error(f"there is no {unknown[0]}{meant}")
+    if found.token is None and (word := os.environ.get("MSLICE_TOKEN")):
+        try:
+            found.token = _token(word)
+        except ValueError:
+            parser.error(f"MSLICE_TOKEN: invalid {_token.__name__}")
+    if found.table is not None and found.write_table is not None:
+        parser.error("--write-table keeps what is measured, and --table measures none")
     return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; the usage would push it off the screen."""
+
+    def error(self, message: str) -> NoReturn:
+        text = " ".join(message.split())
+        self.exit(2, f"error: {text}. --help lists the options.\n")
 
 
 def _network(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +69,9 @@ def _network(parser: argparse.ArgumentParser) -> None:
         help="a function that takes PATH and returns the model, such as "
         "experiments.evaluate:model for the workdir of a recipe",
     )
-    group.add_argument("--name", default="default", help="of the model (default)")
+    group.add_argument(
+        "--name", type=_name, default="default", help="of the model (default)"
+    )
     group.add_argument(
         "--rates", type=_floats, metavar="R,R", help="serve these alone, not all"
     )
@@ -114,10 +134,14 @@ def _load(parser: argparse.ArgumentParser) -> None:
 
 def _http(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("HTTP")
-    group.add_argument("--host", default="127.0.0.1", help="address (127.0.0.1)")
+    group.add_argument(
+        "--host", type=_host, default="127.0.0.1", help="address (127.0.0.1)"
+    )
     group.add_argument("--port", type=_port, default=8000, help="8000; 0 takes any")
     group.add_argument(
-        "--token", help="that requests have to bring; also in MSLICE_TOKEN"
+        "--token",
+        type=_token,
+        help="that requests have to bring; also in MSLICE_TOKEN",
     )
     group.add_argument(
         "--body-mb",
@@ -161,6 +185,26 @@ def _json(text: str) -> Any:
     return found
 
 
+def _name(text: str) -> str:
+    # It is a part of paths, where "." is nothing and "stats" the statistics of all.
+    if not text.isprintable() or "/" in text or text in ("", ".", "..", "stats"):
+        raise ValueError
+    return text
+
+
+def _host(text: str) -> str:
+    if not text:  # would be every address of the machine
+        raise ValueError
+    return text
+
+
+def _token(text: str) -> str:
+    # What a header can carry.
+    if not text or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError
+    return text
+
+
 def _positive(text: str) -> float:
     if not 0 < (found := float(text)) < 1e9:
         raise ValueError
@@ -189,6 +233,9 @@ for _type, _word in (
     (_floats, "numbers with commas"),
     (_ints, "integers with commas"),
     (_json, "JSON object"),
+    (_name, "name of a model"),
+    (_host, "address"),
+    (_token, "word of ASCII"),
     (_positive, "number above 0"),
     (_not_negative, "number from 0"),
     (_count, "integer above 0"),

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from .elastic import Elastic, LatencyFirst
 from .engine import Engine
 from .executor import Executor
 from .latency import LatencyTable, TableError
-from .policy import Policy
+from .policy import Policy, PolicyError
 from .signature import Lengths
 from .tensors import datatype
 
@@ -58,7 +59,7 @@ def network(flags: argparse.Namespace) -> Network:
 
         net, accuracy = trained()
         return Network(net, accuracy)
-    path = Path(flags.checkpoint).expanduser()
+    path = _path(flags.checkpoint)
     if not path.exists():
         raise ValueError(f"--checkpoint {path}: there is nothing.")
     if path.is_dir() and not (path / "network.mslice").is_file():
@@ -114,9 +115,9 @@ def table(flags: argparse.Namespace, ready: Executor) -> LatencyTable:
     if flags.table is None:
         found = ready.measure(flags.repeats)
         if flags.write_table is not None:
-            found.write(Path(flags.write_table).expanduser())
+            found.write(_path(flags.write_table))
         return found
-    found = LatencyTable.read(Path(flags.table).expanduser())
+    found = LatencyTable.read(_path(flags.table))
     for what, there, here in (
         ("rates", found.rates, tuple(sorted(ready.rates))),
         ("batches", found.batches, ready.batch_sizes),
@@ -126,6 +127,13 @@ def table(flags: argparse.Namespace, ready: Executor) -> LatencyTable:
             raise TableError(
                 f"--table {flags.table}: expected the {what} {list(here)}, got "
                 f"{list(there)}. Measure it with these options: --write-table."
+            )
+    for what, here in ready.about.items():
+        if (there := found.about.get(what, here)) != here:
+            raise TableError(
+                f"--table {flags.table} was measured with another network, or "
+                f"elsewhere: its {what} are {there}, here {here}. Measure it again: "
+                "--write-table."
             )
     return found
 
@@ -155,6 +163,15 @@ def engine(
     margin_s = min(2e-3, slo_s / 20) if margin_ms is None else margin_ms / 1e3
     # Also of a policy that knows no T: nobody would ever be on time.
     Elastic(slo_s=slo_s).check(measured)
+    least_s = min(
+        measured.p99_ms(measured.rates[0], 1, length) / 1e3
+        for length in measured.lengths
+    )
+    if least_s + margin_s > slo_s:
+        raise PolicyError(
+            f"T is {flags.slo_ms:g} ms, of which --margin-ms takes {1e3 * margin_s:g}, "
+            f"and the narrowest program takes {1e3 * least_s:g} ms (p99). Allow more."
+        )
     return Engine(
         ready,
         policy(flags),
@@ -164,6 +181,24 @@ def engine(
         most_waiting=flags.queue,
         **more,
     )
+
+
+def check_writable(flags: argparse.Namespace) -> None:
+    """Raises ValueError if --write-table cannot be written, before it is measured."""
+    if flags.write_table is None:
+        return
+    path = _path(flags.write_table)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(
+            f"--write-table {path}: expected a file in a folder that can be written."
+        )
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # of a user that is not known
+        raise ValueError(f"{text}: {error}") from error
 
 
 def _model(flags: argparse.Namespace, path: Path) -> Any:
@@ -213,7 +248,7 @@ def _accuracy(file: str | None, checkpoint: Path) -> dict[float, float]:
       ValueError, OSError: if the file that was given has none.
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    path = folder / "summary.json" if file is None else Path(file).expanduser()
+    path = folder / "summary.json" if file is None else _path(file)
     if file is None and not path.is_file():
         return {}
     try:
@@ -225,7 +260,7 @@ def _accuracy(file: str | None, checkpoint: Path) -> dict[float, float]:
         }
         if not found or not all(0 <= each <= 1 for each in found.values()):
             raise ValueError("no accuracies from 0 to 1")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if file is None:
             return {}  # of a recipe that has another quantity
         raise ValueError(f"--accuracy {file}: no accuracies, {error!r}.") from error

@@ -145,6 +145,13 @@ BAD = {
         400,
         "ends too early",
     ),
+    "two packed": (
+        INFER,
+        gzip.compress(GOOD) * 2,
+        GZIP,
+        400,
+        "more after the end",
+    ),
     "encoding": (INFER, GOOD, {"Content-Encoding": "br"}, 415, "expected gzip"),
     "head": (
         INFER,
@@ -326,6 +333,29 @@ def test_new_weights():
         assert told["outputs"][0]["data"] == [3.0, -3.0]
         answer = served.client.post(load, json={"parameters": {"config": "{}"}})
         assert answer.status_code == 400
+
+
+def test_new_weights_are_read_once_at_a_time():
+    begun, gate = threading.Event(), threading.Event()
+
+    def reload():
+        begun.set()
+        assert gate.wait(60)
+
+    with Served(FakeExecutor(), reload=reload) as served:
+        load = "/v2/repository/models/default/load"
+        codes = []
+        first = threading.Thread(
+            target=lambda: codes.append(served.client.post(load).status_code)
+        )
+        first.start()
+        assert begun.wait(60)
+        answer = served.client.post(load)
+        assert answer.status_code == 429 and "retry-after" in answer.headers
+        assert served.client.post(INFER, json=simple(1)).status_code == 200
+        gate.set()
+        first.join(60)
+        assert codes == [200] and served.client.post(load).status_code == 200
 
 
 def test_a_token():

@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.serve import LatencyTable
-from mslice_jax.serve.__main__ import main
+from mslice_jax.serve import Executor, LatencyTable
+from mslice_jax.serve.__main__ import _bound, _listen, main
 from tests.serve.client import Client
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -34,6 +35,14 @@ class Other:
 
     def __call__(self, p, x):
         return {"y": x @ p["w2"]}
+
+
+def leaves(path):
+    raise SystemExit(3)
+
+
+def nothing_of(path):
+    """Is called with the path, and forgets to return."""
 
 
 def linear(p, x):
@@ -71,10 +80,25 @@ def folder(tmp_path_factory):
     table_of().write(folder / "table.json")
     table_of(batches=(1, 2)).write(folder / "other.json")
     table_of(p99_ms=500.0).write(folder / "slow.json")
+    of_another = {"inputs": "x float32[-1, 4]"}
+    entries = table_of().entries
+    LatencyTable(entries, about=of_another).write(folder / "elsewhere.json")
     (folder / "words.json").write_text('{"0.5": "high"}')
+    (folder / "deep.json").write_text("[" * 10**5)
+    texts = [{"rate": 1.0, "batch": b, "p99_ms": "x", "median_ms": 1} for b in BATCHES]
+    (folder / "texts.json").write_text(json.dumps({"version": 1, "entries": texts}))
     (folder / "broken.mslice").write_text("no network")
+    whole = (folder / "net.mslice").read_bytes()
+    (folder / "half.zip").write_bytes(whole[: len(whole) // 2])
+    (folder / "changed.mslice").write_bytes(changed(whole))
     (folder / "run").mkdir()
     return folder
+
+
+def changed(content):
+    """Another bit in the middle of an array."""
+    at = content.index(b"\x93NUMPY") + 140
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
 def flags_of(folder, file="net.mslice", *more):
@@ -90,7 +114,31 @@ def flags_of(folder, file="net.mslice", *more):
         ("run", (), "no network.mslice, which a recipe writes at its end"),
         ("broken.mslice", (), "broken.mslice"),
         ("bare.mslice", (), "has no programs (they were left out"),
+        ("half.zip", (), "half.zip is damaged (its end is missing)"),
+        ("changed.mslice", (), "changed.mslice is damaged (arrays/w1.npy: Bad CRC"),
+        ("table.json", (), "is no file of mslice_jax.save (it is no zip file)"),
+        ("net.mslice", ("--checkpoint", "~nobody-of-that-name/x"), "Could not determ"),
         ("net.mslice", ("--model", "tests"), "expected MODULE:NAME"),
+        (
+            "net.mslice",
+            ("--model", "tests.serve.test_server:linear"),
+            "at rate 0.5 its output 'y' is ",
+        ),
+        (
+            "net.mslice",
+            ("--model-from", "tests.serve.test_server:leaves"),
+            "--model-from tests.serve.test_server:leaves: SystemExit: 3",
+        ),
+        (
+            "net.mslice",
+            ("--model-from", "tests.serve.test_server:nothing_of"),
+            "it returned None",
+        ),
+        (
+            "net.mslice",
+            ("--model-from", "experiments.evaluate:model"),
+            "expected the folder of a run, with settings.json",
+        ),
         ("net.mslice", ("--model", "tests.serve:mlp"), "--model tests.serve:mlp: Attr"),
         ("net.mslice", ("--model", "tests.serve.test_server:Other"), "does not fit"),
         ("net.mslice", ("--rates", "0.5,0.7"), "rate 0.7 was not saved"),
@@ -102,13 +150,28 @@ def flags_of(folder, file="net.mslice", *more):
             "batches [1, 4], got [1, 2]",
         ),
         ("net.mslice", ("--table", "words.json"), "is no latency table"),
+        ("net.mslice", ("--table", "texts.json"), "is no latency table"),
+        ("net.mslice", ("--table", "deep.json"), "is no latency table: RecursionError"),
+        (
+            "net.mslice",
+            ("--table", "elsewhere.json"),
+            "its inputs are x float32[-1, 4], here x float32[-1, 3]",
+        ),
         (
             "net.mslice",
             ("--table", "slow.json"),
             "T is 100 ms, but the narrowest",
         ),
+        (
+            "net.mslice",
+            ("--margin-ms", "96"),
+            "T is 100 ms, of which --margin-ms takes 96, and the narrowest program "
+            "takes 5 ms",
+        ),
         ("net.mslice", ("--accuracy", "words.json"), "no accuracies"),
+        ("net.mslice", ("--accuracy", "deep.json"), "no accuracies, RecursionError"),
         ("net.mslice", ("--host", "192.0.2.1"), "cannot listen on port 0 of 192.0.2.1"),
+        ("net.mslice", ("--host", "a..b"), "cannot listen on port 0 of a..b"),
     ],
 )
 def test_a_bad_start_is_one_clear_line(folder, monkeypatch, capsys, file, more, says):
@@ -141,15 +204,75 @@ def test_a_port_in_use(folder, capsys):
         (["--demo", "--slo-ms", "0"], "invalid number above 0 value: '0'"),
         (["--demo", "--port", "99999"], "invalid port value"),
         (["--demo", "--rates", "a"], "invalid numbers with commas value"),
-        (["--demo", "--token", ""], "expected a word"),
+        (["--demo", "--token", ""], "invalid word of ASCII value: ''"),
+        (["--demo", "--token", "two words"], "invalid word of ASCII value"),
         (["--demo", "--call", "[]"], "invalid JSON object value"),
+        (["--demo", "--name", "a/b"], "invalid name of a model value: 'a/b'"),
+        (["--demo", "--name", "stats"], "invalid name of a model value"),
+        (["--demo", "--host", ""], "invalid address value: ''"),
+        (["--demo", "--rate", "0.5"], "there is no --rate (is it --rates?)"),
+        (["--demo", "--polcy=window"], "there is no --polcy=window (is it --policy?)"),
+        (["--demo", "--policy", "eager"], "invalid choice: 'eager'"),
+        (["--demo", "extra"], "there is no extra"),
+        (["--demo", "--checkpoint", "x"], "not allowed with argument --demo"),
+        (["--demo", "--table", "a", "--write-table", "b"], "--table measures none"),
+        (
+            ["--checkpoint", "x", "--model", "a:b", "--model-from", "a:b"],
+            "not allowed with argument --model",
+        ),
     ],
 )
-def test_options_out_of_range(args, says, capsys):
+def test_options_that_do_not_fit(args, says, capsys):
     with pytest.raises(SystemExit) as ended:
         main(args)
     assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and says in line
+
+
+def test_a_token_of_the_environment_that_no_header_carries(monkeypatch, capsys):
+    monkeypatch.setenv("MSLICE_TOKEN", "two\nlines")
+    with pytest.raises(SystemExit) as ended:
+        main(["--demo"])
+    assert ended.value.code == 2
+    assert "error: MSLICE_TOKEN: invalid word" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--accuracy", "x.json"), "--accuracy goes with --checkpoint, not with"),
+        (("--model", "a:b"), "--model goes with --checkpoint, not with --demo"),
+        (("--write-table", "/proc/none/x.json"), "in a folder that can be written"),
+    ],
+)
+def test_options_that_have_no_effect(more, says, capsys):
+    assert main(["--demo", "--port", "0", *more]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_port_that_another_process_took_meanwhile():
+    one, two = _bound("127.0.0.1", 0), None
+    try:
+        port = one.getsockname()[1]
+        two = _bound("127.0.0.1", port)  # nobody listens yet
+        _listen(one, "127.0.0.1", port)
+        with pytest.raises(OSError, match=f"cannot listen on port {port} of 127.0.0.1"):
+            _listen(two, "127.0.0.1", port)
+    finally:
+        one.close()
+        if two is not None:
+            two.close()
+
+
+def test_what_the_device_has_no_room_for_is_one_line(folder, monkeypatch, capsys):
+    def no_room(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nwhile ...")
+
+    monkeypatch.setattr(Executor, "prepare", no_room)
+    assert main(flags_of(folder)) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: JaxRuntimeError: RESOURCE_EXH")
 
 
 def test_what_the_server_is_made_of_may_be_missing(monkeypatch, capsys):
