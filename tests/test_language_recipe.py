@@ -14,6 +14,8 @@ from experiments.recipe import main
 from experiments.screen import Bar
 from experiments.text import TEXT
 from mslice_jax import data
+from mslice_jax.serve import starting
+from mslice_jax.serve.options import options
 from tests.refusals import assert_refused
 
 TINY = "--rates 1 0.5 --num-random 0 --units 8 --layers 1 --epochs 1"
@@ -80,6 +82,17 @@ def test_a_shortened_default_run(capsys, tmp_path, song):
     # The saved network takes any number of texts.
     net = ms.load(workdir, language_model.build(_settings(workdir), 62, carry=False))
     assert ms.slice_apply(net, jnp.zeros((3, 7), int), 0.5).shape == (3, 7, 62)
+
+    # The server's too, with its model; its programs have rows of one length.
+    command = ["--checkpoint", str(workdir), "--lengths", "4,8"]
+    flags = options([*command, "--model-from", "experiments.evaluate:model"])
+    executor = starting.executor(flags, starting.network(flags).net)
+    (tokens,), (logits,) = executor.inputs, executor.outputs
+    assert (tokens.name, tokens.dtype, tokens.shape) == ("tokens", "int32", (-1, -1))
+    assert logits.shape == (-1, -1, 62)
+    flags = options(command)
+    with pytest.raises(ValueError, match="inputs of one length. Give the model too"):
+        starting.executor(flags, starting.network(flags).net)
 
     # Evaluated again: the same; of another text, with the run's vocabulary.
     before = sorted(workdir.rglob("*"))

@@ -1,5 +1,7 @@
 """Costs of each rate, against counts by hand."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from mslice_jax.plots import (
     plot_perplexity_vs_flops,
 )
 from mslice_jax.profile import Profile, RateProfile, count_parameters, measure, profile
+from mslice_jax.profile.timing import in_turn
 
 
 class Perceptron(nn.Module):
@@ -122,9 +125,24 @@ def test_loops_count_by_their_length():
 def test_rates_take_turns():
     calls = []
     runs = {rate: lambda rate=rate: calls.append(rate) for rate in (0.5, 1.0)}
-    seconds = measure._interleaved(runs, 3)
+    seconds = in_turn(runs, 3)
     assert calls == [0.5, 1.0] * 5
     assert [len(each) for each in seconds.values()] == [3, 3]
+
+
+def test_what_comes_before_a_call_is_not_timed():
+    told = []
+    runs = {key: lambda key=key: told.append(f"ran {key}") for key in "ab"}
+
+    def before(key):
+        told.append(key)
+        time.sleep(0.05)
+
+    seconds = in_turn(runs, 2, warm=0, before=before)
+    assert told == ["a", "ran a", "b", "ran b"] * 2
+    assert max(map(min, seconds.values())) < 0.05
+    with pytest.raises(ValueError, match="at least one repeat, got 0"):
+        in_turn(runs, 0)
 
 
 def test_of_fewer_than_100_times_the_longest_is_the_99th_percentile():

@@ -40,6 +40,9 @@ from experiments.settings import (
 )
 from mslice_jax import data
 from mslice_jax.schedules import make_schedule
+from mslice_jax.serve import starting
+from mslice_jax.serve.options import options
+from mslice_jax.serve.same_model import SameModel
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = "--depth 8 --widen 1 --rates 0.5 1.0 --num-random 0 --batch-size 64"
@@ -82,6 +85,37 @@ def finished(tmp_path_factory):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
+
+
+def test_the_server_takes_a_workdir(finished, tmp_path):
+    workdir, _ = finished
+    rates = json.loads((workdir / "summary.json").read_text())["rates"]
+    accuracy = {float(rate): values["accuracy"] for rate, values in rates.items()}
+    model = ["--model-from", "experiments.evaluate:model"]
+    for place, more in ((workdir, model), (workdir / "network.mslice", [])):
+        flags = ["--checkpoint", str(place), "--output-names", "logits", *more]
+        flags = options(flags)
+        source = starting.network(flags)
+        executor = starting.executor(flags, source.net)
+        assert source.modelled == bool(more) and source.accuracy == accuracy
+        assert executor.rates == (0.5, 1.0)
+        (x,), (y,) = executor.inputs, executor.outputs
+        assert (x.name, x.shape) == ("x", (-1, 8, 8, 1))
+        assert (y.name, y.shape) == ("logits", (-1, 10))
+        if more:
+            SameModel(workdir, (0.5,), pytest.fail).check(source.net)
+    # What a client has to do with its images, and the model to be built.
+    kept = json.loads((workdir / "images.json").read_text())
+    digits = data.load("digits")
+    assert kept == {
+        "image_shape": [8, 8, 1],
+        "num_classes": 10,
+        "mean": list(digits.mean),
+        "std": list(digits.std),
+    }
+    (tmp_path / "settings.json").write_text((workdir / "settings.json").read_text())
+    with pytest.raises(ValueError, match=r"images\.json.*The command of the run"):
+        evaluate.model(tmp_path)
 
 
 def test_a_run_ends_with_a_table_a_summary_and_a_picture(finished):

@@ -1,12 +1,9 @@
 """Measuring a profile: counts from the program, memory and latency from its run."""
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from ..core.call import Call, keywords, type_of
 from ..core.flops import flops as contraction_flops
@@ -17,6 +14,7 @@ from ..core.run import program_of, resolve
 from ..cpu.compilation import jit
 from ..sliceable import Sliceable, extract, slice_apply
 from .record import Profile, RateProfile
+from .timing import in_turn, median_ms, p99_ms
 
 _ALIKE = 0.02  # so far apart may two counts be without a reason
 
@@ -81,7 +79,7 @@ def profile(
             "temporary_bytes": _temporary_bytes(compiled),
         }
         runs[rate] = lambda compiled=compiled, small=small: compiled(small, *inputs)
-    seconds = _interleaved(runs, repeats)
+    seconds = in_turn(runs, repeats)
     _, arrays = Call.split(inputs, given)
     device = jax.local_devices()[0]
     return Profile(
@@ -258,19 +256,4 @@ def _flops(lowered: jax.stages.Lowered) -> float:
 
 
 def _latency(seconds: Sequence[float]) -> dict[str, Any]:
-    return {
-        "latency_ms": 1e3 * statistics.median(seconds),
-        "latency_p99_ms": 1e3 * float(np.quantile(seconds, 0.99, method="higher")),
-    }
-
-
-def _interleaved(runs: Mapping[float, Any], repeats: int) -> dict[float, list[float]]:
-    """Seconds of each call of each function, all of them called in turn."""
-    seconds: dict[float, list[float]] = {rate: [] for rate in runs}
-    for turn in range(repeats + 2):
-        for rate, run in runs.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            if turn >= 2:  # the first turns warm caches
-                seconds[rate].append(time.perf_counter() - began)
-    return seconds
+    return {"latency_ms": median_ms(seconds), "latency_p99_ms": p99_ms(seconds)}

@@ -7,12 +7,9 @@ program each; elsewhere it is estimated from FLOPs.
 import abc
 import functools
 import math
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ..core.call import Call, type_of
@@ -90,17 +87,15 @@ class Measured(Cost):
     def exact(self, choice: Choice) -> float:
         """Measures it, once."""
         if choice not in self._there:
+            # `import mslice_jax` imports the search, and leaves the profile out.
+            from ..profile.timing import in_turn, median_ms
+
             small = extract(self._net, self._space.mapping(choice))
             call, part, inputs = self._call, small.part, self._inputs
             lowered = jit(lambda net, *x: call(net, part, *x)).lower(small, *inputs)
             run = lowered.compile()
-            seconds = []
-            for turn in range(self._repeats + 2):
-                began = time.perf_counter()
-                jax.block_until_ready(run(small, *inputs))
-                if turn >= 2:  # the first turns warm caches
-                    seconds.append(time.perf_counter() - began)
-            self._there[choice] = 1e3 * statistics.median(seconds)
+            runs = {choice: lambda: run(small, *inputs)}
+            self._there[choice] = median_ms(in_turn(runs, self._repeats)[choice])
         return self._there[choice]
 
     def known(self, choice: Choice) -> float | None:

@@ -89,6 +89,8 @@ class App:
             lifespan=self._lifespan,
             exception_handlers={HTTPException: _told, Exception: _failed},
         )
+        # It would be to http, and to whatever host the request names.
+        app.router.redirect_slashes = False
         return app if self.token is None else Token(app, self.token)
 
     @contextlib.asynccontextmanager

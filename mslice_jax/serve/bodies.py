@@ -69,10 +69,17 @@ async def read_body(
 
     Raises:
       HTTPException: 413 if it is too large, 408 if it does not come, 415 for an
-        encoding that is not known, 400 for one that is broken.
+        encoding that is not known, 400 for one that is broken, or two lengths.
       Gone: if the client hung up.
     """
     told = request.headers.get("content-length", "")
+    if told and "transfer-encoding" in request.headers:
+        # A proxy in front may have taken the other one for the end of the body.
+        raise HTTPException(
+            400,
+            "expected Content-Length or Transfer-Encoding, got both.",
+            {"Connection": "close"},
+        )
     if told.isdecimal() and int(told[:20]) > limit:
         raise _too_large(limit)
     try:

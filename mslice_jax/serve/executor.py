@@ -5,7 +5,7 @@ executor is ready. Weights are arguments of the programs, so others of the same 
 take their place without compiling.
 """
 
-import statistics
+import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ..core.rates import SubNetwork
+from ..profile.timing import in_turn, median_ms, p99_ms
 from ..sliceable import Sliceable
 from ..storage.programs import Programs
 from . import independence
@@ -330,20 +331,18 @@ class Executor:
           ValueError: if `repeats` is below 1.
           RuntimeError: before `prepare`.
         """
-        if repeats < 1:
-            raise ValueError(f"expected at least one repeat, got {repeats}.")
-        found: dict[Key, list[float]] = {}
-        for turn in range(repeats + 1):
-            for rate in self.rates:
-                for batch in self.batch_sizes:
-                    for length in self.lengths:
-                        row = independence.drawn(self._signature, 1, length, 0)
-                        if batch == self.batch_sizes[0] and self._weights is not None:
-                            self._weights.get(self._part(rate))
-                        _, seconds = self.run(rate, [row] * batch)
-                        if turn:  # the first warms caches
-                            found.setdefault((rate, batch, length), []).append(seconds)
-        return found
+        rows = {n: independence.drawn(self._signature, 1, n, 0) for n in self.lengths}
+
+        def run(rate: Any, batch: int, length: int | None) -> Callable[[], Any]:
+            return lambda: self.run(rate, [rows[length]] * batch)
+
+        def cut(key: Key) -> None:
+            if self._weights is not None:
+                self._weights.get(self._part(key[0]))
+
+        keys = itertools.product(self.rates, self.batch_sizes, self.lengths)
+        runs = {key: run(*key) for key in keys}
+        return in_turn(runs, repeats, warm=1, before=cut)
 
     def measure(self, repeats: int = 30) -> LatencyTable:
         """The latency of every program, as the policies take it.
@@ -367,10 +366,7 @@ class Executor:
             )
         return LatencyTable(
             {
-                key: Latency(
-                    1e3 * float(np.quantile(seconds, 0.99, method="higher")),
-                    1e3 * statistics.median(seconds),
-                )
+                key: Latency(p99_ms(seconds), median_ms(seconds))
                 for key, seconds in self.times(repeats).items()
             },
             about=self.about,

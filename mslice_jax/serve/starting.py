@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..storage import load
+from ..storage import Programs, load
 from .baselines import SlackFit, Window
 from .elastic import Elastic, LatencyFirst
 from .engine import Engine
@@ -86,6 +86,11 @@ def executor(flags: argparse.Namespace, net: Any) -> Executor:
     names = ("logits",) if flags.demo else None
     lengths = None
     if flags.lengths is not None:
+        if isinstance(net, Programs) and not _has_free_length(net):
+            raise ValueError(
+                "--lengths: the programs of the file have inputs of one length. Give "
+                "the model too, by --model or --model-from."
+            )
         lengths = Lengths(flags.lengths, mask=flags.mask, count=flags.count)
     elif flags.mask is not None or flags.count is not None:
         raise ValueError("--mask and --count go with --lengths.")
@@ -104,6 +109,11 @@ def executor(flags: argparse.Namespace, net: Any) -> Executor:
     for tensor in found.inputs + found.outputs:
         datatype(tensor)
     return found
+
+
+def _has_free_length(net: Programs) -> bool:
+    inner = [n for x in net.inputs.values() for n in x.shape[1:]]
+    return not all(isinstance(n, int) for n in inner)
 
 
 def table(flags: argparse.Namespace, ready: Executor) -> LatencyTable:

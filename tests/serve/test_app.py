@@ -210,6 +210,25 @@ def test_heads_that_are_no_http(fake, lines, code):
     assert fake.client.post(INFER, json=simple(1)).status_code == 200
 
 
+def raw_answer(served, head, body=b""):
+    with socket.create_connection(("127.0.0.1", served.client.port), 60) as raw:
+        raw.sendall(head.replace("\n", "\r\n").encode() + body)
+        return raw.recv(1 << 16)
+
+
+def test_what_a_proxy_may_read_otherwise_is_refused(fake):
+    lengths = f"Content-Length: {len(GOOD)}\nTransfer-Encoding: chunked"
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(GOOD), GOOD)
+    head = f"POST {INFER} HTTP/1.1\nHost: me\n"
+    answer = raw_answer(fake, f"{head}{lengths}\n\n", body)
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"got both" in answer
+    alone = "Transfer-Encoding: chunked"
+    assert raw_answer(fake, f"{head}{alone}\n\n", body).startswith(b"HTTP/1.1 200 ")
+    # No redirection, which would be to the host that the client named.
+    answer = raw_answer(fake, "GET /v2/ HTTP/1.1\nHost: elsewhere\n\n")
+    assert answer.startswith(b"HTTP/1.1 404 ") and b"elsewhere" not in answer
+
+
 def test_a_client_that_hangs_up_leaves_the_queue(fake):
     fake.executor.gate.clear()
     threads, answers = post_beside(fake, 1)
