@@ -82,10 +82,10 @@ ORDER = {
         {"choosing"},
     ),
     "serve": (
-        {"batches", "stages", "traces"},
+        {"answers", "batches", "stages", "traces"},
         {"latency", "recorded"},
         {"policy"},
-        {"mixed", "baselines", "simulator"},
+        {"mixed", "baselines", "simulator", "waiting"},
         {"elastic", "pictures"},
         {"compilations", "heap", "saved", "signature"},
         {"weights", "compiled", "narrow_trees", "reading", "rows"},

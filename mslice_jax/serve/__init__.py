@@ -11,6 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .answers import Answer as Answer
+    from .answers import Draining as Draining
+    from .answers import Failed as Failed
+    from .answers import Full as Full
+    from .answers import Late as Late
+    from .answers import Refused as Refused
+    from .answers import Watcher as Watcher
     from .baselines import SlackFit as SlackFit
     from .baselines import Window as Window
     from .cascade import Cascade as Cascade
@@ -18,14 +25,7 @@ if TYPE_CHECKING:
     from .elastic import Elastic as Elastic
     from .elastic import LatencyFirst as LatencyFirst
     from .elastic import fixed as fixed
-    from .engine import Answer as Answer
-    from .engine import Draining as Draining
     from .engine import Engine as Engine
-    from .engine import Failed as Failed
-    from .engine import Full as Full
-    from .engine import Late as Late
-    from .engine import Refused as Refused
-    from .engine import Watcher as Watcher
     from .executor import Executor as Executor
     from .latency import Latency as Latency
     from .latency import LatencyTable as LatencyTable
@@ -55,19 +55,19 @@ if TYPE_CHECKING:
     from .traces import step as step
 
 _WHERE = {
-    "baselines": ("SlackFit", "Window"),
-    "cascade": ("Cascade", "Ranking"),
-    "elastic": ("Elastic", "LatencyFirst", "fixed"),
-    "engine": (
+    "answers": (
         "Answer",
         "Draining",
-        "Engine",
         "Failed",
         "Full",
         "Late",
         "Refused",
         "Watcher",
     ),
+    "baselines": ("SlackFit", "Window"),
+    "cascade": ("Cascade", "Ranking"),
+    "elastic": ("Elastic", "LatencyFirst", "fixed"),
+    "engine": ("Engine",),
     "executor": ("Executor",),
     "latency": ("Latency", "LatencyTable", "SlowDown", "TableError"),
     "pictures": ("plot_attainment", "plot_serving"),

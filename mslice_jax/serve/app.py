@@ -23,8 +23,9 @@ from starlette.types import ASGIApp
 
 from . import protocol, triton
 from .access import Token, error_of
+from .answers import Answer, Draining, Full, Late, Refused
 from .bodies import Gone, Held, read_body
-from .engine import Answer, Draining, Engine, Full, Late, Refused
+from .engine import Engine
 from .executor import Executor
 from .live import PAGE, Live
 from .metrics import Metrics

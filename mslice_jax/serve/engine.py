@@ -1,4 +1,4 @@
-"""The core of a server: a bounded queue, and one thread that asks the policy.
+"""The core of a server: a queue, and one thread that asks the policy.
 
 It knows neither HTTP nor asyncio. `submit` gives a future; the thread asks the policy
 whenever the device is idle and requests wait, runs what it says, and hands the rows
@@ -6,7 +6,6 @@ back. Who cancels a future leaves the queue.
 """
 
 import dataclasses
-import itertools
 import logging
 import threading
 import time
@@ -16,51 +15,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .answers import Answer, Failed, Late, Refused, Watcher
 from .latency import LatencyTable, SlowDown
 from .policy import Decision, Policy, Request
 from .rows import Rows
+from .waiting import Waiting
 
 _log = logging.getLogger(__name__)
 
 _FORGET_S = 1.0
 """After so long without a batch nobody knows whether the machine is still slow."""
-
-
-class Refused(Exception):
-    """A request that gets no answer; says why."""
-
-
-class Full(Refused):
-    """The queue is full; later there may be room."""
-
-
-class Draining(Refused):
-    """The server stops, and takes nothing new."""
-
-
-class Late(Refused):
-    """No rate answers it by its deadline."""
-
-
-class Failed(Refused):
-    """The batch that it was in failed."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What became of a request.
-
-    Attributes:
-      outputs: arrays by name, the rows of this request alone.
-      rate: that served it.
-      late: whether it was done only after its deadline.
-      waited_s: seconds from its arrival to the start of its batch.
-    """
-
-    outputs: Mapping[str, np.ndarray]
-    rate: float
-    late: bool
-    waited_s: float
 
 
 class Runs(Protocol):
@@ -84,19 +48,6 @@ class Runs(Protocol):
     def swap(self, variables: Any) -> None:
         """Puts other weights in place."""
         ...
-
-
-class Watcher:
-    """Is told what happens, in the thread where it does; this one does nothing."""
-
-    def ended(self, outcome: str, rate: float | None, seconds: float) -> None:
-        """A request that was taken has ended: answered, late, shed, gone or failed."""
-
-    def waited(self, seconds: float) -> None:
-        """A request that is answered was in the queue for so long; before it ended."""
-
-    def ran(self, rate: float, rows: int, seconds: float, factor: float) -> None:
-        """A batch has run; `factor` is how slow the machine is since."""
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -157,10 +108,7 @@ class Engine:
         self.executor, self.policy, self.table = executor, policy, table
         self.slo_s, self.most_waiting, self.margin_s = slo_s, most_waiting, margin_s
         self.watcher, self.clock = watcher or Watcher(), clock
-        self._queue: dict[int, Request] = {}  # in order of arrival
-        self._numbers = itertools.count()
-        self._changed = threading.Condition()
-        self._draining = self._news = False
+        self._queue = Waiting(most_waiting)
         self._thread: threading.Thread | None = None
         self._slow, self._ran_at = SlowDown(), clock()
         self._swapping = threading.Lock()
@@ -175,13 +123,13 @@ class Engine:
     @property
     def draining(self) -> bool:
         """Whether nothing new is taken."""
-        return self._draining
+        return self._queue.closed
 
     @property
     def running(self) -> bool:
         """Whether requests are taken and answered."""
         alive = self._thread is not None and self._thread.is_alive()
-        return alive and not self._draining
+        return alive and not self.draining
 
     @property
     def factor(self) -> float:
@@ -229,19 +177,11 @@ class Engine:
             **wishes,
         )
         request.check(self.table)
-        with self._changed:
-            if self._draining:
-                raise Draining("the server stops, and takes no new requests.")
-            if len(self._queue) >= self.most_waiting:
-                raise Full(f"the queue is full: {self.most_waiting} requests wait.")
-            number = next(self._numbers)
-            self._queue[number], self._news = request, True
-            self._changed.notify()
+        number = self._queue.put(request)
 
         def left(future: "Future[Answer]") -> None:
             if future.cancelled():
-                with self._changed:
-                    self._queue.pop(number, None)
+                self._queue.leave(number)
                 self.watcher.ended("gone", None, self.clock() - came)
 
         ticket.future.add_done_callback(left)
@@ -264,9 +204,7 @@ class Engine:
         Returns:
           Whether the queue is empty, and not `timeout_s` over.
         """
-        with self._changed:
-            self._draining = self._news = True
-            self._changed.notify()
+        self._queue.close()
         if self._thread is not None:
             self._thread.join(timeout_s)
             return not self._thread.is_alive()
@@ -276,21 +214,12 @@ class Engine:
 
     def _work(self) -> None:
         wait: float | None = 0.0
-        while True:
-            with self._changed:
-                if not self._news:
-                    # Who waits for nobody knows what, with no one to come, is asked.
-                    anyway = 0.05 if self._draining else None
-                    self._changed.wait(anyway if wait is None else wait)
-                while not self._queue and not self._draining:
-                    self._changed.wait()
-                if not self._queue:
-                    return
+        while self._queue.until_news(wait):
             try:
                 wait = self.turn()
             except Exception:  # of a policy: the queue must not stand still for it
                 _log.exception("the policy failed; those who wait are refused")
-                self._end(self._took(), Failed, "the policy failed.", "failed")
+                self._end(self._queue.take(), Failed, "the policy failed.", "failed")
                 wait = 0.0
 
     def turn(self) -> float | None:
@@ -300,8 +229,7 @@ class Engine:
           Seconds after which to ask again, 0 for at once; None: when the next request
           comes.
         """
-        with self._changed:
-            queue, self._news = dict(self._queue), False
+        queue = self._queue.now()
         if not queue:
             return None
         now = self.clock()
@@ -311,20 +239,13 @@ class Engine:
         table = self.table.scaled(self._slow.factor)
         decision = self.policy(now, list(queue.values()), table)
         number = {id(request): n for n, request in queue.items()}
-        shed = self._took([number[id(request)] for request in decision.shed])
+        shed = self._queue.take([number[id(request)] for request in decision.shed])
         self._end(shed, Late, "no rate answers it by its deadline.", "shed")
         if not decision.requests:
             return None if decision.wait is None else max(decision.wait - now, 1e-4)
-        self._run(decision, self._took([number[id(r)] for r in decision.requests]))
+        batch = self._queue.take([number[id(r)] for r in decision.requests])
+        self._run(decision, batch)
         return 0.0
-
-    def _took(self, numbers: Sequence[int] | None = None) -> list[Request]:
-        """Takes requests out of the queue, all unless given; not those who left."""
-        with self._changed:
-            if numbers is None:
-                numbers = list(self._queue)
-            found = [self._queue.pop(n) for n in numbers if n in self._queue]
-        return [r for r in found if r.payload.future.set_running_or_notify_cancel()]
 
     def _run(self, decision: Decision, batch: list[Request]) -> None:
         if not batch:

@@ -9,7 +9,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
 
-from .engine import Engine, Watcher
+from .answers import Watcher
+from .engine import Engine
 from .executor import Executor
 
 OUTCOMES = (

@@ -52,8 +52,8 @@ class SameModel:
 
         Raises:
           ValueError: if an output differs by more than rounding does: by a thousandth
-            of its largest number, or by 3 % where something less than single precision
-            takes part, or on an accelerator.
+            of its largest number, or by three hundredths where something less than
+            single precision takes part, or on an accelerator.
         """
         try:
             programs = programs_of(self._path, jax.tree.leaves(net.variables))
