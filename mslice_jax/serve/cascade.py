@@ -4,8 +4,7 @@ Stage i scores what is left with the network at rate r_i and hands on the best. 
 stage and size there is one program, compiled before the cascade is ready.
 """
 
-import concurrent.futures
-import os
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from ..profile import measure
 from ..sliceable import Sliceable, extract
 from .candidates import arrays_of, bucket, counted, filled
 from .compilations import Compilations
+from .compiled import compile_each
 from .reading import read
 from .stage_networks import (
     check_score,
@@ -203,16 +203,8 @@ class Cascade:
             for size in each
         ]
 
-        def compiled(program: jax.stages.Lowered) -> Any:
-            with self._counter:
-                return program.compile()
-
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            waiting = {pool.submit(compiled, self._lowered(*key)): key for key in keys}
-            for done in concurrent.futures.as_completed(waiting):
-                self._programs[waiting[done]] = done.result()
-                if progress is not None:
-                    progress(len(self._programs), len(keys))
+        lower = {key: functools.partial(self._lowered, *key) for key in keys}
+        self._programs = compile_each(lower, self._counter, progress)
         self._weights = self._cut([net.variables for net in self._nets])
         self._nets = self._full  # the full weights are needed no longer
         return self

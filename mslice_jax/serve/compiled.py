@@ -1,9 +1,10 @@
 """The programs of a server: one for each rate, batch bucket and length bucket."""
 
 import concurrent.futures
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 
@@ -13,6 +14,7 @@ from .compilations import Compilations
 from .saved import Served
 from .signature import Signature
 
+K = TypeVar("K")
 Compiled: TypeAlias = Mapping[tuple[SubNetwork, int, int | None], Callable[..., Any]]
 """By sub-network, batch and length: lists of weights and inputs to that of outputs."""
 
@@ -68,21 +70,38 @@ def compile_all(
         for length in signature.lengths
     ]
 
+    if progress is not None:
+        progress(0, len(keys))
+    lower = {
+        key: functools.partial(lowered, nets[key[0]], signature, *key[1:], device)
+        for key in keys
+    }
+    return compile_each(lower, counter, progress, threads)
+
+
+def compile_each(
+    lower: Mapping[K, Callable[[], jax.stages.Lowered]],
+    counter: Compilations,
+    progress: Callable[[int, int], None] | None = None,
+    threads: int | None = None,
+) -> dict[K, Any]:
+    """Compiles programs, several at a time.
+
+    Args:
+      lower: trace them, one after the other.
+      counter, progress, threads: as those of `compile_all`.
+    """
+
     def compiled(program: jax.stages.Lowered) -> Any:
         with counter:
             return program.compile()
 
-    if progress is not None:
-        progress(0, len(keys))
-    programs = {}
+    programs: dict[K, Any] = {}
     # Python traces one program while XLA, without Python's lock, compiles others.
     with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        waiting = {}
-        for part, batch, length in keys:
-            program = lowered(nets[part], signature, batch, length, device)
-            waiting[pool.submit(compiled, program)] = part, batch, length
+        waiting = {pool.submit(compiled, trace()): key for key, trace in lower.items()}
         for done in concurrent.futures.as_completed(waiting):
             programs[waiting[done]] = done.result()
             if progress is not None:
-                progress(len(programs), len(keys))
+                progress(len(programs), len(lower))
     return programs

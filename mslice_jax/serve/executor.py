@@ -245,26 +245,17 @@ class Executor:
 
     def _check_independent(self, weights: NarrowTrees) -> None:
         part, signature = self._narrowest, self._signature
-        programs = dict(self._programs)
 
         def run(batch: int, length: int | None, arrays: Any) -> list[np.ndarray]:
-            program = programs[part, batch, length]
+            program = self._programs.get((part, batch, length))
+            if program is None:  # of a length without a bucket
+                net = self._slicers[part].net
+                found = lowered(net, signature, batch, length, self._device)
+                with self._counter:
+                    program = found.compile()
             return [np.asarray(x) for x in program(weights.get(part), arrays)]
 
-        independence.check_rows(signature, run)
-        shortest, longest = self.lengths[0], self.lengths[-1]
-        few = self.batch_sizes[0]
-        if signature.free is None or signature.free.exact:
-            return
-        assert shortest is not None and longest is not None
-        if shortest == longest > 1:  # compare with a length that has no bucket
-            shortest = longest // 2
-            net = self._slicers[part].net
-            program = lowered(net, signature, few, shortest, self._device)
-            with self._counter:
-                programs[part, few, shortest] = program.compile()
-        if shortest < longest:
-            independence.check_lengths(signature, run, shortest)
+        independence.check(signature, run)
 
     # -- running
 

@@ -17,6 +17,24 @@ Run = Callable[[int, int | None, Sequence[np.ndarray]], Sequence[np.ndarray]]
 """Runs the program of a batch and a length."""
 
 
+def check(signature: Signature, run: Run) -> None:
+    """Raises ValueError if other rows change a row's result, or what fills it up does.
+
+    Args:
+      signature: of the network.
+      run: runs a program, also of a length that is no bucket.
+    """
+    check_rows(signature, run)
+    if signature.free is None or signature.free.exact:
+        return
+    shortest, longest = signature.lengths[0], signature.lengths[-1]
+    assert shortest is not None and longest is not None
+    if shortest == longest:
+        shortest = longest // 2
+    if 0 < shortest < longest:
+        check_lengths(signature, run, shortest)
+
+
 def check_rows(signature: Signature, run: Run) -> None:
     """Raises ValueError if a row has another result beside others."""
     few, many = signature.batches[0], signature.batches[-1]

@@ -62,6 +62,8 @@ def network(flags: argparse.Namespace) -> Network:
     path = _path(flags.checkpoint)
     if not path.exists():
         raise ValueError(f"--checkpoint {path}: there is nothing.")
+    if not path.is_dir() and not path.is_file():  # a device, which may never end
+        raise ValueError(f"--checkpoint {path}: it is neither a file nor a folder.")
     if path.is_dir() and not (path / "network.mslice").is_file():
         raise ValueError(
             f"--checkpoint {path}: the folder has no network.mslice, which a recipe "

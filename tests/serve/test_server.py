@@ -114,6 +114,7 @@ def flags_of(folder, file="net.mslice", *more):
         ("run", (), "no network.mslice, which a recipe writes at its end"),
         ("broken.mslice", (), "broken.mslice"),
         ("bare.mslice", (), "has no programs (they were left out"),
+        ("net.mslice", ("--checkpoint", "/dev/null"), "neither a file nor a folder"),
         ("half.zip", (), "half.zip is damaged (its end is missing)"),
         ("changed.mslice", (), "changed.mslice is damaged (arrays/w1.npy: Bad CRC"),
         ("table.json", (), "is no file of mslice_jax.save (it is no zip file)"),
