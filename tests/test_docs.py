@@ -66,6 +66,7 @@ MODULES = (
     "mslice_jax.profile",
     "mslice_jax.plots",
     "mslice_jax.serve",
+    "mslice_jax.serve.ray",
 )
 
 

@@ -82,7 +82,7 @@ ORDER = {
         {"choosing"},
     ),
     "serve": (
-        {"answers", "batches", "stages", "traces"},
+        {"answers", "batches", "scaling", "stages", "traces"},
         {"latency", "recorded"},
         {"policy"},
         {"mixed", "baselines", "simulator", "waiting"},
@@ -92,9 +92,13 @@ ORDER = {
         {"independence", "candidates", "stage_networks"},
         {"executor", "cascade", "same_model"},
         {"engine", "tensors"},
-        {"protocol", "metrics", "bodies", "access"},
+        {"protocol", "metrics", "bodies", "access", "behind", "recent", "attempts"},
         {"live", "demo", "options", "triton"},
         {"app", "starting"},
+        {"replica"},
+        {"handle"},
+        {"front"},
+        {"ray"},
         {"__main__"},
     ),
 }

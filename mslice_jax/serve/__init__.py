@@ -3,8 +3,9 @@
 An executor holds a program for every rate and size of a batch. A policy says which
 requests run now and at which rate; a latency table says what that takes; a trace says
 when requests come; and `simulate` plays them on a virtual clock. An engine runs them
-behind a queue, and ``python -m mslice_jax.serve`` puts that behind HTTP. A cascade
-ranks many candidates with growing width. Names are imported when they are asked for.
+behind a queue, and ``python -m mslice_jax.serve`` puts that behind HTTP;
+`mslice_jax.serve.ray` runs several of them. A cascade ranks many candidates with
+growing width. Names are imported when they are asked for.
 """
 
 import importlib
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .elastic import fixed as fixed
     from .engine import Engine as Engine
     from .executor import Executor as Executor
+    from .handle import Handle as Handle
     from .latency import Latency as Latency
     from .latency import LatencyTable as LatencyTable
     from .latency import SlowDown as SlowDown
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from .recorded import replay as replay
     from .rows import InvalidRequest as InvalidRequest
     from .rows import Rows as Rows
+    from .scaling import Scaling as Scaling
+    from .scaling import Told as Told
     from .signature import Lengths as Lengths
     from .signature import Tensor as Tensor
     from .simulator import Simulation as Simulation
@@ -69,11 +73,13 @@ _WHERE = {
     "elastic": ("Elastic", "LatencyFirst", "fixed"),
     "engine": ("Engine",),
     "executor": ("Executor",),
+    "handle": ("Handle",),
     "latency": ("Latency", "LatencyTable", "SlowDown", "TableError"),
     "pictures": ("plot_attainment", "plot_serving"),
     "policy": ("Decision", "Policy", "PolicyError", "Request"),
     "recorded": ("Recorded", "read_csv", "replay"),
     "rows": ("InvalidRequest", "Rows"),
+    "scaling": ("Scaling", "Told"),
     "signature": ("Lengths", "Tensor"),
     "simulator": ("Simulation", "simulate"),
     "stages": ("Above",),

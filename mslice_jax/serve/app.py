@@ -24,9 +24,8 @@ from starlette.types import ASGIApp
 from . import protocol, triton
 from .access import Token, error_of
 from .answers import Answer, Draining, Full, Late, Refused
+from .behind import Reads, Takes
 from .bodies import Gone, Held, read_body
-from .engine import Engine
-from .executor import Executor
 from .live import PAGE, Live
 from .metrics import Metrics
 from .policy import PolicyError
@@ -50,8 +49,8 @@ class App:
       held_bytes: of all requests that are being read or wait.
     """
 
-    engine: Engine
-    executor: Executor
+    engine: Takes
+    executor: Reads
     metrics: Metrics
     live: Live
     reload: Callable[[], None] | None = None
@@ -234,7 +233,7 @@ class App:
         if (await _small_object(request)).get("parameters"):
             raise HTTPException(400, "load takes no parameters here.")
         if self.reload is None:
-            raise HTTPException(400, "no checkpoint to read again: it was a --demo.")
+            raise HTTPException(400, "there is no checkpoint that is read again here.")
         if self._loading.locked():  # each would read all weights
             text = "new weights are being read; ask again when they are there."
             raise HTTPException(429, text, {"Retry-After": "1"})

@@ -27,7 +27,7 @@ from .narrow_trees import NarrowTrees, Slicer
 from .reading import read
 from .rows import InvalidRequest, Rows, bucket, check, filled, taken_out
 from .saved import SavedNetwork, Served, part_of
-from .signature import Lengths, Tensor
+from .signature import Lengths, Signature, Tensor
 from .weights import check_like, device_of, placed
 
 Key = tuple[Any, int, int | None]
@@ -156,6 +156,11 @@ class Executor:
     def lengths(self) -> tuple[int | None, ...]:
         """The length buckets, ascending; (None,) without a free length."""
         return self._signature.lengths
+
+    @property
+    def signature(self) -> Signature:
+        """The call that is served, which requests are checked with."""
+        return self._signature
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

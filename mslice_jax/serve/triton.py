@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .executor import Executor
+from .behind import Reads
 from .metrics import Metrics
 from .signature import Tensor
 from .tensors import datatype
@@ -18,7 +18,7 @@ EXTENSIONS = ("model_configuration", "statistics")
 """As the metadata of a server names them."""
 
 
-def config(executor: Executor, name: str) -> dict[str, Any]:
+def config(executor: Reads, name: str) -> dict[str, Any]:
     """The configuration of the model, as Triton has it.
 
     A client adds an axis for the batch in front of `dims` where `max_batch_size` is
