@@ -4,6 +4,7 @@ import asyncio
 import gc
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -311,7 +312,8 @@ def test_a_replica_whose_engine_has_ended_is_not_well():
     one.check_health()
     one.engine.drain(10)
     one.check_health()  # stops as it was told
-    one.engine._draining = False
+    ended = SimpleNamespace(running=False, draining=False, drain=one.engine.drain)
+    one.engine = ended
     with pytest.raises(RuntimeError, match="the engine has ended"):
         one.check_health()
 
