@@ -146,8 +146,11 @@ def compared(
     save(folder / "results.json", {**about, "rows": rows, "swing": swing})
     attainment(folder, rows)
     print(markdown(rows))
-    worst = max(abs(row["difference"]) for row in rows if not row["void"])
-    say(f"The simulator is at most {worst:.2f} points off. All is in {folder}.")
+    off = [abs(row["difference"]) for row in rows if not row["void"]]
+    say(
+        f"The simulator is at most {max(off, default=float('nan')):.2f} points off "
+        f"({len(rows) - len(off)} runs are void). All is in {folder}."
+    )
 
 
 def swinging(stand: Stand, settings: Settings) -> dict[str, Any]:

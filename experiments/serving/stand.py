@@ -5,6 +5,7 @@ need none, for a request may ask for its rate (and `fixed` is `Elastic` with one
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,21 +49,27 @@ class Stand:
         self.server: Server | None = None
         self.policy = ""
         self.given = self._network()
-        table = self.workdir / "table.json"
-        if not table.exists():
-            say("Compiling, and measuring the table ...")
+        try:
+            self._measure()
+        except BaseException:
+            self.close()
+            raise
+
+    def _measure(self) -> None:
+        options, path = self.options, self.workdir / "table.json"
+        if not path.exists():
+            self.say("Compiling, and measuring the table ...")
             slo = options.slo_ms or 60_000.0
-            more = ["--write-table", str(table), "--repeats", str(options.repeats)]
-            self._start("elastic", slo, more)
+            more = ["--write-table", str(path.resolve())]
+            self._start("elastic", slo, [*more, "--repeats", str(options.repeats)])
             if options.slo_ms is None:
                 self.close()  # T is known only now
-        self.table = serve.LatencyTable.read(table)
+        self.table = serve.LatencyTable.read(path)
         self.alone_s = self.table.median_ms(self.table.rates[-1], 1) / 1e3
         self.slo_s = (options.slo_ms or 1e4 * self.alone_s) / 1e3
         server = self.serving("elastic")
         self.accuracy = server.accuracy()
         if missing := set(self.table.rates) - set(self.accuracy):
-            self.close()
             raise ValueError(f"no accuracy of the rates {missing}: see --accuracy.")
         self.inputs = self._inputs(server)
 
@@ -214,7 +221,9 @@ class Stand:
     def about(self) -> dict[str, Any]:
         """What the results hold for."""
         return {
-            "settings": dataclasses.asdict(self.options),
+            "settings": json.loads(
+                json.dumps(dataclasses.asdict(self.options), default=str)
+            ),
             "slo_ms": 1e3 * self.slo_s,
             "capacity_per_second": self.capacity(),
             "alone_ms": 1e3 * self.alone_s,
