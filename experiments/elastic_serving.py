@@ -47,7 +47,7 @@ from .serving.options import Options
 from .serving.outcome import Result
 from .serving.report import as_simulation, attainment, markdown, row_of, save
 from .serving.server import ServerError
-from .serving.stand import FIXED, Stand
+from .serving.stand import Stand
 from .serving.workloads import Workload, workloads
 
 POLICIES = ("elastic", "latency-first", "window", "slackfit")
@@ -129,9 +129,8 @@ def compared(
     about = stand.about()
     swing = swinging(stand, settings)
     mean, rows = settings.load * capacity, []
-    fixed = [f"{FIXED}{rate:g}" for rate in stand.table.rates]
     # All that one process serves comes together.
-    for policy in (*fixed, *settings.policies):
+    for policy in (*stand.widths, *settings.policies):
         for trace, arrivals_of in loads.items():
             arrivals = arrivals_of(mean, settings.seconds, settings.seed)
             key = f"{trace}/{policy}/{mean:g} a second for {settings.seconds:g} s"

@@ -45,7 +45,7 @@ def test_a_short_run_and_one_that_goes_on(saved, tmp_path, capsys):
     assert [(row["trace"], row["policy"]) for row in found["rows"]] == [
         (trace, policy)
         for trace in ("Poisson", "Gamma", "MMPP", "diurnal")
-        for policy in ("fixed 0.5", "fixed 1", "elastic")
+        for policy in ("fixed 0.5", "fixed 1.0", "elastic")
     ]
     for row in found["rows"]:
         assert row["difference"] == row["in_time"] - row["simulated"]
@@ -56,7 +56,7 @@ def test_a_short_run_and_one_that_goes_on(saved, tmp_path, capsys):
     assert found["capacity_per_second"] == 40 and found["http"]["http_ms"] >= 0
     for picture in ("serving.png", "attainment_Poisson.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
-    assert "| Gamma | fixed 1 | 100.00 |" in (tmp_path / "table.md").read_text()
+    assert "| Gamma | fixed 1.0 | 100.00 |" in (tmp_path / "table.md").read_text()
     runs = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert len(runs) == 1 + 12 + 3  # alone, what HTTP costs, and the picture
 
@@ -170,6 +170,13 @@ def test_the_claims(saved, tmp_path, capsys):
     assert found["step"]["measured"]["status"].keys() == {"200"}
     # Five seconds are enough for the full width.
     assert "the best fixed width is the full one" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
+def test_a_server_that_does_not_start(tmp_path, capsys):
+    flags = ["--checkpoint", str(tmp_path / "none"), "--workdir", str(tmp_path / "new")]
+    assert main(flags) == 2
+    assert "the server ended: error: --checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.nightly

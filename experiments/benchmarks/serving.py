@@ -34,7 +34,7 @@ from experiments.recipe import fail
 from experiments.serving.load import LoadError
 from experiments.serving.options import Options
 from experiments.serving.server import ServerError
-from experiments.serving.stand import FIXED, Stand
+from experiments.serving.stand import Stand
 from mslice_jax import serve
 
 from .result import save
@@ -121,7 +121,6 @@ def bursts(stand: Stand, config: Config) -> dict[str, Any]:
         arrivals = serve.mmpp(
             peak / 16, peak, config.seconds, dwell_s=config.dwell, seed=seed
         )
-        fixed = [f"{FIXED}{rate:g}" for rate in stand.table.rates]
         runs = {
             policy: stand.run(
                 f"bursts/{policy}/{peak:g} a second for {config.seconds:g} s, dwell "
@@ -129,9 +128,9 @@ def bursts(stand: Stand, config: Config) -> dict[str, Any]:
                 policy,
                 arrivals,
             )["measured"]
-            for policy in ("elastic", *fixed)
+            for policy in ("elastic", *stand.widths)
         }
-        shares = [runs[policy]["in_time"] for policy in fixed]
+        shares = [runs[policy]["in_time"] for policy in stand.widths]
         accuracy = [stand.accuracy[rate] for rate in stand.table.rates]
         seeds.append(
             {"seed": seed, "measured": runs}

@@ -69,7 +69,7 @@ def capacity(stand: "Stand") -> float:
         load = float(f"{load:.4g}")
         key = f"capacity/{load:g} a second for {seconds:g} s"
         arrivals = serve.poisson(load, seconds, seed=0)
-        told = stand.run(key, stand.fixed(), arrivals)["measured"]
+        told = stand.run(key, stand.widths[0], arrivals)["measured"]
         if told["void"] is not None:
             raise ValueError(f"the capacity cannot be measured: {told['void']}.")
         return told["in_time"] >= 0.999
@@ -94,7 +94,7 @@ def http(stand: "Stand") -> dict[str, float]:
     if found is not None and found["measured"]["void"] is None:
         return found["measured"]
     gap, seconds = max(2 * stand.alone_s, 0.02), stand.options.capacity_seconds
-    widest, narrowest = stand.fixed(-1), stand.fixed()
+    narrowest, widest = stand.widths[0], stand.widths[-1]
     lone = stand.run("alone", widest, np.arange(0, seconds, gap))["measured"]
     load = serve.poisson(0.6 * stand.capacity(), seconds / 2, seed=1)
     server = stand.serving("elastic")

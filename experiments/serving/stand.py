@@ -206,9 +206,10 @@ class Stand:
         }
         return kinds[policy]()
 
-    def fixed(self, index: int = 0) -> str:
-        """The policy of one width, the narrowest first."""
-        return f"{FIXED}{self.table.rates[index]:g}"
+    @property
+    def widths(self) -> tuple[str, ...]:
+        """The policies of one width, the narrowest first."""
+        return tuple(f"{FIXED}{rate}" for rate in self.table.rates)
 
     def capacity(self) -> float:
         """Requests a second that the narrowest rate sustains; measured once."""
