@@ -121,7 +121,7 @@ def compared(
     stand: Stand, settings: Settings, loads: dict[str, Workload], say: Any
 ) -> None:
     """Runs what is left to run, and writes tables and pictures."""
-    capacity = stand.capacity()
+    capacity = stand.capacity
     say(
         f"T = {1e3 * stand.slo_s:.1f} ms; the narrowest rate sustains {capacity:g} "
         "requests a second."
@@ -154,7 +154,7 @@ def compared(
 
 def swinging(stand: Stand, settings: Settings) -> dict[str, Any]:
     """The paper's picture: a load that swings 16-fold, served by the elastic policy."""
-    peak, seconds = 0.9 * stand.capacity(), settings.swing_seconds
+    peak, seconds = 0.9 * stand.capacity, settings.swing_seconds
     arrivals = serve.mmpp(
         peak / 16, peak, seconds, dwell_s=seconds / 10, seed=settings.seed
     )

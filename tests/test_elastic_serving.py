@@ -38,7 +38,7 @@ def saved(tmp_path_factory):
 
 def test_a_short_run_and_one_that_goes_on(saved, tmp_path, capsys):
     flags = f"--checkpoint {saved} --workdir {tmp_path} --batches 1 2 --repeats 2"
-    flags += " --slo-ms 5000 --capacity 40 --capacity-seconds 0.4 --seconds 0.5"
+    flags += " --slo-ms 20000 --capacity 40 --capacity-seconds 0.4 --seconds 0.5"
     flags += " --swing-seconds 0.6 --policies elastic --tries 1"
     assert main(flags.split()) == 0
     found = json.loads((tmp_path / "results.json").read_text())
@@ -49,7 +49,7 @@ def test_a_short_run_and_one_that_goes_on(saved, tmp_path, capsys):
     ]
     for row in found["rows"]:
         assert row["difference"] == row["in_time"] - row["simulated"]
-        # Half a minute's requests within five seconds each: nobody is late.
+        # Few requests, within twenty seconds each: nobody is late.
         assert row["in_time"] == 100.0
         if row["policy"] != "elastic":
             assert row["accuracy"] == (50.0 if row["policy"] == "fixed 0.5" else 75.0)
@@ -161,14 +161,14 @@ def test_the_best_width_in_hindsight_by_hand():
 @pytest.mark.nightly
 def test_the_claims(saved, tmp_path, capsys):
     flags = f"--checkpoint {saved} --workdir {tmp_path} --batches 1 2 --repeats 2"
-    flags += " --slo-ms 5000 --capacity 40 --capacity-seconds 0.4 --seconds 0.9"
+    flags += " --slo-ms 20000 --capacity 40 --capacity-seconds 0.4 --seconds 0.9"
     flags += f" --out {tmp_path / 'out.json'} --tries 1 --seeds 1 --dwell 0.2"
     flags += " --claims http step bursts"
     assert serving.main(flags.split()) == 1
     found = json.loads((tmp_path / "out.json").read_text())["claims"]
     assert set(found) == {"http", "step", "bursts"}
     assert found["step"]["measured"]["status"].keys() == {"200"}
-    # Five seconds are enough for the full width.
+    # Twenty seconds are enough for the full width.
     assert "the best fixed width is the full one" in capsys.readouterr().out
 
 

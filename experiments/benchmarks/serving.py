@@ -73,7 +73,7 @@ class Config(Options):
 
 def step(stand: Stand, config: Config) -> dict[str, Any]:
     """Up to what the narrowest sustains, and back."""
-    third, peak = config.seconds / 3, config.peak * stand.capacity()
+    third, peak = config.seconds / 3, config.peak * stand.capacity
     arrivals = serve.step([(third, 1.0), (third, peak), (third, 1.0)], seed=0)
     key = f"step/elastic/1 to {peak:g} a second, {third:g} s each"
     told = stand.run(key, "elastic", arrivals)["measured"]
@@ -90,7 +90,7 @@ def step(stand: Stand, config: Config) -> dict[str, Any]:
 def half(stand: Stand, config: Config) -> dict[str, Any]:
     """The median where the full width would be busy half of the time."""
     # Of one core, of which HTTP needs a part.
-    load = 0.5 / (stand.alone_s + stand.http()["http_ms"] / 1e3)
+    load = 0.5 / (stand.alone_s + stand.http["http_ms"] / 1e3)
     arrivals = serve.poisson(load, config.seconds, seed=0)
     runs = {
         policy: stand.run(
@@ -115,7 +115,7 @@ def half(stand: Stand, config: Config) -> dict[str, Any]:
 
 def bursts(stand: Stand, config: Config) -> dict[str, Any]:
     """The elastic policy against every fixed width."""
-    peak = 0.9 * stand.capacity()
+    peak = 0.9 * stand.capacity
     seeds = []
     for seed in range(config.seeds):
         arrivals = serve.mmpp(
@@ -185,7 +185,7 @@ def in_hindsight(
 def http(stand: Stand, config: Config) -> dict[str, Any]:
     """What HTTP and queue add."""
     del config
-    told = stand.http()
+    told = stand.http
     return {
         "holds": told["added_ms"] < 2,
         "void": told["void"],

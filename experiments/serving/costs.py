@@ -1,7 +1,7 @@
 """What a server sustains, and what HTTP costs it."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def capacity(stand: "Stand") -> float:
     return float(f"{found:.4g}")
 
 
-def http(stand: "Stand") -> dict[str, float]:
+def http(stand: "Stand") -> dict[str, Any]:
     """What HTTP and the queue cost.
 
     Returns:
@@ -96,7 +96,7 @@ def http(stand: "Stand") -> dict[str, float]:
     gap, seconds = max(2 * stand.alone_s, 0.02), stand.options.capacity_seconds
     narrowest, widest = stand.widths[0], stand.widths[-1]
     lone = stand.run("alone", widest, np.arange(0, seconds, gap))["measured"]
-    load = serve.poisson(0.6 * stand.capacity(), seconds / 2, seed=1)
+    load = serve.poisson(0.6 * stand.capacity, seconds / 2, seed=1)
     server = stand.serving("elastic")
     before, cpu_s = server.batches(), server.cpu_s()
     stand.drive(narrowest, load)

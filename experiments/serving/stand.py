@@ -5,6 +5,7 @@ need none, for a request may ask for its rate (and `fixed` is `Elastic` with one
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -183,7 +184,7 @@ class Stand:
 
     def simulated(self, policy: str, arrivals: np.ndarray) -> dict[str, Any]:
         """What the simulator says of the same load."""
-        cost = self.http()
+        cost = self.http
         done = predicted(
             self.policy_of(policy),
             arrivals,
@@ -211,11 +212,13 @@ class Stand:
         """The policies of one width, the narrowest first."""
         return tuple(f"{FIXED}{rate}" for rate in self.table.rates)
 
+    @functools.cached_property
     def capacity(self) -> float:
         """Requests a second that the narrowest rate sustains; measured once."""
         return self.options.capacity or costs.capacity(self)
 
-    def http(self) -> dict[str, float]:
+    @functools.cached_property
+    def http(self) -> dict[str, Any]:
         """What HTTP and the queue cost, see `costs.http`; measured once."""
         return costs.http(self)
 
@@ -226,10 +229,10 @@ class Stand:
                 json.dumps(dataclasses.asdict(self.options), default=str)
             ),
             "slo_ms": 1e3 * self.slo_s,
-            "capacity_per_second": self.capacity(),
+            "capacity_per_second": self.capacity,
             "alone_ms": 1e3 * self.alone_s,
             "accuracy": {f"{r:g}": a for r, a in sorted(self.accuracy.items())},
-            "http": self.http(),
+            "http": self.http,
             "table": [
                 {**key._asdict(), **value._asdict()}
                 for key, value in self.table.entries.items()
