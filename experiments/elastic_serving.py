@@ -19,10 +19,11 @@ and what its narrowest rate sustains, and then loads it
 * with bursts that are sixteen times the quiet load, for the picture of the paper:
   arrivals, rate, latency and misses over time.
 
-Needs two cores that do nothing else. Training takes some minutes, and
-``--train-only`` does no more than that; the rest takes about
-15 minutes. Expected: the elastic policy answers as many in time as the narrowest fixed
-width, at a higher accuracy; the simulator is within 3 points.
+Needs two cores that do nothing else. Training takes about a minute of processor time,
+and ``--train-only`` does no more than that; the runs themselves take about 15 minutes
+(``--seconds 8 --policies elastic window`` for half of that). Expected: the elastic
+policy answers as many in time as the narrowest fixed width, at a higher accuracy; the
+simulator is within 3 points.
 
 It leaves in its workdir (runs/elastic_serving) table.md, results.json, serving.png,
 attainment_TRACE.png, all requests of each run, and runs.jsonl, with which a command
