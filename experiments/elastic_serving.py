@@ -8,7 +8,7 @@ open loop, in which every request is sent at its time, and is in time if its ans
 there within T of that. T is ten times what the full width takes for one request. A run
 whose load generator was late itself is repeated, and is void if it stays so.
 
-It trains a network of digits behind noise (or takes one), measures its latency table
+It trains a network of digits (or takes one), measures its latency table
 and what its narrowest rate sustains, and then loads it
 
 * with four traces, compressed to `--seconds` and a mean of `--load` times what the
@@ -106,7 +106,7 @@ def main(args: list[str] | None = None) -> int:
         settings.check()
         loads = workloads(settings.traces)
         if settings.train_only:
-            network.checkpoint(settings.workdir, settings.network, settings.epochs)
+            network.checkpoint(settings.workdir, settings.network, settings.updates)
             return 0
         with Stand(settings, say) as stand:
             compared(stand, settings, loads, say)
