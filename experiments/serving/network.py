@@ -3,8 +3,8 @@
 It sees two digits side by side, and tells the last digit of their sum; a wide network
 is better at that than a narrow one. What the server of `--demo` trains takes a tenth of
 a millisecond, far less than HTTP. This one looks at an image many times, each time
-through other noise, and gives the mean (as randomized smoothing does, Cohen et al., ICML
-2019): more than ten milliseconds at full width. In training one look is enough.
+through other noise, and gives the mean (as randomized smoothing does, Cohen et al.,
+ICML 2019): more than ten milliseconds at full width. In training one look is enough.
 """
 
 import json
