@@ -19,7 +19,7 @@ narrowest rate sustains, and then loads it
 * with bursts that are sixteen times the quiet load, for the picture of the paper:
   arrivals, rate, latency and misses over time.
 
-Needs two cores that do nothing else. Training takes about two minutes of processor time,
+Needs two cores that do nothing else. Training takes about two minutes of the processor,
 and ``--train-only`` does no more than that. Then there are 33 runs of 15 s, and what is
 tried for the capacity: about 15 minutes (``--policies elastic window`` leaves out two
 policies). Meant to show: the elastic policy has as many in time as the narrowest width,
