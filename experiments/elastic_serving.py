@@ -106,7 +106,7 @@ def main(args: list[str] | None = None) -> int:
         settings.check()
         loads = workloads(settings.traces)
         if settings.train_only:
-            network.checkpoint(settings.workdir, settings.network, settings.updates)
+            network.checkpoint(settings.workdir, settings.network, settings.epochs)
             return 0
         with Stand(settings, say) as stand:
             compared(stand, settings, loads, say)

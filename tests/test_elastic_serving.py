@@ -12,7 +12,6 @@ from experiments.benchmarks.serving import in_hindsight
 from experiments.elastic_serving import main
 from experiments.serving.costs import highest
 from experiments.serving.journal import Journal
-from experiments.serving.network import pairs
 from experiments.serving.predicted import predicted, with_http
 from experiments.serving.workloads import workloads
 from mslice_jax.serve import LatencyTable, fixed
@@ -72,7 +71,7 @@ def test_a_short_run_and_one_that_goes_on(saved, tmp_path, capsys):
     [
         ("--policies widest", "expected some of"),
         ("--load 0", "--load is above 0"),
-        ("--updates 0", "--updates is at least 1"),
+        ("--epochs 0", "--epochs is at least 1"),
         ("--model a:b", "go with --checkpoint"),
         ("--traces .", "there is no AzureLLMInferenceTrace_code"),
         ("--server-core 9999", "--server-core is below"),
@@ -180,17 +179,9 @@ def test_a_server_that_does_not_start(tmp_path, capsys):
     assert "the server ended: error: --checkpoint" in capsys.readouterr().err
 
 
-def test_the_label_of_a_pair_is_the_last_digit_of_the_sum():
-    x = np.arange(10, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), int)
-    images, labels = pairs(x, np.arange(10), 50, seed=0)
-    assert images.shape == (50, 8, 16, 1) and set(labels) == set(range(10))
-    for image, label in zip(images, labels, strict=True):
-        assert str(int(image[0, 0, 0] + image[0, 15, 0]))[-1] == str(label)
-
-
 @pytest.mark.nightly
 def test_the_network_that_is_trained(tmp_path):
-    flags = f"--network tiny --updates 2 --workdir {tmp_path} --train-only"
+    flags = f"--network tiny --epochs 1 --workdir {tmp_path} --train-only"
     assert main(flags.split()) == 0
     told = json.loads((tmp_path / "summary.json").read_text())["rates"]
     assert set(told) == {"0.25", "0.5", "0.75", "1.0"}

@@ -18,7 +18,7 @@ class Options:
         beside it.
       network: which one is trained: heavy takes more than ten milliseconds for an
         image; tiny is for trying out.
-      updates: of the weights in that training.
+      epochs: of that training.
       batches: batch buckets.
       repeats: how often each program is measured for the table.
       slo_ms: T; ten times what the full width takes for one request unless given.
@@ -34,7 +34,7 @@ class Options:
     model: str | None = None
     accuracy: Path | None = None
     network: Literal["heavy", "tiny"] = "heavy"
-    updates: int = 1200
+    epochs: int = 12
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     repeats: int = 30
     slo_ms: float | None = None
@@ -47,7 +47,7 @@ class Options:
 
     def check(self) -> None:
         """Raises ValueError for options that do not fit."""
-        for name in ("updates", "repeats", "tries"):
+        for name in ("epochs", "repeats", "tries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} is at least 1.")
         for name in ("slo_ms", "capacity", "capacity_seconds"):
@@ -65,5 +65,5 @@ class Options:
 
     def common(self) -> dict[str, object]:
         """What all runs in a workdir have in common."""
-        names = ("checkpoint", "model", "network", "updates", "batches", "slo_ms")
+        names = ("checkpoint", "model", "network", "epochs", "batches", "slo_ms")
         return {name: getattr(self, name) for name in (*names, "capacity")}

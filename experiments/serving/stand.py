@@ -79,7 +79,7 @@ class Stand:
         if options.checkpoint is None:
             if not (self.workdir / "network.mslice").exists():
                 self.say("Training the network ...")
-            return network.checkpoint(self.workdir, options.network, options.updates)
+            return network.checkpoint(self.workdir, options.network, options.epochs)
         given = ["--checkpoint", str(options.checkpoint.resolve())]
         if options.model is not None:
             given += ["--model", options.model]
