@@ -1,0 +1,1 @@
+"""Parts of `experiments.elastic_serving`: the load, the server, what is measured."""
