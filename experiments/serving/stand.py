@@ -1,0 +1,274 @@
+"""The test stand: a server on one core, a load on the other, and what was measured.
+
+A policy is a process of its own: the command that users start. Widths that are fixed
+need none, for a request may ask for its rate (and `fixed` is `Elastic` with one rate).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mslice_jax import serve
+
+from . import network
+from .capacity import highest
+from .inference import infer
+from .journal import Journal
+from .load import Message, drive
+from .options import Options
+from .outcome import Result
+from .predicted import predicted
+from .server import Server
+
+FIXED = "fixed "
+
+
+class Stand:
+    """Serves, and loads what is served.
+
+    Args:
+      options: of the command.
+      say: is told what is under way.
+
+    Attributes:
+      table: what batches take, as the server measured it.
+      slo_s: T in seconds.
+      accuracy: of each rate.
+
+    Raises:
+      ValueError, ServerError: if there is no network, or it cannot be served.
+    """
+
+    def __init__(self, options: Options, say: Any = print) -> None:
+        self.options, self.say = options, say
+        self.workdir = options.workdir
+        self.journal = Journal(self.workdir / "runs.jsonl", options.common())
+        self.server: Server | None = None
+        self.policy = ""
+        self.given = self._network()
+        table = self.workdir / "table.json"
+        if not table.exists():
+            say("Compiling, and measuring the table ...")
+            slo = options.slo_ms or 60_000.0
+            more = ["--write-table", str(table), "--repeats", str(options.repeats)]
+            self._start("elastic", slo, more)
+            if options.slo_ms is None:
+                self.close()  # T is known only now
+        self.table = serve.LatencyTable.read(table)
+        self.alone_s = self.table.median_ms(self.table.rates[-1], 1) / 1e3
+        self.slo_s = (options.slo_ms or 1e4 * self.alone_s) / 1e3
+        server = self._serving("elastic")
+        self.accuracy = server.accuracy()
+        if missing := set(self.table.rates) - set(self.accuracy):
+            self.close()
+            raise ValueError(f"no accuracy of the rates {missing}: see --accuracy.")
+        self.inputs = self._inputs(server)
+
+    def _network(self) -> list[str]:
+        options = self.options
+        if options.checkpoint is None:
+            if not (self.workdir / "network.mslice").exists():
+                self.say("Training the network ...")
+            return network.checkpoint(self.workdir, options.network, options.epochs)
+        given = ["--checkpoint", str(options.checkpoint.resolve())]
+        if options.model is not None:
+            given += ["--model", options.model]
+        if options.accuracy is not None:
+            given += ["--accuracy", str(options.accuracy.resolve())]
+        return given
+
+    def _inputs(self, server: Server) -> list[dict[str, np.ndarray]]:
+        if self.options.checkpoint is not None:
+            return server.drawn(64)
+        images, _ = network.held_out()
+        return [{"image": image[None]} for image in images[:256]]
+
+    # -- the server
+
+    def _start(self, policy: str, slo_ms: float, more: list[str]) -> Server:
+        batches = ",".join(map(str, self.options.batches))
+        core = self.options.server_core
+        flags = [*self.given, "--policy", policy, "--slo-ms", f"{slo_ms:.6g}"]
+        self.server = Server(
+            [*flags, "--batches", batches, *more],
+            core=None if core < 0 else core,
+            folder=self.workdir / "server",
+        )
+        self.policy = policy
+        return self.server
+
+    def _serving(self, policy: str) -> Server:
+        if self.server is not None and self.policy == policy:
+            return self.server
+        self.close()
+        self.say(f"Starting the server with the policy {policy} ...")
+        table = str((self.workdir / "table.json").resolve())
+        return self._start(policy, 1e3 * self.slo_s, ["--table", table])
+
+    def close(self) -> None:
+        """Ends the server."""
+        if self.server is not None:
+            self.server.stop()
+            self.server = None
+
+    def __enter__(self) -> "Stand":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- what is measured
+
+    def messages(self, rate: float | None = None) -> list[Message]:
+        """Requests, at a rate of their own or at what the policy chooses."""
+        parameters = {} if rate is None else {"rate": rate}
+        return [infer(one, parameters) for one in self.inputs]
+
+    def drive(self, policy: str, arrivals: np.ndarray) -> Result:
+        """Loads the server once.
+
+        Args:
+          policy: a name of the server's, or "fixed RATE".
+          arrivals: seconds, ascending: `[n]`.
+        """
+        rate = float(policy.removeprefix(FIXED)) if policy.startswith(FIXED) else None
+        server = self._serving("elastic" if rate is not None else policy)
+        core = self.options.load_core
+        return drive(
+            server.url,
+            arrivals,
+            self.messages(rate),
+            slo_s=self.slo_s,
+            core=None if core < 0 else core,
+        )
+
+    def run(self, key: str, policy: str, arrivals: np.ndarray) -> dict[str, Any]:
+        """What became of a load: of the journal, or measured now.
+
+        A run whose load was late itself is tried again, and told as void if it stays
+        so; the next command tries it again.
+
+        Returns:
+          `key`, `policy`, and the `Result.summary` as `measured`.
+        """
+        before = self.journal.get(key)
+        if before is not None and before["measured"]["void"] is None:
+            return before
+        for _ in range(self.options.tries):
+            done = self.drive(policy, arrivals)
+            if done.void is None:
+                break
+        path = self.requests(key)
+        path.parent.mkdir(exist_ok=True)
+        done.write(path, self.accuracy)
+        told = done.summary(self.accuracy)
+        share = f"{100 * told['in_time']:.2f} % in time"
+        self.say(f"{key}: {share}" + (f", VOID: {done.void}" if done.void else ""))
+        return self.journal.add(key, {"policy": policy, "measured": told})
+
+    def requests(self, key: str) -> Path:
+        """Where the requests of a run are, for `Result.read`."""
+        name = "".join(c if c.isalnum() or c in ".-" else "_" for c in key)
+        return self.workdir / "requests" / f"{name}.json"
+
+    def simulated(self, policy: str, arrivals: np.ndarray) -> dict[str, Any]:
+        """What the simulator says of the same load."""
+        costs = self.http()
+        done = predicted(
+            self.policy_of(policy),
+            arrivals,
+            self.table,
+            slo_s=self.slo_s,
+            http_s=costs["http_ms"] / 1e3,
+            waits_s=costs["added_ms"] / 1e3,
+        )
+        return done.summary(self.accuracy)
+
+    def policy_of(self, policy: str) -> serve.Policy:
+        """The policy of that name."""
+        if policy.startswith(FIXED):
+            return serve.fixed(float(policy.removeprefix(FIXED)), slo_s=self.slo_s)
+        kinds: Mapping[str, Any] = {
+            "elastic": lambda: serve.Elastic(slo_s=self.slo_s),
+            "latency-first": lambda: serve.LatencyFirst(slo_s=self.slo_s),
+            "window": lambda: serve.Window(slo_s=self.slo_s),
+            "slackfit": serve.SlackFit,
+        }
+        return kinds[policy]()
+
+    def fixed(self, index: int = 0) -> str:
+        """The policy of one width, the narrowest first."""
+        return f"{FIXED}{self.table.rates[index]:g}"
+
+    def capacity(self) -> float:
+        """The highest load at which the narrowest rate keeps 99.9 % in time.
+
+        Raises:
+          ValueError: if it keeps none, or the load generator is late.
+        """
+        if self.options.capacity is not None:
+            return self.options.capacity
+        seconds, narrowest = self.options.capacity_seconds, self.table.rates[0]
+
+        def sustains(load: float) -> bool:
+            load = float(f"{load:.4g}")
+            arrivals = serve.poisson(load, seconds, seed=0)
+            key = f"capacity/{load:g} a second for {seconds:g} s"
+            told = self.run(key, self.fixed(), arrivals)["measured"]
+            if told["void"] is not None:
+                raise ValueError(f"the capacity cannot be measured: {told['void']}.")
+            return told["in_time"] >= 0.999
+
+        size = self.table.batches[-1]
+        # Beside the network, HTTP takes about a millisecond.
+        took = self.table.median_ms(narrowest, size) / 1e3 / size + 1e-3
+        found = highest(sustains, 0.7 / took)
+        if not found:
+            raise ValueError("the narrowest rate keeps 99.9 % in time at no load.")
+        return float(f"{found:.4g}")
+
+    def http(self) -> dict[str, float]:
+        """What HTTP costs: `added_ms` to the latency of one who is alone (p50), and
+        `http_ms` of the processor for a request under load.
+        """
+        found = self.journal.get("http")
+        if found is not None:
+            return found["measured"]
+        gap, seconds = max(2 * self.alone_s, 0.02), self.options.capacity_seconds
+        one_by_one = np.arange(0, seconds, gap)
+        lone = self.run("alone", self.fixed(-1), one_by_one)["measured"]
+        added = lone["p50_ms"] - 1e3 * self.alone_s
+        server = self._serving("elastic")
+        before, cpu_s = server.batches(), server.cpu_s()
+        load = serve.poisson(0.6 * self.capacity(), seconds / 2, seed=1)
+        self.drive(self.fixed(), load)
+        cpu_s = server.cpu_s() - cpu_s
+        ran = {k: n - before.get(k, 0) for k, n in server.batches().items()}
+        rows = sum(n * count for (_, n), count in ran.items())
+        took = sum(c * self.table.median_ms(r, n) for (r, n), c in ran.items()) / 1e3
+        measured = {
+            "added_ms": added,
+            "http_ms": max(0.0, 1e3 * (cpu_s - took) / rows),
+            "void": lone["void"],
+        }
+        if lone["void"] is not None:
+            return measured
+        return self.journal.add("http", {"measured": measured})["measured"]
+
+    def about(self) -> dict[str, Any]:
+        """What the results hold for."""
+        return {
+            "settings": dataclasses.asdict(self.options),
+            "slo_ms": 1e3 * self.slo_s,
+            "capacity_per_second": self.capacity(),
+            "alone_ms": 1e3 * self.alone_s,
+            "accuracy": {f"{r:g}": a for r, a in sorted(self.accuracy.items())},
+            "http": self.http(),
+            "table": [
+                {**key._asdict(), **value._asdict()}
+                for key, value in self.table.entries.items()
+            ],
+        }
