@@ -34,7 +34,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 
@@ -145,12 +144,7 @@ def compared(
     folder = settings.workdir
     (folder / "table.md").write_text(markdown(rows), encoding="utf-8")
     save(folder / "results.json", {**about, "rows": rows, "swing": swing})
-    # The policies first: of them the first is set off.
-    attainment(
-        folder,
-        [r for r in rows if not r["policy"].startswith(FIXED)]
-        + [r for r in rows if r["policy"].startswith(FIXED)],
-    )
+    attainment(folder, rows)
     print(markdown(rows))
     worst = max(abs(row["difference"]) for row in rows if not row["void"])
     say(f"The simulator is at most {worst:.2f} points off. All is in {folder}.")

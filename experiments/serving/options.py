@@ -34,7 +34,7 @@ class Options:
     model: str | None = None
     accuracy: Path | None = None
     network: Literal["heavy", "tiny"] = "heavy"
-    epochs: int = 4
+    epochs: int = 30
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     repeats: int = 30
     slo_ms: float | None = None

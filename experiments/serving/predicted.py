@@ -6,6 +6,8 @@ what a batch takes. The policy knows the measured table alone, as in the server,
 corrects it as the server does.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mslice_jax.serve import (
@@ -13,6 +15,7 @@ from mslice_jax.serve import (
     Latency,
     LatencyTable,
     Policy,
+    Request,
     Simulation,
     SlowDown,
     simulate,
@@ -50,7 +53,9 @@ class Planning:
         self.policy, self.plan, self.truth = policy, plan, truth
         self.slow, self.ran_at = SlowDown(), 0.0
 
-    def __call__(self, now: float, queue: list, table: LatencyTable) -> Decision:
+    def __call__(
+        self, now: float, queue: Sequence[Request], table: LatencyTable
+    ) -> Decision:
         """Decide."""
         del table
         if now - self.ran_at > _FORGET_S:

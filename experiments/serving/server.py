@@ -104,22 +104,18 @@ class Server:
           ServerError: for an input with a free axis besides that of rows.
         """
         told: Any = json.loads(self.get("/v2/models/default"))
-        random, found = np.random.default_rng(0), []
-        for x in told["inputs"]:
-            if -1 in x["shape"][1:]:
-                raise ServerError(f"input {x['name']} has an axis of free length.")
-        for _ in range(count):
-            row = {}
-            for x in told["inputs"]:
-                shape, dtype = (1, *x["shape"][1:]), DTYPES[x["datatype"]]
-                normal = random.standard_normal(shape)
-                row[x["name"]] = (
-                    normal.astype(dtype)
-                    if dtype.kind == "f"
-                    else np.zeros(shape, dtype)
-                )
-            found.append(row)
-        return found
+        random = np.random.default_rng(0)
+
+        def one(shape: list[int], dtype: np.dtype) -> np.ndarray:
+            if -1 in shape[1:]:
+                raise ServerError(f"an input has a free axis: its shape is {shape}.")
+            normal = random.standard_normal((1, *shape[1:]))
+            return (normal if dtype.kind == "f" else 0 * normal).astype(dtype)
+
+        return [
+            {x["name"]: one(x["shape"], DTYPES[x["datatype"]]) for x in told["inputs"]}
+            for _ in range(count)
+        ]
 
     def batches(self) -> dict[tuple[float, int], float]:
         """How many batches ran, by rate and rows."""

@@ -13,8 +13,7 @@ import numpy as np
 
 from mslice_jax import serve
 
-from . import network
-from .capacity import highest
+from . import costs, network
 from .inference import infer
 from .journal import Journal
 from .load import Message, drive
@@ -60,7 +59,7 @@ class Stand:
         self.table = serve.LatencyTable.read(table)
         self.alone_s = self.table.median_ms(self.table.rates[-1], 1) / 1e3
         self.slo_s = (options.slo_ms or 1e4 * self.alone_s) / 1e3
-        server = self._serving("elastic")
+        server = self.serving("elastic")
         self.accuracy = server.accuracy()
         if missing := set(self.table.rates) - set(self.accuracy):
             self.close()
@@ -100,7 +99,8 @@ class Stand:
         self.policy = policy
         return self.server
 
-    def _serving(self, policy: str) -> Server:
+    def serving(self, policy: str) -> Server:
+        """The server with this policy; it is started unless it runs."""
         if self.server is not None and self.policy == policy:
             return self.server
         self.close()
@@ -135,7 +135,7 @@ class Stand:
           arrivals: seconds, ascending: `[n]`.
         """
         rate = float(policy.removeprefix(FIXED)) if policy.startswith(FIXED) else None
-        server = self._serving("elastic" if rate is not None else policy)
+        server = self.serving("elastic" if rate is not None else policy)
         core = self.options.load_core
         return drive(
             server.url,
@@ -176,14 +176,14 @@ class Stand:
 
     def simulated(self, policy: str, arrivals: np.ndarray) -> dict[str, Any]:
         """What the simulator says of the same load."""
-        costs = self.http()
+        cost = self.http()
         done = predicted(
             self.policy_of(policy),
             arrivals,
             self.table,
             slo_s=self.slo_s,
-            http_s=costs["http_ms"] / 1e3,
-            waits_s=costs["added_ms"] / 1e3,
+            http_s=cost["http_ms"] / 1e3,
+            waits_s=cost["added_ms"] / 1e3,
         )
         return done.summary(self.accuracy)
 
@@ -204,59 +204,12 @@ class Stand:
         return f"{FIXED}{self.table.rates[index]:g}"
 
     def capacity(self) -> float:
-        """The highest load at which the narrowest rate keeps 99.9 % in time.
-
-        Raises:
-          ValueError: if it keeps none, or the load generator is late.
-        """
-        if self.options.capacity is not None:
-            return self.options.capacity
-        seconds, narrowest = self.options.capacity_seconds, self.table.rates[0]
-
-        def sustains(load: float) -> bool:
-            load = float(f"{load:.4g}")
-            arrivals = serve.poisson(load, seconds, seed=0)
-            key = f"capacity/{load:g} a second for {seconds:g} s"
-            told = self.run(key, self.fixed(), arrivals)["measured"]
-            if told["void"] is not None:
-                raise ValueError(f"the capacity cannot be measured: {told['void']}.")
-            return told["in_time"] >= 0.999
-
-        size = self.table.batches[-1]
-        # Beside the network, HTTP takes about a millisecond.
-        took = self.table.median_ms(narrowest, size) / 1e3 / size + 1e-3
-        found = highest(sustains, 0.7 / took)
-        if not found:
-            raise ValueError("the narrowest rate keeps 99.9 % in time at no load.")
-        return float(f"{found:.4g}")
+        """Requests a second that the narrowest rate sustains; measured once."""
+        return self.options.capacity or costs.capacity(self)
 
     def http(self) -> dict[str, float]:
-        """What HTTP costs: `added_ms` to the latency of one who is alone (p50), and
-        `http_ms` of the processor for a request under load.
-        """
-        found = self.journal.get("http")
-        if found is not None:
-            return found["measured"]
-        gap, seconds = max(2 * self.alone_s, 0.02), self.options.capacity_seconds
-        one_by_one = np.arange(0, seconds, gap)
-        lone = self.run("alone", self.fixed(-1), one_by_one)["measured"]
-        added = lone["p50_ms"] - 1e3 * self.alone_s
-        server = self._serving("elastic")
-        before, cpu_s = server.batches(), server.cpu_s()
-        load = serve.poisson(0.6 * self.capacity(), seconds / 2, seed=1)
-        self.drive(self.fixed(), load)
-        cpu_s = server.cpu_s() - cpu_s
-        ran = {k: n - before.get(k, 0) for k, n in server.batches().items()}
-        rows = sum(n * count for (_, n), count in ran.items())
-        took = sum(c * self.table.median_ms(r, n) for (r, n), c in ran.items()) / 1e3
-        measured = {
-            "added_ms": added,
-            "http_ms": max(0.0, 1e3 * (cpu_s - took) / rows),
-            "void": lone["void"],
-        }
-        if lone["void"] is not None:
-            return measured
-        return self.journal.add("http", {"measured": measured})["measured"]
+        """What HTTP and the queue cost, see `costs.http`; measured once."""
+        return costs.http(self)
 
     def about(self) -> dict[str, Any]:
         """What the results hold for."""

@@ -13,9 +13,9 @@ RECORDED = {
     "Twitter": ("Twitter_volume_AAPL", "value"),
     "load balancer": ("elb_request_count", "value"),
 }
-"""Name -> the begin of the file's, and its column of counts: arrivals at language models
-of Azure (2023), tweets on a company, requests at a load balancer of Amazon (both of the
-Numenta Anomaly Benchmark)."""
+"""Name -> the begin of the file's, and its column of counts: arrivals at language
+models of Azure (2023), tweets on a company, requests at a load balancer of Amazon (both
+of the Numenta Anomaly Benchmark)."""
 
 Workload = Callable[[float, float, int], np.ndarray]
 """Mean arrivals a second, seconds, seed -> times."""
