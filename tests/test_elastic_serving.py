@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
+from experiments.benchmarks import serving
+from experiments.benchmarks.serving import in_hindsight
 from experiments.elastic_serving import main
 from experiments.serving.costs import highest
 from experiments.serving.journal import Journal
@@ -136,6 +138,37 @@ def test_four_loads_of_the_mean_that_was_asked_for(recorded, shared):
         assert arrivals[0] >= 0 and arrivals[-1] <= 10
         assert (np.diff(arrivals) >= 0).all()
         assert len(arrivals) == pytest.approx(2000, rel=0.6 if not recorded else 0.1)
+
+
+def test_the_best_width_in_hindsight_by_hand():
+    told = in_hindsight(
+        {"in_time": 0.9995, "accuracy": 0.93},
+        shares=[1.0, 0.999, 0.7, 0.2],
+        accuracy=[0.90, 0.92, 0.94, 0.95],
+    )
+    assert told["best"] == 1 and told["holds"] and told["void"] is None
+    assert told["points"] == pytest.approx(29.95) and told["gain"] == pytest.approx(1)
+    few = in_hindsight({"in_time": 0.9995, "accuracy": 0.93}, [1.0, 0.75], [0.90, 0.94])
+    assert not few["holds"] and few["points"] == pytest.approx(24.95)
+    for elastic in ({"in_time": 0.99, "accuracy": 0.93}, {"in_time": 1.0}):
+        assert not in_hindsight(elastic, [1.0, 0.5], [0.90, 0.94])["holds"]
+    full = in_hindsight({"in_time": 1.0, "accuracy": 0.9}, [1.0, 1.0], [0.8, 0.9])
+    assert "full" in full["void"] and not full["holds"]
+    none = in_hindsight({"in_time": 1.0, "accuracy": 0.9}, [0.9, 0.5], [0.8, 0.9])
+    assert "no fixed width" in none["void"]
+
+
+@pytest.mark.nightly
+def test_the_claims(saved, tmp_path, capsys):
+    flags = f"--checkpoint {saved} --workdir {tmp_path} --batches 1 2 --repeats 2"
+    flags += " --slo-ms 5000 --capacity 40 --capacity-seconds 0.4 --seconds 0.9"
+    flags += f" --seeds 1 --dwell 0.2 --out {tmp_path / 'out.json'} --tries 1"
+    assert serving.main(flags.split()) == 1
+    found = json.loads((tmp_path / "out.json").read_text())["claims"]
+    assert set(found) == {"http", "half", "step", "bursts"}
+    assert found["step"]["measured"]["status"].keys() == {"200"}
+    # Five seconds are enough for the full width.
+    assert "the best fixed width is the full one" in capsys.readouterr().out
 
 
 @pytest.mark.nightly
