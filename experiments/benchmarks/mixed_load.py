@@ -5,23 +5,24 @@
 
 A real process of `python -m mslice_jax.serve` gets, over sockets, for `--minutes`:
 
-* right requests: JSON and binary, both ways and mixed, packed, in chunks, slowly, several
-  on one connection without waiting; one to four rows, a priority, `min_rate`, `rate`, a
-  timeout that nobody can keep. Every row is compared with what `slice_apply` gives at the
-  rate that the answer tells, for the weights that were served at that time;
-* malformed ones of every kind (`mixed/wrong.py`), which have to get a 4xx with a reason,
-  or the connection closed where it was no HTTP; a right one on the same connection
-  comes behind them;
-* clients that hang up in the head, in the body, before the answer and in it, some with a
-  reset;
-* new weights every few seconds, by SIGHUP and by HTTP in turn, and now and then those of
-  another network or half a file, which are to be refused.
+* right requests: JSON and binary, both ways and mixed, packed, in chunks, slowly,
+  several on one connection without waiting; one to four rows, a priority, `min_rate`,
+  `rate`, a timeout that nobody can keep. Every row is compared with what `slice_apply`
+  gives at the rate that the answer tells, for the weights that were served then;
+* malformed ones of every kind (`mixed/wrong.py`), which have to get a 4xx with a
+  reason, or the connection closed where it was no HTTP; a right one comes behind them
+  on the same connection;
+* clients that hang up in the head, in the body, before the answer and in it, some with
+  a reset;
+* new weights every few seconds, by SIGHUP and by HTTP in turn, and now and then those
+  of another network or half a file, which are to be refused.
 
-At the end: no wrong row, no request without exactly one answer (each has an id of its own,
-and the server counts as many as were sent), nothing compiled after ready, exit code 0 after
-SIGTERM. Memory: the server's resident set is sampled every second; a straight line
-through the last two thirds of the run may rise by `--growth-mb` in all. Exit code 1 if
-anything does not hold. Linux.
+At the end: no wrong row, no request without exactly one answer (each has an id of its
+own, and the server counts as many as were sent), nothing compiled after ready, exit
+code 0 after SIGTERM. Memory: the server's resident set is sampled every second; a
+straight line through the last two thirds of the run may rise by `--growth-mb` in all.
+(It goes up and down by some MB, as weights are loaded in threads of their own.) Exit
+code 1 if anything does not hold. Linux.
 """
 
 import asyncio
@@ -59,11 +60,11 @@ class Config:
     right one behind it are one."""
     clients: int = 12
     """How many there are at a time."""
-    swap_s: float = 5.0
+    swap_s: float = 2.0
     """Seconds between new weights."""
     hidden: int = 512
     """Units of the two hidden layers, so that weights that are kept would show."""
-    growth_mb: float = 4.0
+    growth_mb: float = 8.0
     """How far memory may rise over the last two thirds."""
     seed: int = 0
     """Of what the clients do."""

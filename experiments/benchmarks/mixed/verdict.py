@@ -83,7 +83,7 @@ def of_answers(seen: Seen, kinds: Sequence[str]) -> list[Verdict]:
         Verdict(
             "every kind of malformed request came",
             not missing,
-            f"{malformed} of {len(kinds)} kinds"
+            f"{malformed} requests of {len(kinds)} kinds"
             + (f", without {missing}" if missing else ""),
         ),
     ]
