@@ -155,7 +155,7 @@ class Run:
         end, turn = time.monotonic() + seconds, 0
         while True:
             await asyncio.sleep(self.config.swap_s)
-            if time.monotonic() > end:
+            if time.monotonic() > end and turn >= 3:
                 return
             turn += 1
             by_http = turn % 2 == 0

@@ -52,16 +52,16 @@ class Server:
                 os.sched_setaffinity(0, mine)
         self.lines: list[str] = []
         self._news = threading.Condition()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reading = threading.Thread(target=self._read, daemon=True)
+        self._reading.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            with self._news:
-                self.lines.append(line.rstrip())
-                self._news.notify_all()
-        with self._news:
-            self._news.notify_all()
+        with self._process.stdout as lines:
+            for line in lines:
+                with self._news:
+                    self.lines.append(line.rstrip())
+                    self._news.notify_all()
 
     @property
     def pid(self) -> int:
@@ -118,6 +118,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # and what it left behind
         self._process.wait()
+        self._reading.join(10)
 
     def __enter__(self) -> "Server":
         """It runs already."""

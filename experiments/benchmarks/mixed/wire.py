@@ -52,9 +52,14 @@ def head(lines: dict[str, Any], path: str = INFER, method: str = "POST") -> byte
     return ("\r\n".join(told) + "\r\n\r\n").encode()
 
 
-def request(body: bytes, lines: dict[str, Any] | None = None, **more: str) -> bytes:
+def request(
+    body: bytes,
+    lines: dict[str, Any] | None = None,
+    path: str = INFER,
+    method: str = "POST",
+) -> bytes:
     """A request with its length."""
-    return head({"Content-Length": len(body), **(lines or {})}, **more) + body
+    return head({"Content-Length": len(body), **(lines or {})}, path, method) + body
 
 
 def chunked(body: bytes, size: int, lines: dict[str, Any] | None = None) -> bytes:

@@ -44,8 +44,8 @@ def _names() -> dict[str, Wrong]:
         each = [{"name": name} for name in names]
         return Wrong(changed(lambda asked: asked.update(outputs=each)))
 
-    def path(text: str, code: int = 404, **more: str) -> Wrong:
-        return Wrong(request(good, path=text, **more), (code,), counted=False)
+    def path(text: str, code: int = 404, method: str = "POST") -> Wrong:
+        return Wrong(request(good, path=text, method=method), (code,), counted=False)
 
     return {
         "name: an input unknown": Wrong(given(name="image")),
