@@ -62,7 +62,7 @@ class Config:
     elastic_runs: int = 2
     """How many runs there are in 4."""
     low: float = 0.5
-    """The lowest load of the grid, over what the full width does one by one."""
+    """The lowest load of the grid, of what the full width does in its best batches."""
     step: float = 0.05
     """The steps of the grid."""
     levels: int = 15
@@ -78,8 +78,8 @@ class Config:
     repeats: int = 20
     """Of the table."""
     one_ms: float | None = None
-    """What the full width takes for one image, on which T and the loads depend; as the
-    table says unless given."""
+    """What the full width takes for one image, in any batch; T and the loads depend on
+    it. As the table says unless given."""
     out: pathlib.Path | None = None
     """Where to write the result as JSON; the tables as Markdown stand beside it."""
 
@@ -138,10 +138,10 @@ def main(config: Config) -> dict[str, Any]:
     place = Place(folder=folder, network=config.network, core=config.server_core)
     measured = table(place, config.repeats)
     one_ms = config.one_ms or measured.median_ms(1.0, 1)
-    grid = [
-        1e3 / one_ms * (config.low + config.step * level)
-        for level in range(config.levels)
-    ]
+    most = 1e3 / one_ms
+    if config.one_ms is None:
+        most = max(1e3 * n / measured.median_ms(1.0, n) for n in measured.batches)
+    grid = [most * (config.low + config.step * level) for level in range(config.levels)]
     bench = Bench(
         place=place,
         file=folder / "cells.jsonl",

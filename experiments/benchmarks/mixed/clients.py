@@ -48,7 +48,8 @@ class Seen:
       faults: what was answered otherwise than it has to be.
       lost: requests without an answer.
       counted: how many of all the server must have counted.
-      maybe: how many it may have counted, as their connection was reset.
+      maybe: how many it may have counted beside: of a connection that was reset, or
+        none of HTTP for some parsers.
     """
 
     counts: collections.Counter[str] = dataclasses.field(
@@ -159,7 +160,8 @@ class Client:
         name, asked = self._wrong[self._next % len(self._wrong)]
         self._next += 1
         self.seen.wrong[name] += 1
-        self.seen.counted += asked.counted
+        self.seen.counted += asked.counted is True
+        self.seen.maybe += asked.counted is None
         fresh = Connection(self.port) if asked.closed else self._connection
         try:
             reply = await fresh.ask(asked.content)

@@ -87,7 +87,7 @@ def _asked(
     """What was asked for, and whether it is so; None: that cannot be said."""
     highest = {row["server"]: row["highest_per_second"] or 0.0 for row in final}
     rivals = [load for name, load in highest.items() if name != "ours"]
-    told = not any(row["void"] for row in final)
+    told = not any(row["void"] for row in final) and any(highest.values())
     counted = bool(beyond) and not any(cell["void"] for cell in beyond)
     return {
         "ours at full width carries at least what they do": (
