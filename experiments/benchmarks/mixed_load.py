@@ -116,6 +116,7 @@ class Run:
         beside = [
             asyncio.create_task(self._swaps(seconds)),
             asyncio.create_task(self._memory(seconds)),
+            asyncio.create_task(self._stalled(seconds)),
         ]
         pause_s = config.clients / config.per_second
         children = np.random.SeedSequence(config.seed).spawn(config.clients)
@@ -197,6 +198,26 @@ class Run:
         )
         if line not in said:
             self.seen.faults.append(f"SIGHUP: expected {line!r}, got {said!r}")
+
+    # -- beside
+
+    async def _stalled(self, seconds: float) -> None:
+        """A body that does not come; the server waits for half a minute."""
+        if seconds < 60:
+            return
+        connection = wire.Connection(self.port)
+        self.seen.counted += 1
+        await connection.send(wire.head({"Content-Length": 100}) + b"{")
+        try:
+            reply = await connection.reply()
+        except wire.Lost as error:
+            self.seen.lost.append(f"a body that does not come: {error}")
+            return
+        finally:
+            connection.close()
+        self.seen.counts[f"stalled, {reply.code}"] += 1
+        if reply.code != 408 or not reply.reason:
+            self.seen.faults.append(f"a body that does not come: {reply.code}")
 
     async def _memory(self, seconds: float) -> None:
         began = time.monotonic()

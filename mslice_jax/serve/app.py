@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from . import protocol, triton
 from .access import Token, error_of
 from .answers import Answer, Draining, Full, Late, Refused
-from .bodies import Gone, Held, read_body
+from .bodies import Gone, Held, Lingering, Unread, read_body
 from .engine import Engine
 from .executor import Executor
 from .live import PAGE, Live
@@ -297,6 +297,8 @@ async def _told(request: Request, error: Exception) -> Response:
     del request
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
+    if isinstance(error, Unread):
+        return Lingering({"error": error.detail}, error.status_code, headers)
     return error_of(error.status_code, error.detail, headers)
 
 

@@ -1,5 +1,6 @@
 """Requests that are malformed, of every kind, and the codes that they have to get."""
 
+import functools
 import gzip
 import json
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Wrong:
       codes: what the server may answer.
       closed: whether it may close the connection without an answer: where what came is
         no HTTP, nobody knows where the next request begins.
-      counted: whether it is a request to the model, and so one of `/metrics`; None where
+      counted: whether it is a request to the model, and so one of `/metrics`; None if
         that depends on what parses HTTP (uvicorn takes httptools where it is there).
     """
 
@@ -32,6 +33,7 @@ class Wrong:
     counted: bool | None = True
 
 
+@functools.cache
 def kinds() -> dict[str, Wrong]:
     """Every kind, by a name that says what is wrong."""
     found = {name: Wrong(content) for name, content in bodies().items()}
@@ -96,6 +98,8 @@ def _bodies() -> dict[str, Wrong]:
     told = {"Content-Length": 10 * BODY_BYTES}
     return {
         "body: too large": Wrong(request(large), (413,)),
+        "body: larger than sockets hold": Wrong(request(b" " * (4 << 20)), (413,)),
+        "body: larger, in chunks": Wrong(chunked(b" " * (4 << 20), 1 << 16), (413,)),
         "body: too large, says its head": Wrong(head(told), (413,)),
         "body: too large, in chunks": Wrong(chunked(large, 9000), (413,)),
         "body: too large when unpacked": Wrong(
