@@ -1,7 +1,7 @@
 """Which load do we carry at full width, beside mosec and LitServe, and beyond?
 
     pip install -e ".[serve,experiments,rivals]"
-    python -m experiments.benchmarks.vs_servers --folder runs/vs_servers \
+    python -m experiments.benchmarks.vs_servers --workdir runs/vs_servers \
         --out runs/vs_servers.json
 
 One network (a vision transformer, `rivals/network.py`), the same weights, one machine:
@@ -19,9 +19,9 @@ measured. T is ten times what the full width takes for one image.
 4. Ours with all rates, at four times the load where the better rival fails.
 
 Asked for: ours at full width carries at least what they do; with all rates at least
-99.9 % are in time in 4. Cells are kept in the folder, and are not measured again; a run
-in which the load generator was late itself is void, and is tried twice more. What came
-out: `experiments/LOG.md`. Linux, two cores with nothing else on them.
+99.9 % are in time in 4. Cells are kept in the workdir, and are not measured again; a
+run in which the load generator was late itself is void, and is tried twice more. What
+came out: `experiments/LOG.md`. Linux, two cores with nothing else on them.
 """
 
 import dataclasses
@@ -37,6 +37,7 @@ from experiments.benchmarks.rivals import network, report
 from experiments.benchmarks.rivals.cells import Bench, holds
 from experiments.benchmarks.rivals.contenders import Contender, Place, ours
 from experiments.benchmarks.rivals.search import Found, bisect, walk
+from experiments.serving.journal import Journal
 from mslice_jax.serve import LatencyTable
 
 TIMES = 4
@@ -47,7 +48,7 @@ TIMES = 4
 class Config:
     """What to measure."""
 
-    folder: pathlib.Path = pathlib.Path("runs/vs_servers")
+    workdir: pathlib.Path = pathlib.Path("runs/vs_servers")
     """Checkpoint, tables, compiled programs and cells; a run goes on with them."""
     rivals: tuple[str, ...] = ("mosec", "litserve")
     """With whom to compare."""
@@ -132,8 +133,8 @@ def search(
 def main(config: Config) -> dict[str, Any]:
     """Measures and prints."""
     check_packages(config.rivals)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    folder = config.folder.resolve()
+    config.workdir.mkdir(parents=True, exist_ok=True)
+    folder = config.workdir.resolve()
     network.prepare(folder, config.network)
     place = Place(folder=folder, network=config.network, core=config.server_core)
     measured = table(place, config.repeats)
@@ -142,10 +143,12 @@ def main(config: Config) -> dict[str, Any]:
     if config.one_ms is None:
         most = max(1e3 * n / measured.median_ms(1.0, n) for n in measured.batches)
     grid = [most * (config.low + config.step * level) for level in range(config.levels)]
+    slo_ms = round(10 * one_ms, 3)
+    common = {"network": config.network, "slo_ms": slo_ms, "core": config.server_core}
     bench = Bench(
         place=place,
-        file=folder / "cells.jsonl",
-        slo_ms=round(10 * one_ms, 3),
+        journal=Journal(folder / "cells.jsonl", common),
+        slo_ms=slo_ms,
         load_core=config.load_core,
         late_ms=config.late_ms,
     )

@@ -1,13 +1,12 @@
-"""Measurements in a file of JSON lines: what is there is not measured again."""
+"""Runs of a load against a contender: what is in the journal is not measured again."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from experiments.serving.journal import Journal
 from experiments.serving.load import drive
 from mslice_jax import serve
 
@@ -24,7 +23,7 @@ class Bench:
 
     Attributes:
       place: where servers run.
-      file: of the cells.
+      journal: of the cells.
       slo_ms: T.
       load_core: on which the load generator runs; None: on any.
       late_ms: how late the generator may be at p99; None: as `drive` has it.
@@ -32,7 +31,7 @@ class Bench:
     """
 
     place: Place
-    file: pathlib.Path
+    journal: Journal
     slo_ms: float
     load_core: int | None = None
     late_ms: float | None = None
@@ -41,11 +40,6 @@ class Bench:
     def __post_init__(self) -> None:
         self._running: Running | None = None
         self.furthest: dict[str, float] = {}
-        self.cells: dict[tuple[Any, ...], dict[str, Any]] = {}
-        if self.file.exists():
-            for line in self.file.read_text().splitlines():
-                cell = json.loads(line)
-                self.cells[_key(cell)] = cell
 
     def cell(
         self, contender: Contender, per_second: float, seconds: float, seed: int
@@ -62,16 +56,14 @@ class Bench:
             "per_second": round(per_second, 3),
             "seconds": seconds,
             "seed": seed,
-            "slo_ms": self.slo_ms,
         }
-        found = self.cells.get(_key(asked))
+        key = ", ".join(map(str, asked.values()))
+        found = self.journal.get(key)
         for _ in range(_TRIES):
             if found is not None and not found["void"]:
                 break
-            found = asked | self._run(contender, per_second, seconds, seed)
-            self.cells[_key(asked)] = found
-            with self.file.open("a") as file:
-                file.write(json.dumps(found) + "\n")
+            ran = asked | self._run(contender, per_second, seconds, seed)
+            found = self.journal.add(key, ran)
             self.say(_told(found))
         assert found is not None
         return found
@@ -116,11 +108,6 @@ class Bench:
 def holds(cell: dict[str, Any]) -> bool | None:
     """Whether p99 of all requests was within T; None for a run that is void."""
     return None if cell["void"] else cell["in_time"] >= 0.99
-
-
-def _key(cell: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("contender", "setting", "per_second", "seconds", "seed", "slo_ms")
-    return tuple(cell[name] for name in names)
 
 
 def _told(cell: dict[str, Any]) -> str:
