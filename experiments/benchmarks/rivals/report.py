@@ -10,6 +10,7 @@ from .cells import Bench
 from .contenders import Contender
 from .search import Found
 
+_PATHS = ("workdir", "out")
 _HEAD = "| server | batching | holds | fails | p50 | p99 |\n|---|---|---|---|---|---|"
 
 
@@ -47,9 +48,7 @@ def result(
     }
     settings = dataclasses.asdict(config)
     return {
-        "settings": {
-            k: str(v) if k in ("folder", "out") else v for k, v in settings.items()
-        },
+        "settings": {k: v for k, v in settings.items() if k not in _PATHS},
         "table_ms": {
             f"{key.rate:g} x {key.batch}": each._asdict()
             for key, each in measured.entries.items()
