@@ -122,6 +122,8 @@ def test_the_best_setting_and_what_was_asked_for(tmp_path, monkeypatch):
     assert list(result(less, worse)["asked"].values()) == [False, False]
     void = {ours: Found(2, 3, void=True), many: Found(2, 3)}
     assert list(result(void, [])["asked"].values()) == [None, None]
+    no_end = {ours: Found(3, None), many: Found(3, None)}
+    assert list(result(no_end, [])["asked"].values()) == [None, None]
     nobody = {ours: Found(None, 0), many: Found(None, 0)}
     assert list(result(nobody, [])["asked"].values()) == [None, None]
     assert "| 1 | 40.0 ms |" in report.table_of(table)

@@ -87,6 +87,10 @@ def _asked(
     highest = {row["server"]: row["highest_per_second"] or 0.0 for row in final}
     rivals = [load for name, load in highest.items() if name != "ours"]
     told = not any(row["void"] for row in final) and any(highest.values())
+    # Who carries all of the grid may carry more.
+    told = told and all(
+        row["fails_per_second"] for row in final if row["server"] != "ours"
+    )
     counted = bool(beyond) and not any(cell["void"] for cell in beyond)
     return {
         "ours at full width carries at least what they do": (
