@@ -28,7 +28,6 @@ code 1 if anything does not hold. Linux.
 import asyncio
 import dataclasses
 import pathlib
-import signal
 import sys
 import tempfile
 import time
@@ -37,15 +36,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-import mslice_jax as ms
-from experiments.benchmarks.mixed import network, verdict, wire, wrong
+from experiments.benchmarks.mixed import network, verdict, weights, wire, wrong
 from experiments.benchmarks.mixed.clients import Client, History, Seen
+from experiments.benchmarks.mixed.weights import Weights
 from experiments.benchmarks.processes import Server
 from experiments.benchmarks.result import save
 
-VERSIONS = 3
 _MODEL = "experiments.benchmarks.mixed.network:mlp"
-_LOAD = "/v2/repository/models/default/load"
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -107,14 +104,16 @@ class Run:
 
     def __post_init__(self) -> None:
         self.history, self.seen = History(), Seen()
-        self.swapped = self.refused = 0
+        self.weights = Weights(
+            self.server, self.port, self.folder, self.history, self.seen
+        )
         self.sampled: list[tuple[float, float]] = []
 
     async def go(self) -> str:
         """All of it; returns what `/metrics` shows at the end."""
         config, seconds = self.config, 60 * self.config.minutes
         beside = [
-            asyncio.create_task(self._swaps(seconds)),
+            asyncio.create_task(self.weights.swap(seconds, config.swap_s)),
             asyncio.create_task(self._memory(seconds)),
             asyncio.create_task(self._stalled(seconds)),
         ]
@@ -150,55 +149,6 @@ class Run:
             await asyncio.sleep(0.25)
         return before
 
-    # -- new weights
-
-    async def _swaps(self, seconds: float) -> None:
-        end, turn = time.monotonic() + seconds, 0
-        while True:
-            await asyncio.sleep(self.config.swap_s)
-            if time.monotonic() > end and turn >= 3:
-                return
-            turn += 1
-            by_http = turn % 2 == 0
-            if turn % 5 in (2, 3):
-                await self._refused("other" if turn % 2 else "cut", by_http)
-            else:
-                version = turn % VERSIONS
-                self._put(f"{version}")
-                self.history.begins(version)
-                await self._reload(by_http, "New weights.", 200)
-                self.history.surely()
-                self.swapped += 1
-
-    async def _refused(self, name: str, by_http: bool) -> None:
-        self._put(name)
-        await self._reload(by_http, "the old weights stay", 400)
-        self.refused += 1
-
-    def _put(self, name: str) -> None:
-        """The checkpoint becomes another, at once."""
-        new = self.folder / "new"
-        new.write_bytes((self.folder / f"{name}.mslice").read_bytes())
-        new.replace(self.folder / "network.mslice")
-
-    async def _reload(self, by_http: bool, line: str, code: int) -> None:
-        if by_http:
-            connection = wire.Connection(self.port)
-            reply = await connection.ask(wire.request(b"", path=_LOAD))
-            connection.close()
-            if reply.code != code or (code != 200 and not reply.reason):
-                told = f"load: expected {code}, got {reply.code} {reply.reason!r}"
-                self.seen.faults.append(told)
-            return
-        after = len(self.server.lines)
-        self.server.send(signal.SIGHUP)
-        words = ("New weights.", "the old weights stay")
-        said = await asyncio.to_thread(
-            self.server.said, *words, after=after, seconds=60
-        )
-        if line not in said:
-            self.seen.faults.append(f"SIGHUP: expected {line!r}, got {said!r}")
-
     # -- beside
 
     async def _stalled(self, seconds: float) -> None:
@@ -229,17 +179,11 @@ class Run:
 
 def main(config: Config) -> dict[str, Any]:
     """Runs, prints the verdicts, and returns the result."""
-    nets = [network.network(v, config.hidden) for v in range(VERSIONS)]
+    nets = [network.network(v, config.hidden) for v in range(weights.VERSIONS)]
     pool = network.Pool.of(nets)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        for version, net in enumerate(nets):
-            ms.save(net, folder / f"{version}.mslice", programs=False)
-        strange = network.network(0, config.hidden + 4)
-        ms.save(strange, folder / "other.mslice", programs=False)
-        first = (folder / "0.mslice").read_bytes()
-        (folder / "cut.mslice").write_bytes(first[: len(first) // 2])
-        (folder / "network.mslice").write_bytes(first)
+        weights.write(folder, nets, network.network(0, config.hidden + 4))
         with Server(command(folder), cwd=_ROOT) as server:
             ready = server.said("Ready: ")
             port = int(ready.split(",")[0].rpartition(":")[2])
@@ -261,7 +205,7 @@ def _result(
     verdicts = [
         *verdict.of_answers(seen, [*wrong.kinds()]),
         *verdict.of_server(seen, metrics, code, stopped),
-        verdict.of_swaps(run.swapped, run.refused, metrics),
+        verdict.of_swaps(run.weights.swapped, run.weights.refused, metrics),
         verdict.of_memory(growth, config.growth_mb, last),
         verdict.Verdict("the server logs no error", not strange, f"{strange[:3]}"),
     ]
