@@ -133,6 +133,11 @@ def _broken() -> dict[str, Wrong]:
         "header: an encoding of transfer": lines(
             "Transfer-Encoding: rot13", counted=None
         ),
+        "header: two lengths": lines(
+            "Content-Length: 5\r\nTransfer-Encoding: chunked",
+            counted=None,
+            body=b"2\r\n{}\r\n0\r\n\r\n",
+        ),
         "header: no host": Wrong(
             f"POST {INFER} HTTP/1.1\r\nContent-Length: 0\r\n\r\n".encode(),
             closed=True,
