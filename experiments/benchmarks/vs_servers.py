@@ -113,7 +113,7 @@ def table(place: Place, repeats: int) -> LatencyTable:
             server.stop()
     found = LatencyTable.read(file)
     widest = {k: v for k, v in found.entries.items() if k.rate == 1.0}
-    LatencyTable(widest).write(place.folder / "table_ours.json")
+    LatencyTable(widest, about=found.about).write(place.folder / "table_ours.json")
     return found
 
 
