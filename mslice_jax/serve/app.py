@@ -25,7 +25,7 @@ from . import protocol, triton
 from .access import Token, error_of
 from .answers import Answer, Draining, Full, Late, Refused
 from .behind import Reads, Takes
-from .bodies import Gone, Held, read_body
+from .bodies import Gone, Held, Lingering, Unread, read_body
 from .live import PAGE, Live
 from .metrics import Metrics
 from .policy import PolicyError
@@ -296,6 +296,8 @@ async def _told(request: Request, error: Exception) -> Response:
     del request
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
+    if isinstance(error, Unread):
+        return Lingering({"error": error.detail}, error.status_code, headers)
     return error_of(error.status_code, error.detail, headers)
 
 

@@ -8,13 +8,43 @@ from collections.abc import Iterator
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 _SECONDS = 30.0
 """A body that has not come by then never will."""
+_LINGER_S = 10.0
+"""How long the rest of a body is read that is refused."""
 
 
 class Gone(Exception):
     """The client hung up."""
+
+
+class Unread(HTTPException):
+    """A request is refused while its body still comes."""
+
+
+class Lingering(JSONResponse):
+    """An answer while the client still sends; then its connection is closed.
+
+    What is left of the body is read and thrown away in between. If the connection were
+    closed at once, the system would reset it, and a client that sends first and reads
+    then would never see the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        del scope
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        part = {"type": "http.response.body", "body": self.body, "more_body": True}
+        await send(part)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body"})
 
 
 @dataclasses.dataclass
@@ -69,19 +99,20 @@ async def read_body(
 
     Raises:
       HTTPException: 413 if it is too large, 408 if it does not come, 415 for an
-        encoding that is not known, 400 for one that is broken, or two lengths.
+        encoding that is not known, 400 for one that is broken, or two lengths. It is an
+        `Unread` if there may be more of the body.
       Gone: if the client hung up.
     """
     told = request.headers.get("content-length", "")
     if told and "transfer-encoding" in request.headers:
         # A proxy in front may have taken the other one for the end of the body.
-        raise HTTPException(
+        raise Unread(
             400,
             "expected Content-Length or Transfer-Encoding, got both.",
             {"Connection": "close"},
         )
     if told.isdecimal() and int(told[:20]) > limit:
-        raise _too_large(limit)
+        raise _too_large(limit, more=True)
     try:
         async with asyncio.timeout(_SECONDS):
             body = await _all_of(request, limit, room)
@@ -113,7 +144,7 @@ async def _all_of(request: Request, limit: int, room: Room | None) -> bytes | by
                 found = bytearray(found)
             found += part
         if len(found) > limit:
-            raise _too_large(limit)
+            raise _too_large(limit, more=bool(message.get("more_body")))
         if not message.get("more_body"):
             return found
 
@@ -135,7 +166,8 @@ def _unpacked(body: bytes | bytearray, limit: int, room: Room | None) -> bytes:
     return found
 
 
-def _too_large(limit: int) -> HTTPException:
-    return HTTPException(
-        413, f"the body has more than {limit} bytes.", {"Connection": "close"}
-    )
+def _too_large(limit: int, *, more: bool = False) -> HTTPException:
+    text = f"the body has more than {limit} bytes."
+    if more:
+        return Unread(413, text, {"Connection": "close"})
+    return HTTPException(413, text)

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from mslice_jax.serve import Executor
+from mslice_jax.serve import Executor, bodies
 from mslice_jax.serve.live import Live
 from mslice_jax.serve.metrics import Metrics
 from tests.serve.fakes import FakeExecutor
@@ -187,6 +187,42 @@ def test_what_is_malformed_gets_a_reason_and_the_server_lives():
         "answered": 1.0,
         "invalid": float(sum(b[0] == INFER for b in cases.values())),
     }
+
+
+LARGE = b" " * (8 << 20)  # more than sockets hold, so that the server has to read it
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (LARGE, {}),
+        (
+            b"%x\r\n%b\r\n0\r\n\r\n" % (len(LARGE), LARGE),
+            {"Transfer-Encoding": "chunked"},
+        ),
+    ],
+)
+def test_who_sends_all_of_a_large_body_reads_why_it_is_too_large(content, lines):
+    with Served(FakeExecutor(), body_bytes=1000) as served:
+        for _ in range(3):
+            answer = served.client.post(INFER, content=content, headers=lines)
+            assert answer.status_code == 413
+            assert "more than 1000 bytes" in answer.json()["error"]
+            assert answer.headers["connection"] == "close"
+        assert served.outcomes() == {"invalid": 3.0}
+
+
+def test_the_rest_of_a_large_body_is_not_waited_for_forever(monkeypatch):
+    monkeypatch.setattr(bodies, "_LINGER_S", 0.05)
+    with Served(FakeExecutor(), body_bytes=1000) as served:
+        address = ("127.0.0.1", served.client.port)
+        with socket.create_connection(address, timeout=60) as raw:
+            head = f"POST {INFER} HTTP/1.1\r\nHost: me\r\nContent-Length: 5000\r\n\r\n"
+            raw.sendall(head.encode())
+            found = b""
+            while part := raw.recv(1 << 16):  # to its end
+                found += part
+        assert found.startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize(

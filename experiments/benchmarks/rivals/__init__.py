@@ -1,0 +1,1 @@
+"""What `experiments.benchmarks.vs_servers` compares with, and how."""
