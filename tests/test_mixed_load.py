@@ -14,6 +14,7 @@ from experiments.benchmarks.mixed.wire import Reply
 LINUX = pathlib.Path("/proc/self/status").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not LINUX, reason="memory is read from /proc, which Linux has")
 def test_a_server_lives_through_some_seconds(tmp_path):
     config = mixed_load.Config(
