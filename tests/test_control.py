@@ -515,6 +515,15 @@ def test_captured_constants_are_reordered():
     np.testing.assert_array_equal(run(again, citizen, 0.5), output(citizen, 0.5))
 
 
+def test_what_is_no_permutation_is_refused():
+    (citizen,) = (c for c in CITIZENS if c.name == "position_table")
+    net = upgraded(citizen)
+    name, group = next(iter(net.plan.groups.items()))
+    for order in (np.zeros(group.size, int), np.arange(group.size - 1)):
+        with pytest.raises(ms.PlanError, match=f"permutation of 0..{group.size - 1}"):
+            net.permute({name: order})
+
+
 def test_an_iota_along_an_axis_is_reordered():
     """Unit i is multiplied with i + 1, wherever it moves."""
 

@@ -443,3 +443,20 @@ def test_norms_of_the_widest_rate():
     net = ms.upgrade(Normed(), variables, X, rates=RATES, norm="switchable")
     narrow = ms.upgrade(Normed(), variables, X, rates=(0.25, 0.5), norm="switchable")
     check(ms.importance(narrow, batches=[X]), ms.importance(net, batches=[X]))
+
+
+def test_experts_of_a_ragged_product():
+    """Rows belong to experts one after the other; units of all experts are one group."""
+    p = {"in": normal(2, 5, 8), "out": normal(2, 8, 3)}
+    sizes = np.array([3, 1], np.int32)
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        hidden = jnp.tanh(lax.ragged_dot(x, p["in"], sizes))
+        return lax.ragged_dot(hidden, p["out"], sizes)
+
+    net = ms.upgrade(apply, p, X, rates=RATES)
+    hidden = np.tanh(np.concatenate([X[:3] @ p["in"][0], X[3:] @ p["in"][1]]))
+    check(ms.importance(net, batches=[X]), {"in:2": rms(hidden)})
+    found = ms.importance(net, "activations x weights", batches=[X])
+    outgoing = norm(p["out"], 1)  # of both experts together
+    check(found, {"in:2": rms(hidden) * outgoing})

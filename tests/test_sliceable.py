@@ -115,6 +115,19 @@ def test_numpy_leaves_are_copied(net):
     np.testing.assert_array_equal(ms.slice_apply(mine, inputs(), 1.0), before)
 
 
+def test_types_in_place_of_arrays(net):
+    types = jax.eval_shape(lambda: net.variables)
+    abstract = net.replace(types)
+    assert abstract.variables == types
+    half = jax.eval_shape(lambda net: ms.slice_apply(net, inputs(), 0.5), abstract)
+    assert half.shape == (4, 3)
+
+
+def test_parameters_with_a_norm_for_each_rate(net):
+    """By hand, at 0.5: a layer of 5 x 8 and 8, one norm of 8 and 8, one of 8 x 3 and 3."""
+    assert net.definition.parameters(0.5) == 5 * 8 + 8 + 2 * 8 + 8 * 3 + 3
+
+
 def test_dropout_keys_and_training_mode(net):
     x = inputs(64)
 

@@ -39,7 +39,8 @@ TESTS = (
     "rates unify dims growth follows live lookups call shape_rules rules_parallel "
     "rules bad_input report index_codes numbers factors trees types screen shards "
     "copies sliceable memory rules_means agreement random_constants control "
-    "derivatives norms programs networks nnx_module primitives importance"
+    "derivatives norms programs networks nnx_module primitives importance layers "
+    "profile loops"
 )
 PATHS = [f"{PACKAGE}/core", "tests/functions", "tests/frameworks"]
 PATHS += ["tests/storage/test_saving.py"]
