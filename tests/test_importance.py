@@ -446,7 +446,7 @@ def test_norms_of_the_widest_rate():
 
 
 def test_experts_of_a_ragged_product():
-    """Rows belong to experts one after the other; units of all experts are one group."""
+    """Rows belong to experts one after another; units of all experts are one group."""
     p = {"in": normal(2, 5, 8), "out": normal(2, 8, 3)}
     sizes = np.array([3, 1], np.int32)
 

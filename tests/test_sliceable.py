@@ -124,7 +124,7 @@ def test_types_in_place_of_arrays(net):
 
 
 def test_parameters_with_a_norm_for_each_rate(net):
-    """By hand, at 0.5: a layer of 5 x 8 and 8, one norm of 8 and 8, one of 8 x 3 and 3."""
+    """At 0.5: a layer of 5 x 8 and 8, one norm of 8 and 8, a layer of 8 x 3 and 3."""
     assert net.definition.parameters(0.5) == 5 * 8 + 8 + 2 * 8 + 8 * 3 + 3
 
 
