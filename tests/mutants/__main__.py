@@ -40,10 +40,10 @@ TESTS = (
     "rules bad_input report index_codes numbers factors trees types screen shards "
     "copies sliceable memory rules_means agreement random_constants control "
     "derivatives norms programs networks nnx_module primitives importance layers "
-    "profile loops"
+    "profile loops counts search"
 )
 PATHS = [f"{PACKAGE}/core", "tests/functions", "tests/frameworks"]
-PATHS += ["tests/storage/test_saving.py"]
+PATHS += ["tests/storage/test_saving.py", "tests/train/test_slice_state.py"]
 PATHS += [f"tests/test_{name}.py" for name in TESTS.split()]
 CPU, WALL = 3, 7200  # times the seconds of the tests; seconds at the most
 
