@@ -140,6 +140,7 @@ def test_a_batch_as_large_as_the_width_is_distinguished():
 
 
 TABLE = np.linspace(1, 2, H, dtype="f")[None]
+ONE = jnp.ones((1, 1))
 REASONS = {
     "a size written out": (
         lambda h, s: jax.nn.softmax(h.reshape(4, 4, -1), -1).reshape(4, -1),
@@ -148,6 +149,18 @@ REASONS = {
     "a captured array": (
         lambda h, s: h * TABLE,
         "TypeError",
+    ),
+    "an array more": (
+        lambda h, s: h + ONE if h.shape[-1] == H else h + 1,
+        "captures other arrays",
+    ),
+    "an array less": (
+        lambda h, s: h + 1 if h.shape[-1] == H else h + ONE,
+        "captures other arrays",
+    ),
+    "a size in a slice": (
+        lambda h, s: h * jnp.tanh(s)[:4].sum(),
+        "slice",
     ),
     "numbers of a fixed key": (
         lambda h, s: h * jax.random.normal(jax.random.key(3), (1, h.shape[-1])),
@@ -184,6 +197,75 @@ def test_another_program_is_an_error_that_names_the_line():
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def end(y, *more):
+    """What comes after the network; the units are no part of it."""
+    return jnp.concatenate([y, *more], 1)
+
+
+# At full width, at the narrow one, and what the error says of the two.
+DIFFERENT = {
+    "shorter": (jnp.tanh, lambda y: y, "tanh at .* is not there; found was nothing"),
+    "longer": (lambda y: y, jnp.tanh, "its end is not there; found was tanh"),
+    "in place": (jnp.tanh, jnp.sin, "tanh at .* is not there; found was sin"),
+    "fewer operands": (
+        lambda y: end(y, y, y), lambda y: end(y, y), "concatenate at .* other operands"
+    ),
+    "other operands": (
+        lambda y: y - jnp.cos(y), lambda y: jnp.cos(y) - y, "sub at .* other operands"
+    ),
+    "a number": (
+        lambda y: y * 2 - y, lambda y: y - y * 2, "sub at .* found was other operands"
+    ),
+    "other results": (
+        lambda y: (jnp.cos(y), jnp.sin(y)), lambda y: (jnp.cos(y),) * 2,
+        "sin at .* is not there; found was nothing",
+    ),
+    "results in another order": (
+        lambda y: (y, jnp.cos(y)), lambda y: (jnp.cos(y), y)[::1],
+        "its end is not there; found was other results",
+    ),
+    "a parameter": (
+        lambda y: lax.cumsum(y, 0), lambda y: lax.cumsum(y, 0, reverse=True),
+        "cumsum at .* has reverse=True, at full width False",
+    ),
+    "a permutation": (
+        lambda y: y.reshape(2, 2, 3).transpose(0, 2, 1),
+        lambda y: y.reshape(2, 2, 3).transpose(1, 2, 0),
+        r"transpose at .* has permutation=\(1, 2, 0\), at full width \(0, 2, 1\)",
+    ),
+    "a shape": (
+        lambda y: y.reshape(2, 2, 3).transpose(0, 2, 1),
+        lambda y: y.reshape(2, 2, 3).transpose(2, 0, 1),
+        r"transpose at .* gives \(3, 2, 2\), planned was \(2, 3, 2\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_how_the_own_program_differs(name):
+    full, narrow, words = DIFFERENT[name]
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["w1"])
+        return (full if h.shape[-1] == H else narrow)(h @ p["w2"])
+
+    with pytest.raises(PlanError, match=f"rate 0.25 .*{words}"):
+        ms.upgrade(apply, weights(), X, rates=(K / H, 1.0))
+
+
+def test_results_that_are_numbers():
+    """Which of them follow is up to the function: 24 units, 3 outputs, 4 rows."""
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["w1"])
+        return h.shape[-1], h @ p["w2"], len(h), 1 / h.shape[-1]
+
+    net = ms.upgrade(apply, weights(), X, rates=(K / H, 1.0))
+    units, _, rows, inverse = ms.slice_apply(net, X, K / H)
+    assert (int(units), int(rows), float(inverse)) == (K, 4, pytest.approx(1 / K))
+    assert int(ms.slice_apply(net, X, 1.0)[0]) == H
 
 
 def test_without_the_check_nothing_is_traced_again():
