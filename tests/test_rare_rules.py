@@ -190,7 +190,7 @@ def reduced(p, x):
     a, b = lax.reduce(
         (p["a"], p["b"]),
         first,
-        lambda l, r: (jnp.maximum(l[0], r[0]), l[1] + r[1]),
+        lambda a, b: (jnp.maximum(a[0], b[0]), a[1] + b[1]),
         (0,),
     )
     return (x @ p["a"] * a[None]) @ p["c"] + jnp.tanh(b)[None] @ p["d"]
