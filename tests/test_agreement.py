@@ -199,6 +199,63 @@ def test_another_program_is_an_error_that_names_the_line():
     )
 
 
+def only_of(rows, x):
+    """An input of another size does not fit."""
+    if x.shape[0] != rows:
+        raise ValueError
+    return x.shape[0]
+
+
+# With 24 rows and 24 units: a number held fixed that counts, and what is said of it.
+# The number, whether it follows, and why: by what it is when there are 25 rows.
+OF_INPUTS = {
+    "the rows": (
+        lambda h, x: h - h.sum(1, keepdims=True) / x.shape[0],
+        (24, False, "it is the size of an input"),
+    ),
+    "the units": (
+        lambda h, x: h - h.sum(1, keepdims=True) / 24,
+        (24, True, "it counts what was summed over the axis, though"),
+    ),
+    "rows times units": (
+        lambda h, x: h - h.sum() / (x.shape[0] * 24),
+        (576, True, "it counts what was summed over the axis, though"),
+    ),
+    "rows times rows": (
+        lambda h, x: h - h.sum() / x.shape[0] ** 2,
+        (576, False, "it is the size of an input"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_INPUTS)
+def test_numbers_that_may_be_sizes_of_inputs(name):
+    hidden, (value, follows, why) = OF_INPUTS[name]
+    x = np.random.default_rng(1).normal(size=(H, 5)).astype(np.float32)
+
+    def apply(p, x):
+        return hidden(jnp.tanh(x @ p["w1"]), x) @ p["w2"]
+
+    net = ms.upgrade(apply, weights(), x, rates=(K / H, 1.0))
+    assert net.definition.agreement.comparable
+    (number,) = net.definition.agreement.numbers
+    assert (number.value, number.follows) == (value, follows)
+    assert number.why.startswith(why) and number.size == H and not number.open
+
+
+def test_a_number_of_which_nothing_can_be_told():
+    x = np.ones((H, 5), np.float32)
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["w1"])
+        return (h - h.sum(1, keepdims=True) / only_of(H, x)) @ p["w2"]
+
+    with pytest.warns(ms.NumberWarning, match="stays at .* may count what is summed"):
+        net = ms.upgrade(apply, weights(), x, rates=(K / H, 1.0))
+    (number,) = net.definition.agreement.numbers
+    assert (number.value, number.follows, number.why) == (H, False, "")
+
+
 def end(y, *more):
     """What comes after the network; the units are no part of it."""
     return jnp.concatenate([y, *more], 1)

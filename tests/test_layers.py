@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 
 import mslice_jax as ms
 from mslice_jax.profile import profile_layers
@@ -206,6 +207,79 @@ def test_branches_and_loops_of_unknown_length():
     counts = count(sliced, 1.0, (x,), {})
     assert _differ(counts, counts.flops) == ""
     assert "only the run knows counts once" in _differ(counts, 2 * counts.flops)
+
+
+def looked_up(mode):
+    numbers = lax.GatherDimensionNumbers((1,), (0,), (0,))
+
+    def rows(h, at):
+        return lax.gather(h, at, numbers, (1, h.shape[1]), mode=mode)
+
+    return rows
+
+
+def added(h, at):
+    numbers = lax.ScatterDimensionNumbers((1,), (0,), (0,))
+    rows = jnp.broadcast_to(h[:1], (3, h.shape[1]))
+    return lax.scatter_add(h, at, rows, numbers, mode="promise_in_bounds")
+
+
+def of_rows(start, add, window, padding="VALID"):
+    return lambda h, at: lax.reduce_window(h, start, add, window, (1, 1), padding)
+
+
+# Of h (2, w) and three indices: 1 for each operation that XLA counts, and what it
+# writes otherwise.
+OPERATIONS = {
+    "a cube": (lambda h, at: h**3, lambda w: 2 * 2 * w, ()),
+    "a power of 7": (lambda h, at: h**7, lambda w: 4 * 2 * w, ()),
+    "a power of 8": (lambda h, at: h**8, lambda w: 3 * 2 * w, ()),
+    "an inverse square": (lambda h, at: h**-2, lambda w: 2 * 2 * w, ()),
+    "an exponential": (lambda h, at: jnp.exp(h), lambda w: 0, ()),
+    "a choice": (lambda h, at: jnp.where(h > 0, h, -h), lambda w: 3 * 2 * w, ()),
+    "a largest": (lambda h, at: h + h.max(0, keepdims=True), lambda w: 3 * w, ()),
+    # Not less than 0, not above, and both; then each entry or NaN.
+    "rows or NaN": (looked_up("fill"), lambda w: 3 * 3 + 3 * w, ()),
+    "rows nearby": (looked_up("clip"), lambda w: 3, ()),
+    "rows that are there": (looked_up("promise_in_bounds"), lambda w: 0, ()),
+    "rows added": (added, lambda w: 3 * w, ("scatter-add",)),
+    "a sum of two rows": (of_rows(0.0, lax.add, (2, 1)), lambda w: w, ()),
+    "a largest of two": (
+        of_rows(-jnp.inf, lax.max, (2, 1), "SAME"), lambda w: 2 * w, ()
+    ),
+    "sorted rows": (lambda h, at: jnp.sort(h, 0), lambda w: 0, ("sort",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_between_layers(name):
+    f, flops, uncounted = OPERATIONS[name]
+
+    def apply(p, x, at):
+        return f(x @ p["a"], at) @ p["b"]
+
+    p = {"a": jnp.ones((5, 8)), "b": jnp.ones((8, 3))}
+    inputs = jnp.ones((2, 5)), jnp.array([[0], [1], [1]])
+    net = ms.upgrade(apply, p, *inputs, rates=(0.5, 1.0), check=False)
+    for rate, w in ((0.5, 4), (1.0, 8)):
+        found = count(net, rate, inputs, {}).layers
+        assert sum(row.flops for row in found.rows if row.name == TOP) == flops(w)
+        assert found.uncounted == uncounted
+
+
+def test_constants_are_made_once_and_counted_nowhere():
+    def apply(p, x):
+        table = jnp.stack([jnp.arange(4.0), jnp.arange(4.0) ** 2], -1).reshape(1, 8)
+        return (x @ p["a"] + table) @ p["b"]
+
+    p = {"a": jnp.ones((5, 8)), "b": jnp.ones((8, 3))}
+    net = ms.upgrade(apply, p, jnp.ones((2, 5)), rates=(0.5, 1.0), check=False)
+    found = count(net, 0.5, (jnp.ones((2, 5)),), {})
+    assert found.layers.constants
+    assert [row.flops for row in found.layers.rows if row.name == TOP] == [2 * 4 + 4]
+    words = "constants that the program makes are counted by XLA alone"
+    assert _differ(found, 2 * found.flops) == words
+    assert _differ(found, 0.5 * found.flops) != words
 
 
 def test_weights_that_no_call_reads_have_a_row():
