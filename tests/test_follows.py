@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import Literal
 
 import mslice_jax as ms
 from mslice_jax.core.axes import Unit, Whole
 from mslice_jax.core.counts.flow import one_meaning
 from mslice_jax.core.growth import Follow, Match
+from tests.spellings.derivatives import DERIVATIVES
 
 N, K, ROWS = 24, 6, 3
 ROOT, ROOTS = math.sqrt(24), (math.sqrt(24), math.sqrt(6))
@@ -68,6 +70,12 @@ def lse(h):
 def entropy(h):
     p = jnp.exp(h) / total(jnp.exp(h))
     return -total(p * jnp.log(p))
+
+
+def reduced(f, h, s):
+    """By a reduction whose initial value is no number of the program."""
+    start = 0 * s[0] + (f is lax.mul)
+    return lax.reduce(h, start, f, (1,))[:, None]
 
 
 def slope(f):
@@ -123,7 +131,62 @@ FOLLOWS = {
         lambda h, s: h + (total(h) - 24 * h.max(-1, keepdims=True)) / 24,
         [SIZE, SIZE],
     ),
+    # of what was summed some, in another order, or as one part of more
+    "one of many": (lambda h, s: h - total(h).max(0, keepdims=True) / 24, [SIZE]),
+    "looked up": (lambda h, s: h - total(h)[jnp.array([2, 1, 0])] / 24, [SIZE]),
+    "sorted": (lambda h, s: h - jnp.sort(total(h), 0) / 24, [SIZE]),
+    "sorted with others": (
+        lambda h, s: h - lax.sort((total(h), total(h * h)), 0)[1] / 24, [SIZE]),
+    "rounded": (lambda h, s: h - jnp.round(total(h)) / 24, [SIZE]),
+    "pinned": (
+        lambda h, s: h - lax.optimization_barrier((total(h), h))[0] / 24, [SIZE]),
+    "concatenated": (
+        lambda h, s: h
+        - jnp.concatenate([total(h), total(h * h)], 1).max(1, keepdims=True) / 24,
+        [SIZE],
+    ),
+    "padded": (
+        lambda h, s: h
+        - lax.pad(total(h), 0 * s[0], [(0, 0, 0), (0, 1, 0)])[:, :1] / 24,
+        [SIZE],
+    ),
+    "written into": (
+        lambda h, s: h
+        - lax.dynamic_update_slice(total(h), total(h * h)[:1], (0, 0)) / 24,
+        [SIZE],
+    ),
+    "scattered": (
+        lambda h, s: h - total(h).at[jnp.array([0])].set(total(h * h)[:1]) / 24,
+        [SIZE],
+    ),
+    "clamped by sums": (
+        lambda h, s: h - lax.clamp(-total(h * h), total(h), total(h * h)) / 24, [SIZE]),
+    "complex": (
+        lambda h, s: h - jnp.abs(lax.complex(total(h), total(h * h))) / 24, [SIZE]),
+    # other sums
+    "of rows and units": (lambda h, s: h - h.sum() / 72, [(72, 18)]),
+    "of rows so far": (lambda h, s: h - total(jnp.cumsum(h, 0)) / 72, [(72, 18)]),
+    "of a window of rows": (
+        lambda h, s: h
+        - total(lax.reduce_window(h, 0.0, lax.add, (3, 1), (3, 1), "VALID")) / 72,
+        [(72, 18)],
+    ),
+    "reduced": (lambda h, s: h - reduced(lax.add, h, s) / 24, [SIZE]),
+    "reduced product": (
+        lambda h, s: h - reduced(lax.mul, h * h, s) ** (1 / 24), [INVERSE]),
+    "reduced largest": (
+        lambda h, s: h - reduced(lax.max, total(h), s) / 24, [SIZE]),
+    "reduced smallest": (
+        lambda h, s: h - reduced(lax.min, total(h), s) / 24, [SIZE]),
+    "by a number that is counted": (
+        lambda h, s: h - total(h) / jnp.ones((4, 6)).sum(), [SIZE]),
+    "with ones": (lambda h, s: h - (h @ jnp.ones((24, 1))) / 24, [SIZE]),
+    "with shares": (lambda h, s: h - h @ jnp.full((24, 1), -1 / 24),
+                    [(-1 / 24, -1 / 6)]),
     # bounds
+    "equal": (lambda h, s: h * (total(h) == 24), [SIZE]),
+    "norm beyond": (lambda h, s: h * (norm(h) >= ROOT), [ROOTS]),
+    "not less": (lambda h, s: h * lax.clamp(-24.0, total(h), 1e9), [(-24, -6)]),
     "at most": (lambda h, s: h * jnp.minimum(total(h), 24.0), [SIZE]),
     "at least": (lambda h, s: h * jnp.maximum(ROOT, norm(h)), [ROOTS]),
     "clamped": (lambda h, s: h * lax.clamp(0.0, total(h), 24.0), [SIZE]),
@@ -139,6 +202,13 @@ FOLLOWS = {
     "log to base 2": (lambda h, s: h - (jnp.log2(total(h * h)) - math.log2(24)),
                       [(math.log2(24), math.log2(6))]),
     "entropy": (lambda h, s: h * (entropy(h) / LOG), [LOGS]),
+    "log of two sums": (lambda h, s: h - (lse(h) + lse(2 * h) - 2 * LOG),
+                        [(2 * LOGS[0], 2 * LOGS[1])]),
+    "entropy with a minus": (
+        lambda h, s: h * (total(jax.nn.softmax(h) * jax.nn.log_softmax(h)) / -LOG),
+        [(-LOGS[0], -LOGS[1])],
+    ),
+    "cube root": (lambda h, s: h - jnp.cbrt(total(h) ** 3 / 24**3), [(24**3, 6**3)]),
     "entropy by an inverse": (lambda h, s: h * (entropy(h) * (1 / LOG)),
                               [(1 / LOGS[0], 1 / LOGS[1])]),
     "back from a logarithm": (lambda h, s: h - jnp.exp(lse(h)) / 24, [SIZE]),
@@ -195,6 +265,13 @@ STAYS = {
     "more than small": (lambda h, s: h - total(h / 24 + 0.1), None),
     "two that differ": (lambda h, s: h - total(h / 24 + h * h / 23), None),
     "another bound": (lambda h, s: h * jnp.minimum(total(h), 23.5), None),
+    "reduced squares": (
+        lambda h, s: h - reduced(lambda a, b: a + b * b, h, s) / 24, None),
+    "logs that cancel": (lambda h, s: h - (lse(h) - lse(2 * h) - LOG), None),
+    "roots of two factors": (
+        lambda h, s: jnp.tanh((h / 24**0.25) @ (jnp.sin(h) / 24**0.25).T) @ h, None),
+    "a factor and its inverse": (
+        lambda h, s: jnp.tanh((h * 24) @ (jnp.sin(h) / 24).T) @ h, None),
     "largest": (lambda h, s: h - h.max(-1, keepdims=True) / 24, None),
     "table": (lambda h, s: h + table(-0.3), None),
     # what is told
@@ -214,6 +291,56 @@ def test_numbers_that_stay(name):
     assert not follows
     assert [text for _, text in told if meets and meets in text] or not told
     assert bool(told) == bool(meets)
+
+
+# Calls with derivatives of their own.
+BACKWARD = (
+    "own_layer_norm", "own_layer_norm_of_means", "own_layer_norm_of_jnp_means",
+    "own_layer_norm_with_scale", "own_rms_norm", "own_mean", "own_mean_repeated",
+    "own_logmeanexp", "kept_sum", "sum_as_operand", "straight_through",
+    "normed_backward",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_numbers_of_a_backward_pass(name):
+    """Those of the narrow program are those of the same code with 6 in place of 24."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (5, N), "s": (N,), "b": (N, 2)}
+    full = {n: rng.normal(size=shape).astype("f") for n, shape in shapes.items()}
+    narrow = {"a": full["a"][:, :K], "s": full["s"][:K], "b": full["b"][:K]}
+    x = np.ones((ROWS, 5), "f")
+
+    def of(n):
+        def apply(p, x):
+            h = x @ p["a"]
+            y = DERIVATIVES[name](h, p["s"], n)
+            return (y if y.shape == h.shape else h + y) @ p["b"]
+
+        return apply
+
+    def numbers(run, p):
+        """The numbers of a program and of its gradient."""
+        program = jax.make_jaxpr(jax.grad(lambda p: run(p).sum()))(p)
+        return sorted(set(literals(program.jaxpr)) - {0.0, 1.0})
+
+    net = ms.upgrade(of(N), full, x, rates=(K / N, 1.0), check=False)
+    found = numbers(lambda net: ms.slice_apply(net, x, K / N), net)
+    assert found == pytest.approx(numbers(lambda p: of(K)(p, x), narrow))
+
+
+def literals(jaxpr):
+    for eqn in jaxpr.eqns:
+        for var in eqn.invars:
+            if isinstance(var, Literal) and np.issubdtype(var.aval.dtype, np.floating):
+                yield float(var.val)
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=is_jaxpr):
+            if is_jaxpr(value):
+                yield from literals(getattr(value, "jaxpr", value))
+
+
+def is_jaxpr(x):
+    return hasattr(getattr(x, "jaxpr", x), "eqns")
 
 
 def test_a_number_that_could_stand_for_several_axes_is_told():

@@ -460,3 +460,36 @@ def test_experts_of_a_ragged_product():
     found = ms.importance(net, "activations x weights", batches=[X])
     outgoing = norm(p["out"], 1)  # of both experts together
     check(found, {"in:2": rms(hidden) * outgoing})
+
+
+def test_captured_arrays_go_with_the_units():
+    """Units that were moved are added to what they were added to before."""
+    table = jnp.asarray(normal(1, 16))
+    net = ms.upgrade(
+        lambda p, x: (x @ p["a"] + table) @ p["out"],
+        {"a": W["a"], "out": normal(16, 3)}, X, rates=RATES, check=False,
+    )  # fmt: skip
+    expected = rms(X @ W["a"] + np.asarray(table))
+    check(ms.importance(net, batches=[X]), {"a:1": expected})
+    turned = net.permute({"a:1": np.arange(16)[::-1]})
+    check(ms.importance(turned, batches=[X]), {"a:1": expected[::-1]})
+
+
+def test_what_a_solver_sums_over_does_not_count():
+    """Conjugate gradients multiply units with each other, which no user wrote."""
+    p = {"a": normal(5, 8), "w": normal(8), "out": normal(8, 3)}
+
+    def solved(h: Any, w: Any) -> jax.Array:
+        system = lambda x: 2 * x + w * (w @ x)  # noqa: E731
+        return lax.custom_linear_solve(
+            system, h, lambda of, b: b / 2 - w * (w @ b) / (4 + 2 * (w @ w)),
+            symmetric=True,
+        )  # fmt: skip
+
+    def apply(p: Any, x: jax.Array) -> jax.Array:
+        return jax.vmap(solved, (0, None))(x @ p["a"], p["w"]) @ p["out"]
+
+    net = ms.upgrade(apply, p, X, rates=RATES, check=False)
+    h = X @ p["a"]
+    h = np.linalg.solve(2 * np.eye(8) + np.outer(p["w"], p["w"]), h.T).T
+    check(ms.importance(net, batches=[X]), {"a:1": rms(h)})
