@@ -12,7 +12,9 @@ import pytest
 from jax import lax
 
 import mslice_jax as ms
-from mslice_jax.core.rules.order import PLACE, SAME, of_constant
+from mslice_jax.core.reading import walk
+from mslice_jax.core.rules.order import PLACE, SAME, line, of_constant
+from mslice_jax.core.solver import Equations
 
 RNG = np.random.default_rng(0)
 TOKENS, UNITS, KEPT = 16, 12, 3
@@ -332,6 +334,12 @@ PLACED = {
     "triangle": lambda n: floats(jnp.arange(n)[:, None] >= jnp.arange(n)),
     "scaled by place": lambda n: jnp.eye(n) + 0.1 * jnp.arange(n)[:, None],
     "less a mean": lambda n: jnp.eye(n) - 1 / n,
+    "plus a sine": lambda n: jnp.eye(n) + jnp.sin(jnp.float32(2.0)),
+    "pairs": lambda n: floats((PLACES // 2)[:n, None] == (PLACES // 2)[:n]),
+    "sines": lambda n: floats(
+        jnp.sin(jnp.arange(n))[:, None] == jnp.sin(jnp.arange(n))
+    ),
+    "turned against": lambda n: floats(PLACES[:n, None] == PLACES[:n][::-1]),
 }
 
 
@@ -404,3 +412,63 @@ def test_numbers_count_along_any_axis():
         assert order.along == tuple(PLACE if i == axis else SAME for i in range(3))
         assert order.counts
         assert not of_constant(positions**2).counts
+
+
+def how(value):
+    """What tells entries apart, by axis; whether they count, and are a code."""
+    order = of_constant(value)
+    return [along.name for along in order.along], order.counts, order.code
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.arange(3), (["PLACE"], True, False)),
+        (np.arange(3.0) / 7 - 2, (["PLACE"], True, False)),
+        (np.arange(2), (["PLACE"], False, False)),  # of two nothing is told
+        (np.array([0, 1, 3]), (["PLACE"], False, False)),
+        (np.array([0.0, 1.0, np.inf]), (["PLACE"], False, False)),
+        (np.array([True, False, True]), (["PLACE"], False, False)),
+        (np.full(3, 4), (["SAME"], False, False)),
+        (np.ones((1, 3)), (["SAME", "SAME"], False, False)),
+        (np.zeros((0, 3)), (["PLACE", "PLACE"], False, False)),
+        (np.arange(3)[:, None] * np.ones((1, 2)), (["PLACE", "SAME"], True, False)),
+        (np.eye(3), (["PLACE", "PLACE"], False, True)),
+        (2 * np.eye(3), (["PLACE", "PLACE"], False, False)),
+        (np.arange(6).reshape(2, 3), (["PLACE", "PLACE"], False, False)),
+        (jnp.arange(3).astype(jnp.bfloat16), (["PLACE"], True, False)),
+        (jnp.full(3, 2, jnp.bfloat16), (["SAME"], False, False)),
+        (7.0, ([], False, False)),
+        (jax.random.key(0), ([], False, False)),
+        (jax.random.split(jax.random.key(0), 3), (["PLACE"], False, False)),
+    ],
+)
+def test_what_tells_the_entries_of_a_constant_apart(value, expected):
+    assert how(value) == expected
+    assert not of_constant(value).reached
+
+
+# The entries along the only axis along which an array differs.
+LINES = {
+    "a range": (lambda: jnp.arange(3), [0, 1, 2]),
+    "a float range": (lambda: lax.iota(jnp.float32, 3), [0, 1, 2]),
+    "along rows": (lambda: lax.broadcasted_iota(jnp.int32, (3, 4), 0), [0, 1, 2]),
+    "cast": (lambda: (lax.iota(jnp.float32, 3) + 0.5).astype(jnp.int32), [0, 1, 2]),
+    "scaled": (lambda: -2 * (jnp.arange(3) - 1), [2, 0, -2]),
+    "in another shape": (lambda: jnp.arange(3)[None, :, None], [0, 1, 2]),
+    "captured": (lambda: jnp.asarray(np.array([[4, 4], [7, 7]])) + 1, [5, 8]),
+    "two ranges": (lambda: jnp.arange(3)[:, None] + jnp.arange(3)[None], None),
+    "captured, of two axes": (lambda: jnp.asarray(np.eye(3)) + 1, None),
+    "a sine": (lambda: jnp.sin(lax.iota(jnp.float32, 3)) + 1, None),
+    "complex": (lambda: jnp.asarray(np.array([1j, 2])) + 1, None),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_line_of_an_array(name):
+    """Read off the program that makes it."""
+    make, expected = LINES[name]
+    frame, (value,) = walk(jax.make_jaxpr(make)(), [], Equations())
+    assert value.order is not None and value.order.source is not None
+    found = line(value.order.source)
+    assert (found if found is None else found.tolist()) == expected

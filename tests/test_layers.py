@@ -209,6 +209,53 @@ def test_branches_and_loops_of_unknown_length():
     assert "only the run knows counts once" in _differ(counts, 2 * counts.flops)
 
 
+def turns(length, name):
+    def branch(p, h):
+        return lax.scan(lambda h, _: (h @ p[name], None), h, length=length)[0]
+
+    return branch
+
+
+def nested(p, h):
+    """One product or two."""
+    return lax.cond(h.sum() > 1, lambda h: h @ p["a"], lambda h: h @ p["b"] @ p["b"], h)
+
+
+# Two branches, and the products of that with more of them, by weight.
+BRANCHES = {
+    "a loop": (turns(3, "a"), lambda p, h: h @ p["b"] @ p["b"], {"a": 3}),
+    "a short loop": (turns(1, "a"), lambda p, h: h @ p["b"] @ p["b"], {"b": 2}),
+    "two loops": (turns(3, "a"), turns(4, "b"), {"b": 4}),
+    "a branch": (nested, lambda p, h: h @ p["a"], {"b": 2}),
+    "a jitted one": (
+        lambda p, h: jax.jit(lambda h: h @ p["a"] @ p["a"])(h),
+        lambda p, h: h @ p["b"], {"a": 2},
+    ),
+    "constants": (  # that are made once, and are no work
+        lambda p, h: h + jnp.cumsum(jnp.arange(h.shape[1]) ** 2 * 1.0)[None],
+        lambda p, h: h @ p["b"], {"b": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_of_branches_that_with_the_most_work(name):
+    *branches, products = BRANCHES[name]
+
+    def apply(p, x):
+        h = x @ p["in"]
+        one, two = (lambda h, f=f: f(p, h) for f in branches)
+        return lax.cond(h.sum() > 0, one, two, h) @ p["out"]
+
+    shapes = {"in": (5, 8), "a": (8, 8), "b": (8, 8), "out": (8, 3)}
+    p = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    x = jnp.ones((2, 5))
+    net = ms.upgrade(apply, p, x, rates=(0.5, 1.0), check=False)
+    found = rows(net, 0.5, x)
+    for weight in "ab":
+        assert found[weight][2] == products.get(weight, 0) * 2 * 2 * 4 * 4
+
+
 def looked_up(mode):
     numbers = lax.GatherDimensionNumbers((1,), (0,), (0,))
 

@@ -110,6 +110,18 @@ def gathered_weights(mesh):
     return lambda p, x: mapped(mesh, body, (specs, P()), P(), check_vma=False)(p, x)
 
 
+def scattered_apart(mesh):
+    """A sum of which each device gets one part, by an axis of as many parts."""
+    specs = {"w1": P(), "b": P(), "w2": P("y")}
+
+    def body(p, x):
+        h = (x @ p["w1"] + p["b"]).reshape(len(x), 2, -1)
+        part = lax.psum_scatter(h, "y", scatter_dimension=1) / 2
+        return lax.psum(jnp.tanh(part) @ p["w2"], "y")
+
+    return lambda p, x: mapped(mesh, body, (specs, P()), P(), check_vma=False)(p, x)
+
+
 def rows_exchanged(mesh):
     """Rows are permuted and resharded; the hidden axis is replicated."""
 
@@ -164,6 +176,7 @@ CASES = {
     "norms_over_shards": (norms_over_shards, shares(8, 2)),
     "both_axes_of_the_mesh": (both_axes_of_the_mesh, shares(8, 4)),
     "gathered_weights": (gathered_weights, shares(8, 2)),
+    "scattered_apart": (scattered_apart, shares(8, 2)),
     "rows_exchanged": (rows_exchanged, prefix(8)),
     "result_of_shards": (result_of_shards, shares(8, 2)),
     "one_axis_by_hand": (one_axis_by_hand, shares(8, 2)),

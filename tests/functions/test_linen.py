@@ -13,6 +13,8 @@ import pytest
 from flax import nnx
 
 import mslice_jax as ms
+from mslice_jax.adapters.linen.variables import misfits
+from mslice_jax.core.call import Call
 
 RATES = (0.5, 1.0)
 X = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
@@ -353,3 +355,115 @@ def test_a_module_of_setup_that_no_call_uses():
     variables["params"]["stray"] = variables["params"]["spare"]
     with pytest.raises(ValueError, match="stray/bias: expected nothing"):
         ms.upgrade(Declared(), variables, X, rates=RATES)
+
+
+class Parts(nn.Module):
+    """Layers of `setup`, of which a call reads some; one layer more if it is asked."""
+
+    def setup(self):
+        self.first = nn.Dense(4)
+        self.heads = [nn.Dense(3), nn.Dense(2), nn.Dense(1)]
+        self.spare = nn.Sequential([nn.Dense(7)])
+
+    @nn.compact
+    def __call__(self, x, deep=False):
+        x = self.first(x)
+        x = nn.Dense(4, name="deep")(x) if deep else x
+        return self.heads[0](x)
+
+
+READ = {
+    "params/first/kernel": (5, 4), "params/first/bias": (4,),
+    "params/heads_0/kernel": (4, 3), "params/heads_0/bias": (3,),
+}  # fmt: skip
+# What is changed, and the lines that tell of it.
+MISFITS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "nothing": ({}, []),
+    "another shape": (
+        {"params/first/bias": (5,)}, ["first/bias: expected (4,), got (5,)"]
+    ),
+    "nothing there": (
+        {"params/first/bias": None}, ["first/bias: expected (4,), got nothing"]
+    ),
+    "too many": (
+        {"params/other/w": (3,)}, ["other/w: expected nothing, got (3,)"]
+    ),
+    "too many in a layer": (
+        {"params/first/w": (3,)}, ["first/w: expected nothing, got (3,)"]
+    ),
+    "another list": (
+        {"params/first_1/w": (3,)}, ["first_1/w: expected nothing, got (3,)"]
+    ),
+    "two": (
+        {"params/other/w": (3,), "params/first/bias": (5,)},
+        ["first/bias: expected (4,), got (5,)", "other/w: expected nothing, got (3,)"],
+    ),
+    "one that is not read": ({"params/spare/layers_0/kernel": (4, 7)}, []),
+    "of a list": ({"params/heads_1/bias": (2,), "params/heads_2/kernel": (4, 1)}, []),
+    "beyond a list": (
+        {"params/heads_3/bias": (2,)}, ["heads_3/bias: expected nothing, got (2,)"]
+    ),
+    "of another call": ({"params/deep/kernel": (4, 4), "params/deep/bias": (4,)}, []),
+    "of another collection": ({"cache/seen/x": (4,)}, []),
+    "statistics": (
+        {"batch_stats/norm/mean": (4,)},
+        ["batch_stats/norm/mean: expected nothing, got (4,)"],
+    ),
+}  # fmt: skip
+
+
+def tree(shapes: dict[str, Any]) -> Any:
+    variables: Any = {}
+    for name, shape in shapes.items():
+        *path, leaf = name.split("/")
+        branch = variables
+        for part in path:
+            branch = branch.setdefault(part, {})
+        branch[leaf] = np.zeros(shape, np.float32)
+    return variables
+
+
+def found_misfits(model: Any, variables: Any, *args: Any, **kwargs: Any) -> list[str]:
+    call, arrays = Call.split(args, kwargs)
+    found = misfits(model, variables, call, arrays)
+    assert all(line.startswith("  ") for line in found)
+    return [line[2:].removeprefix("params/") for line in found]
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_what_does_not_fit(name):
+    changed, expected = MISFITS[name]
+    shapes = {k: v for k, v in {**READ, **changed}.items() if v is not None}
+    assert found_misfits(Parts(), tree(shapes), X) == expected
+    if name == "of another call":  # which reads it
+        assert found_misfits(Parts(), tree(shapes), X, deep=True) == []
+        assert found_misfits(Parts(), tree(shapes), X, True) == []
+        missing = found_misfits(Parts(), tree(READ), X, deep=True)
+        assert [line.partition(":")[0] for line in missing] == [
+            "deep/bias", "deep/kernel"
+        ]  # fmt: skip
+
+
+def test_where_nothing_can_be_said():
+    stray = tree({**READ, "params/other/w": (3,)})
+    assert found_misfits(Parts(), stray, X, method="__call__") == []
+    assert found_misfits(Parts(), stray) == []  # Python says that x is missing
+    assert found_misfits(Parts(), stray, X[:, None], X, X, X, X) == []
+    assert found_misfits(Parts(), [], X) == []
+    assert found_misfits(lambda p, x: x, stray, X) == []
+    assert found_misfits(Parts(), stray, X, rngs=KEY) != []
+    assert found_misfits(Parts(), stray, X, mutable=["cache"]) != []
+    # Something in place of None could make a call read more.
+    shapes = {f"params/first/{k}": v for k, v in (("kernel", (5, 24)), ("bias", (24,)))}
+    shapes |= {f"params/head/{k}": v for k, v in (("kernel", (24, 3)), ("bias", (3,)))}
+    stray = tree({**shapes, "params/other/w": (3,)})
+    assert found_misfits(Branches(), stray, X, aux=False) == []
+    assert found_misfits(Branches(), stray, X, aux=False, extra=X) != []
+
+
+def test_a_norm_without_its_scale():
+    model = Net()
+    variables = fresh(model)
+    del variables["params"]["norm"]["scale"]
+    with pytest.raises(ValueError, match="params/norm/scale"):
+        ms.upgrade(model, variables, X, rates=RATES)

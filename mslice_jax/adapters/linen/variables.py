@@ -74,15 +74,21 @@ def _is_declared(module: Any, name: str, want: Mapping[str, Any]) -> bool:
     path = collection
     for part in parts[:-1]:
         path += f"/{part}"
-        owner, _, index = part.rpartition("_")
-        module = getattr(module, part, None) or getattr(module, owner, None)
-        if index.isdigit() and isinstance(module, Sequence):
-            module = module[int(index)] if int(index) < len(module) else None
+        module = getattr(module, part, None) or _of_list(module, part)
         if not isinstance(module, nn.Module):
             return False
         if not any(known.startswith(f"{path}/") for known in want):
             return True
     return False
+
+
+def _of_list(module: Any, name: str) -> Any:
+    """The module of a list that Flax calls by the list and its index, or None."""
+    owner, _, index = name.rpartition("_")
+    modules = getattr(module, owner, None)
+    if not isinstance(modules, Sequence) or not index.isdigit():
+        return None
+    return modules[int(index)] if int(index) < len(modules) else None
 
 
 def _initialised(
