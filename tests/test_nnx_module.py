@@ -12,6 +12,9 @@ import pytest
 from flax import nnx
 
 import mslice_jax as ms
+from mslice_jax.adapters.nnx import module as nnx_module
+from mslice_jax.adapters.nnx import sizes as nnx_sizes
+from mslice_jax.core.axes import Product, Unit, Whole
 from tests.citizens.citizen import Citizen, compiled, variables_of
 from tests.networks import CITIZENS
 from tests.test_proofs import assert_close, assert_trees_equal, output, upgraded
@@ -345,3 +348,85 @@ def test_the_model_with_a_rate_is_a_submodule():
     assert_close(again(x, 0.5), expected)
     kinds = {type(v) for _, v in nnx.to_flat_state(nnx.state(model.body, nnx.Param))}
     assert kinds == {nnx.Param}
+
+
+def test_the_narrow_model_of_a_calibrated_network():
+    """Its batch norms have the statistics that were measured at the rate."""
+    layers = [
+        nnx.Linear(6, 16, rngs=R),
+        nnx.BatchNorm(16, use_running_average=True, rngs=R),
+        nnx.Linear(16, 2, rngs=R),
+    ]
+    net = ms.upgrade(Chain(*layers), X, rates=(0.5, 1.0), norm="shared")
+    small = ms.calibrate(net, [X]).to_nnx(0.5)
+    h = X @ np.asarray(layers[0].kernel[...])[:, :8]
+    assert_close(small.layers[1].mean[...], h.mean(0))
+    h = (h - h.mean(0)) / np.sqrt(h.var(0) + 1e-5)
+    expected = h @ np.asarray(layers[2].kernel[...])[:8]
+    np.testing.assert_allclose(small(X), expected, rtol=1e-4, atol=1e-4)
+
+
+# What an axis keeps of its outer factor: (axis, factor) -> that factor when narrow.
+H, D, G = Unit(4, "h"), Whole(3), Unit(6, "g")
+LEADING = [
+    (Product((H, D)), 4, 2),
+    (Product((H, D)), 12, 6),  # all of it
+    (Product((H, D)), 1, 1),
+    (Product((D, H)), 3, 3),  # whole groups stay
+    (Product((D, H)), 12, 6),
+    (Product((H, D, G)), 12, 6),
+    (Product((H, G)), 24, 6),
+    (H, 4, 2),
+    (H, 2, 1),  # groups of two each
+    (Product((H, D)), 6, 3),
+    (D, 3, 3),
+    (D, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("axis", "count", "expected"), LEADING)
+def test_what_remains_of_a_leading_factor(axis, count, expected):
+    assert nnx_sizes._leading(axis, count, {"h": 2, "g": 3}) == expected
+
+
+def test_outputs_that_are_compared():
+    """Up to rounding, relative to the largest entry; integers are not compared."""
+    ones = np.ones(3, np.float32)
+    same = [(ones, ones), (ones, ones + 3e-4), (np.arange(3), np.arange(3) + 1)]
+    same += [(np.zeros(0, "f"), np.zeros(0, "f")), (None, None)]
+    same += [({"a": 1e4 * ones}, {"a": 1e4 * ones + 3})]
+    for a, b in same:
+        nnx_module._check_close(a, b)
+    with pytest.raises(ValueError, match=r"has shape \(3,\), not \(2,\)"):
+        nnx_module._check_close([ones], [ones[:2]])
+    nan = np.array([1, np.nan, 1], np.float32)
+    for a, b, words in (
+        (ones, ones + 1e-3, r"off by 0\.001, its largest entry is 1\."),
+        (1e4 * ones, 1e4 * ones + 4, r"off by 4, its largest entry is 1e\+04\."),
+        (ones, -4 * ones, r"off by 5, its largest entry is 4\."),
+        (nan, ones, "off by nan"),
+        ([np.arange(3), ones], [np.arange(3), 2 * ones], "off by 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            nnx_module._check_close(a, b)
+
+
+def test_arrays_with_which_outputs_are_compared():
+    number = nnx_module._random(jax.ShapeDtypeStruct((50,), jnp.bfloat16))
+    assert number.shape == (50,) and number.dtype == jnp.bfloat16
+    assert number.min() < -0.5 and number.max() > 0.5
+    whole = nnx_module._random(jax.ShapeDtypeStruct((50,), jnp.int32))
+    assert set(np.asarray(whole)) == {0, 1} and whole.dtype == jnp.int32
+    keys = nnx_module._random(
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0)))
+    )
+    assert keys.shape == (2,) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    shaken = np.asarray(nnx_module._shaken(jnp.zeros(50)))
+    assert 0.1 <= shaken.min() < 0.2 < 0.4 < shaken.max() <= 0.5
+    assert nnx_module._shaken(whole) is whole
+
+
+def test_types_of_variables():
+    assert nnx_module._variable_type("params") is nnx.Param
+    assert nnx_module._variable_type("batch_stats") is nnx.BatchStat
+    assert nnx_module._variable_type("no such") is nnx.Variable

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mslice_jax as ms
-from mslice_jax.adapters.norms import NormWarning, group_count, group_norm
+from mslice_jax.adapters.norms import NormWarning, choose, group_count, group_norm
 
 RATES = (0.25, 0.5, 1.0)
 
@@ -150,6 +150,45 @@ def test_values_that_are_not_at_hand_make_group_norms():
     found = []
     jax.jit(lambda: found.append(ms.upgrade(Two(), tree, inputs(), rates=RATES)))()
     assert norms_of(found[0])["strategy"] == "shared"
+
+
+FRESH = {"mean": np.zeros(3), "var": np.ones(3)}
+TRAINED = {"mean": np.zeros(3), "var": np.array([1, 1, 2])}
+TYPES = jax.eval_shape(lambda: FRESH)
+# What is asked for, statistics, why it cannot be a group norm -> strategy, reason.
+CHOICES = {
+    "fresh": (None, [FRESH], None, "group", "running statistics are fresh"),
+    "trained": (None, [TRAINED], None, "shared", "are trained, so rate 1 is kept"),
+    "one trained": (None, [FRESH, TRAINED], None, "shared", "are trained"),
+    "a mean": (None, [{**FRESH, "mean": np.ones(3)}], None, "shared", "are trained"),
+    "types": (None, [FRESH, TYPES], None, "group", "are not at hand"),
+    "types, and one trained": (None, [TYPES, TRAINED], None, "shared", "are trained"),
+    "of one the variance": (
+        None, [{**FRESH, "mean": TYPES["mean"]}], None, "group", "are not at hand"
+    ),
+    "a trained variance": (
+        None, [{**TRAINED, "mean": TYPES["mean"]}], None, "shared", "are trained"
+    ),
+    "without": (None, [FRESH, {}], None, "shared", "lack running statistics"),
+    "no norms": (None, [], None, "group", "running statistics are fresh"),
+    "unfit": (None, [FRESH], "n takes a mask", "shared", "n takes a mask"),
+    "asked": ("switchable", [TRAINED], None, "switchable", "as asked"),
+    "asked, unfit": ("group", [FRESH], "n takes a mask", "group", "as asked"),
+    "asked, of types": ("group", [TYPES], None, "group", "as asked"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_strategy_that_is_chosen(name):
+    asked, statistics, unfit, expected, words = CHOICES[name]
+    strategy, why = choose(asked, statistics, unfit)
+    assert strategy.name == expected and words in why
+
+
+def test_trained_norms_that_are_to_become_group_norms():
+    with pytest.warns(ms.NormWarning, match="something else than before"):
+        strategy, why = choose("group", [FRESH, TRAINED])
+    assert strategy.name == "group" and "so rate 1 changes" in why
 
 
 def test_an_explicit_strategy_is_used_with_one_warning():

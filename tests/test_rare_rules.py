@@ -216,6 +216,13 @@ def pooled(p, x):
     return of(p["a"]) @ p["c"] + of(p["b"]) @ p["d"]
 
 
+def pooled_otherwise(p, x):
+    """By a sum of squares, which begins with a number."""
+    square = lambda a, b: a + b * b  # noqa: E731
+    of = lambda w: lax.reduce_window(x @ w, 0.0, square, (2, 1), (2, 1), "VALID")  # noqa: E731
+    return of(p["a"]) @ p["c"] + of(p["b"]) @ p["d"]
+
+
 def in_branches(p, x):
     h = lax.cond(x.sum() > 0, lambda x: x @ p["a"], lambda x: x @ p["b"], x)
     return h @ p["c"] + jnp.tanh(h) @ p["d"]
@@ -236,6 +243,7 @@ TIES = {
     "sorted": (sorted_together, [ALL]),
     "stacked": (stacked, [ALL]),
     "pooled": (pooled, [{"a:1", "c:0"}, {"b:1", "d:0"}]),
+    "pooled otherwise": (pooled_otherwise, [{"a:1", "c:0"}, {"b:1", "d:0"}]),
     "branches": (in_branches, [ALL]),
     "turns": (in_turns, [ALL]),
 }

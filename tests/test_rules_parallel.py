@@ -197,6 +197,22 @@ def test_shard_map(mesh, name):
     )
 
 
+def test_a_number_that_counts_units_of_all_devices(mesh):
+    """sqrt(32) of two times 16 units is sqrt(8) of two times 4; read off the trace."""
+    specs = {"w1": P(None, "y"), "b": P(None, "y"), "w2": P("y")}
+
+    def body(p, x):
+        h = x @ p["w1"] + p["b"]
+        norm = jnp.sqrt(lax.psum(jnp.sum(h * h, -1, keepdims=True), "y"))
+        return lax.psum((h / (norm / np.sqrt(32))) @ p["w2"], "y")
+
+    apply = mapped(mesh, body, (specs, P()), P())
+    net = ms.upgrade(apply, W, X, rates=(0.25, 1.0), check=False)
+    for rate, number in ((0.25, "2.8284"), (1.0, "5.6568")):
+        program = jax.make_jaxpr(lambda net, r=rate: ms.slice_apply(net, X, r))(net)
+        assert f" {number}" in str(program)
+
+
 @pytest.mark.parametrize("name", ["data_parallel", "tensor_parallel", "scanned"])
 def test_gradients_through_shard_map(mesh, name):
     make, kept = CASES[name]

@@ -17,8 +17,8 @@ P = {
 }
 
 
-def apply(p, x):
-    return jnp.tanh(x @ p["a"]) @ p["b"]
+def apply(p, x, scale=1.0):
+    return jnp.tanh(x @ p["a"]) @ p["b"] * scale
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,44 @@ def test_functions_that_are_one():
     assert f(model.run) != f(other.run)
     assert f(model) == f(model) and f(model) != f(other)
     assert f(apply) != f(lambda p, x: apply(p, x)) and f(apply) != apply
+
+
+# Each makes another network: of the plan, of its program, or of what is checked.
+OPTIONS: list[dict[str, Any]] = [
+    {"rates": (0.25, 1.0)},
+    {"groups": 4},
+    {"multiple_of": 4},
+    {"min_width": 5},
+    {"shards": 2},
+    {"include": "*"},
+    {"inner": "a"},
+    {"strict": True},
+    {"check": True},
+    {"call": {"scale": 2.0}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_networks_that_are_others(net, options):
+    """Equal definitions share their compiled programs."""
+    settings: dict[str, Any] = {"rates": (0.5, 1.0), "check": False}
+    again = ms.upgrade(apply, P, X, **settings).definition
+    assert again == net.definition and hash(again) == hash(net.definition)
+    other = ms.upgrade(apply, P, X, **{**settings, **options})
+    assert (other.definition == net.definition) is False
+
+
+def test_networks_of_other_calls_and_orders(net):
+    more = ms.upgrade(apply, P, X[:2], rates=(0.5, 1.0), check=False)
+    assert more.definition != net.definition
+    orders = [np.arange(8)[::-1], np.roll(np.arange(8), 1)]
+    one, two = (net.permute({"a:1": order}).definition for order in orders)
+    assert one != net.definition and one != two
+    assert one == net.permute({"a:1": orders[0]}).definition
+    back = net.permute({"a:1": orders[0]}).permute({"a:1": orders[0]})
+    assert back.definition.orders["a:1"].tolist() == [*range(8)]
+    for thing in (net.definition, net.plan, net.definition.function):
+        assert (thing == "another") is False
 
 
 def test_a_function_has_no_initialisation(net):
