@@ -40,7 +40,7 @@ TESTS = (
     "rules bad_input report index_codes numbers factors trees types screen shards "
     "copies sliceable memory rules_means agreement random_constants control "
     "derivatives norms programs networks nnx_module primitives importance layers "
-    "profile loops counts search"
+    "profile loops counts rare_rules source streams"
 )
 PATHS = [f"{PACKAGE}/core", "tests/functions", "tests/frameworks"]
 PATHS += ["tests/storage/test_saving.py", "tests/train/test_slice_state.py"]
