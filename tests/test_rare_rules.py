@@ -254,3 +254,86 @@ def test_which_arrays_narrow_together(name):
     function, expected = TIES[name]
     found = apart(function, a=(5, 8), b=(5, 8), c=(8, 3), d=(8, 3))
     assert sorted(found, key=sorted) == expected
+
+
+# -- what an equation says besides shapes
+
+
+def scanned(h):
+    def step(carry, x):
+        return jnp.tanh(carry + x), carry.sum()
+
+    steps = jnp.stack([h, 2 * h, h - 1, h])
+    return lax.scan(step, h, steps, reverse=True, unroll=2, _split_transpose=True)[0]
+
+
+def convolved(h):
+    image = jnp.broadcast_to(h[:, None], (len(h), 7, h.shape[-1]))
+    kernel = jnp.ones((3, 1, h.shape[-1]))
+    return lax.conv_general_dilated(
+        image, kernel, (2,), [(1, 3)], (2,), (3,), ("NHC", "HIO", "NHC"),
+        feature_group_count=h.shape[-1], precision="highest",
+    ).mean(1)  # fmt: skip
+
+
+SAYS = {
+    "scan": scanned,
+    "remat2": jax.checkpoint(
+        jnp.tanh, prevent_cse=False, policy=jax.checkpoint_policies.dots_saveable
+    ),
+    "while": lambda h: lax.while_loop(lambda h: h.sum() < 9, lambda h: h + 1, h),
+    "cond": lambda h: lax.cond(h.sum() < 9, jnp.sin, jnp.cos, h),
+    "sort": lambda h: lax.sort((h, -h), 0, is_stable=False, num_keys=2)[1],
+    "cumsum": lambda h: lax.cumsum(h, 0, reverse=True),
+    "conv_general_dilated": convolved,
+    "dot_general": lambda h: jnp.tanh(
+        jnp.dot(h.T, h, precision="high", preferred_element_type=jnp.float32).T @ h.T
+    ).T,
+    "gather": lambda h: h.at[jnp.array([1, 0, 2, 2])].get(
+        mode="clip", indices_are_sorted=True
+    ),
+    "scatter-add": lambda h: h.at[jnp.array([1, 0, 2, 2])].add(
+        h, mode="drop", unique_indices=True
+    ),
+    "reduce_window_max": lambda h: lax.reduce_window(
+        h, -jnp.inf, lax.max, (2, 1), (1, 1), [(0, 1), (0, 0)], (1, 1), (1, 1)
+    ),
+    "reduce_precision": lambda h: lax.reduce_precision(h, 5, 7),
+    "approx_top_k": lambda h: jnp.tile(
+        lax.approx_max_k(h.T, 2, recall_target=0.9)[0].T, (2, 1)
+    ),
+    "convert_element_type": lambda h: h.astype(jnp.bfloat16).astype(h.dtype),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_what_an_equation_says_stays(name):
+    """Its parameters are those of the same function with narrow weights."""
+    hidden = SAYS[name]
+
+    def of(jaxpr: Any) -> list[dict[str, Any]]:
+        found = []
+        for eqn in jaxpr.eqns:
+            inner = jax.tree.leaves([*eqn.params.values()], is_leaf=is_jaxpr)
+            for value in filter(is_jaxpr, inner):
+                found += of(getattr(value, "jaxpr", value))
+            if eqn.primitive.name == name:
+                found.append({k: v for k, v in eqn.params.items() if is_plain(v)})
+        return found
+
+    def program(run: Any, p: Any) -> list[dict[str, Any]]:
+        return of(jax.make_jaxpr(run)(p).jaxpr)
+
+    found = program(lambda net: ms.slice_apply(net, X, 0.25), upgraded(hidden))
+    expected = program(lambda p: by_hand(hidden, p), NARROW)
+    assert expected and found == expected
+
+
+def is_jaxpr(x: Any) -> bool:
+    return hasattr(getattr(x, "jaxpr", x), "eqns")
+
+
+def is_plain(x: Any) -> bool:
+    """Whether a parameter is no program and no function of one."""
+    leaves = jax.tree.leaves(x, is_leaf=is_jaxpr)
+    return not any(is_jaxpr(leaf) or hasattr(leaf, "call_wrapped") for leaf in leaves)

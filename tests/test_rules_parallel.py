@@ -197,6 +197,28 @@ def test_shard_map(mesh, name):
     )
 
 
+@pytest.mark.parametrize("name", ["one_axis_by_hand", "gathered_weights"])
+def test_what_a_shard_map_says_stays(mesh, name):
+    """The mesh, its axes by hand, how arrays are partitioned, and what is checked."""
+    make, kept = CASES[name]
+    apply = make(mesh)
+    net = ms.upgrade(apply, W, X, rates=(0.25, 1.0), check=False)
+
+    def says(run, p):
+        (eqn,) = found(jax.make_jaxpr(run)(p).jaxpr)
+        return {k: v for k, v in eqn.params.items() if k != "jaxpr"}
+
+    def found(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "shard_map":
+                yield eqn
+            elif "jaxpr" in eqn.params:
+                yield from found(eqn.params["jaxpr"].jaxpr)
+
+    narrow_ = says(lambda net: ms.slice_apply(net, X, 0.25), net)
+    assert narrow_ == says(lambda p: apply(p, X), narrow(kept))
+
+
 def test_a_number_that_counts_units_of_all_devices(mesh):
     """sqrt(32) of two times 16 units is sqrt(8) of two times 4; read off the trace."""
     specs = {"w1": P(None, "y"), "b": P(None, "y"), "w2": P("y")}
