@@ -397,6 +397,32 @@ def test_a_custom_vmap_rule_is_kept():
     np.testing.assert_allclose(together, 2 * (x @ w1 @ w2), rtol=1e-5, atol=1e-5)
 
 
+@jax.custom_batching.custom_vmap
+def joined(x, b):
+    """Two operands and two results."""
+    return x + b, x * b
+
+
+@joined.def_vmap
+def _joined_vmap(size, batched, x, b):
+    assert batched == [True, False]
+    return (2 * x + 3 * b[None], x * b[None]), (True, True)
+
+
+def test_a_custom_vmap_rule_of_which_an_operand_is_not_mapped():
+    def apply(p, x, b):
+        one, two = joined(x @ p["w1"], b * p["w2"].sum(1))
+        return (one + two) @ p["w2"]
+
+    x = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+    net = ms.upgrade(apply, weights(), x[0], 2.0, rates=(0.5, 1.0), check=False)
+    w1, w2 = weights()["w1"][:, :KEPT], weights()["w2"][:KEPT]
+    b = 2 * w2.sum(1)
+    together = jax.vmap(lambda x: ms.slice_apply(net, x, 0.5, 2.0))(x)
+    expected = (2 * (x @ w1) + 3 * b + (x @ w1) * b) @ w2
+    np.testing.assert_allclose(together, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_custom_transpose_is_kept():
     """linear_call: seven times the function's own gradient; of two residuals."""
 

@@ -19,6 +19,7 @@ import mslice_jax as ms
 from mslice_jax.core.axes import Unit, Whole
 from mslice_jax.core.counts.flow import one_meaning
 from mslice_jax.core.growth import Follow, Match
+from tests.spellings.calls import CALLS
 from tests.spellings.derivatives import DERIVATIVES
 
 N, K, ROWS = 24, 6, 3
@@ -291,6 +292,36 @@ def test_numbers_that_stay(name):
     assert not follows
     assert [text for _, text in told if meets and meets in text] or not told
     assert bool(told) == bool(meets)
+
+
+# In loops, branches and calls: 24 units, or 3 rows of them; how often it stands there.
+OF_CALLS = {
+    24: "scan_over_rows_divided scan_each_row scan_with_count_as_operand "
+    "scan_with_count_in_carry for_loop branch branch_of_zero switch jitted remat "
+    "jitted_division remat_of_sum mapped mapped_twice mapped_over_units "
+    "mapped_over_rows in_a_loop associative accumulated partial batched_branch "
+    "batched_while",
+    (24, 24): "scan_of_steps while_mean branch_inside branch_unlike jitted_twice",
+    72: "scan_over_rows for_loop_over_rows while_loop of_rows_in_turn",
+    (72, 72): "scan_pair",
+    (): "scan_counting",  # which ONLY_OWN tells
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [(name, full) for full, names in OF_CALLS.items() for name in names.split()],
+)
+def test_numbers_that_follow_in_calls(name, expected):
+    def hidden(h, s):
+        y = CALLS[name](h, s, N)
+        y = y[:, None] if y.ndim == 1 else y
+        return y if y.shape == h.shape else h + y
+
+    follows, told = read(hidden)
+    full = expected if isinstance(expected, tuple) else (expected,)
+    assert follows == [(number, pytest.approx(number / 4)) for number in full]
+    assert not told
 
 
 # Calls with derivatives of their own.

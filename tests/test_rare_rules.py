@@ -256,6 +256,49 @@ def test_which_arrays_narrow_together(name):
     assert sorted(found, key=sorted) == expected
 
 
+# -- contractions
+
+
+def test_groups_of_the_batch_have_filters_of_their_own():
+    """Of two examples each has half of 8 filters: at 0.5 the first 2 of each 4."""
+
+    def apply(p: Any, x: Any) -> Any:
+        image = jnp.tanh(x[:, :, None] * p["c"][None])  # (4, 5, 6)
+        h = lax.conv_general_dilated(
+            image, p["k"], (1,), "SAME",
+            dimension_numbers=("NHC", "HIO", "NHC"), batch_group_count=2,
+        )  # fmt: skip
+        return h.mean(1) @ p["o"]
+
+    p = weights(c=(5, 6), k=(3, 6, 8), o=(8, 3))
+    net = ms.upgrade(apply, p, X, rates=(0.5, 1.0), check=False)
+    kept = [0, 1, 4, 5]
+    half = {"c": p["c"][:, :3], "k": p["k"][:, :3, kept], "o": p["o"][kept]}
+    small = dict(ms.extract(net, 0.5).variables)
+    jax.tree.map(np.testing.assert_array_equal, small, half)
+    np.testing.assert_allclose(
+        ms.slice_apply(net, X, 0.5), apply(half, X), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_scaled_product_of_a_matrix_for_each_example():
+    """Every 32 entries of 128 have a scale."""
+
+    def apply(p: Any, x: Any) -> Any:
+        h = jnp.tanh(jnp.einsum("bi,bik->bk", x, p["w1"]))[:, None]
+        scale = jnp.max(jnp.abs(h.reshape(len(x), 1, -1, 32)), -1)
+        return lax.scaled_dot(
+            h, p["w2"], lhs_scale=scale, rhs_scale=p["s"],
+            dimension_numbers=(((2,), (1,)), ((0,), (0,))),
+            preferred_element_type=jnp.float32,
+        )[:, 0]  # fmt: skip
+
+    p = weights(w1=(4, 5, 128), w2=(4, 128, 7), s=(4, 4, 7))
+    net = ms.upgrade(apply, p, X, rates=(0.5, 1.0), check=False)
+    small = jax.tree.map(np.shape, dict(ms.extract(net, 0.5).variables))
+    assert small == {"w1": (4, 5, 64), "w2": (4, 64, 7), "s": (4, 2, 7)}
+
+
 # -- what an equation says besides shapes
 
 
