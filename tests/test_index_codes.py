@@ -325,6 +325,22 @@ def test_an_identity_makes_two_axes_one(name):
     np.testing.assert_allclose(permuted, f(full, x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_units_beside_an_identity_narrow(name):
+    """Read off the plan alone: 12 units twice, of which each keeps 3."""
+    full = {"a": normal(4, UNITS), "b": normal(UNITS, UNITS), "c": normal(UNITS, 3)}
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["a"])
+        return jnp.tanh(IDENTITIES[name](h, UNITS) @ p["b"]) @ p["c"]
+
+    net = ms.upgrade(f, full, normal(5, 4), rates=(0.25, 1.0), check=False)
+    narrow = jax.eval_shape(lambda: net.plan.slice(full, 0.25))
+    assert jax.tree.map(np.shape, narrow) == {"a": (4, 3), "b": (3, 3), "c": (3, 3)}
+    assert not net.plan.fixed[0].reason.primitive  # inputs and outputs alone
+    assert len(net.plan.fixed) == 2
+
+
 PLACED = {
     "offset": lambda n: jnp.eye(n, k=1),
     "turned": lambda n: jnp.eye(n)[::-1],

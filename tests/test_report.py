@@ -51,6 +51,49 @@ def test_parameters_and_flops_of_dense_layers():
     }
 
 
+def test_all_that_a_report_says():
+    """A network 5 -> 6 -> 3 with a mean; of 3 pairs of units half is rounded to 2."""
+
+    def net(p, x):
+        h = x @ p["a"]
+        return (h - h.sum(1, keepdims=True) / 6) @ p["b"]
+
+    line = inspect.getsourcelines(net)[1] + 2
+    where = f"test_report.py:{line} ({net.__qualname__})"
+    found = data(net, weights(a=(5, 6), b=(6, 3)), groups=3, check=False)
+    end = {"primitive": "", "where": ""}
+    work = {"0.5": 2 * 4 * (5 * 4 + 4 * 3), "1.0": 2 * 4 * (5 * 6 + 6 * 3)}
+    assert found == {
+        "rates": [0.5, 1.0],
+        "parameters": {"0.5": 20 + 12, "1.0": 30 + 18},
+        "variables": {"0.5": 20 + 12, "1.0": 30 + 18},
+        "contraction_flops": work,
+        "flops": work,
+        "elastic": {"parameters": 1.0, "flops": 1.0},
+        "groups": {
+            "a:1": {
+                "size": 6, "unit": 2, "span": 1, "widths": {"0.5": 4, "1.0": 6},
+                "channels": {"0.5": 4, "1.0": 6}, "leaves": ["a:1", "b:0"],
+            }
+        },
+        "fixed": [
+            {"axis": "a:0", "size": 5, "reason": "input of the function", **end},
+            {"axis": "b:1", "size": 3, "reason": "output of the function", **end},
+        ],
+        "products": {},
+        "rounded": [{"group": "a:1", "rate": 0.5, "width": 4, "channels": 4}],
+        "not_sharded": [],
+        "numbers": [
+            {
+                "value": 6.0, "size": 6, "groups": ["a:1"], "follows": True,
+                "open": False, "why": "", "where": where,
+            }
+        ],
+        "own_program": "not comparable: not asked for (check=False)",
+        "norms": None,
+    }  # fmt: skip
+
+
 def test_flops_of_convolutions_loops_and_branches():
     def net(p, x):
         image = lax.conv_general_dilated(
