@@ -243,6 +243,33 @@ def test_numbers_that_may_be_sizes_of_inputs(name):
     assert number.why.startswith(why) and number.size == H and not number.open
 
 
+def test_numbers_are_told_apart_by_their_place():
+    """Of two that are 24 on one line, and one on another, the rows alone stay."""
+    x = np.random.default_rng(1).normal(size=(H, 5)).astype(np.float32)
+
+    def apply(p, x):
+        h = jnp.tanh(x @ p["w1"])
+        h = h - (h * h).sum(1, keepdims=True) / 24
+        both = (
+            h.sum(1, keepdims=True) / x.shape[0],
+            jnp.sin(h).sum(1, keepdims=True) / 24,
+        )
+        return (h - both[0] + both[1]) @ p["w2"]
+
+    net = ms.upgrade(apply, weights(), x, rates=(K / H, 1.0))
+    numbers = net.definition.agreement.numbers
+    assert [(n.value, n.follows) for n in numbers] == [
+        (24, True),
+        (24, False),
+        (24, True),
+    ]
+    h = np.tanh(x @ weights(K)["w1"])
+    h = h - (h * h).sum(1, keepdims=True) / K
+    h = h - h.sum(1, keepdims=True) / 24 + np.sin(h).sum(1, keepdims=True) / K
+    got = ms.slice_apply(net, x, K / H)
+    np.testing.assert_allclose(got, h @ weights(K)["w2"], rtol=1e-4, atol=1e-4)
+
+
 def test_a_number_of_which_nothing_can_be_told():
     x = np.ones((H, 5), np.float32)
 
