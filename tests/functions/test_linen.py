@@ -467,3 +467,19 @@ def test_a_norm_without_its_scale():
     del variables["params"]["norm"]["scale"]
     with pytest.raises(ValueError, match="params/norm/scale"):
         ms.upgrade(model, variables, X, rates=RATES)
+
+
+def test_what_a_call_takes():
+    """The keywords of the method that runs, and those of `Module.apply`."""
+    function = ms.upgrade(Two(), Two().init(KEY, X), X, rates=RATES).definition.function
+    other = ms.upgrade(Net(), fresh(Net()), X, rates=RATES).definition.function
+    names = {"mutable", "rngs", "train", "x", "method", "other"}
+    for called, kwargs, takes, inputs in (
+        (other, {}, {"mutable", "rngs", "train", "x"}, ["x", "train"]),
+        (function, {}, {"mutable", "rngs", "x"}, ["x"]),
+        (function, {"method": "encode"}, {"mutable", "rngs", "x"}, ["x"]),
+        (function, {"method": Two.encode}, {"mutable", "rngs", "x"}, ["x"]),
+    ):
+        assert {name for name in names if called.takes(name, kwargs)} == takes
+        assert called.positional(kwargs) == inputs
+        assert not called.takes_any(kwargs)
