@@ -26,6 +26,7 @@ N, K, ROWS = 24, 6, 3
 ROOT, ROOTS = math.sqrt(24), (math.sqrt(24), math.sqrt(6))
 LOG, LOGS = math.log(24), (math.log(24), math.log(6))
 SIZE, INVERSE = (24, 6), (1 / 24, 1 / 6)
+SHARES = np.full((24, 1), 1 / 24, np.float32)
 
 
 def read(hidden, n=N, rows=ROWS):
@@ -184,6 +185,8 @@ FOLLOWS = {
     "with ones": (lambda h, s: h - (h @ jnp.ones((24, 1))) / 24, [SIZE]),
     "with shares": (lambda h, s: h - h @ jnp.full((24, 1), -1 / 24),
                     [(-1 / 24, -1 / 6)]),
+    "with captured shares": (lambda h, s: h - h @ SHARES, [INVERSE]),
+    "with captured numbers": (lambda h, s: h - h @ (SHARES * 0 + 3) / 24, [SIZE]),
     # bounds
     "equal": (lambda h, s: h * (total(h) == 24), [SIZE]),
     "norm beyond": (lambda h, s: h * (norm(h) >= ROOT), [ROOTS]),
