@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import mslice_jax as ms
 from mslice_jax.core.forms import active
@@ -289,6 +291,34 @@ def test_what_memory_does_not_hold_stays_in_the_loop(monkeypatch):
     net = network.__wrapped__(gated)
     assert products(forward, ours, net) == [(ROWS, 2 * CHANNELS)] * 2
     assert_close(results(ours, net), results(ms.slice_apply, net))
+
+
+def test_a_product_whose_sharding_the_user_says_stays():
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices")
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Explicit,))
+
+    def net_of(p, x):
+        def turn(h, x):
+            back = dot(p["hh"], h, (1, 1), P(None, "rows")).T
+            return jnp.tanh(back + dot(x, p["xa"], (1, 0), P("rows"))), None
+
+        h = jax.device_put(jnp.zeros((4, p["hh"].shape[0])), by_rows)
+        return dot(lax.scan(turn, h, x)[0], p["out"], (1, 0), P("rows"))
+
+    def dot(a, b, axes, spec):
+        numbers = ((axes[:1], axes[1:]), ((), ()))
+        return lax.dot_general(a, b, numbers, out_sharding=spec)
+
+    with jax.set_mesh(mesh):
+        by_rows = NamedSharding(mesh, P("rows", None))
+        x = jax.random.normal(jax.random.key(2), (TURNS, 4, 6))
+        x = jax.device_put(x, NamedSharding(mesh, P(None, "rows", None)))
+        net = ms.upgrade(net_of, weights(), x, rates=RATES)
+        run = functools.partial(jax.jit, static_argnums=2)
+        found, expected = (run(f)(net, x, 0.5) for f in (ours, ms.slice_apply))
+    assert found.sharding == expected.sharding
+    assert_close(found, expected)
 
 
 def test_random_bits_stay_turn_by_turn():

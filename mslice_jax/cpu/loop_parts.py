@@ -134,7 +134,13 @@ def _leaving(
 
 
 def _place(eqn: Any, kinds: Mapping[Any, int]) -> int | None:
-    """Which operand of a product or a lookup is a weight: the same at every turn."""
+    """Which operand of a product or a lookup is a weight: the same at every turn.
+
+    None where its user says how the result is sharded: another product, and one over
+    all turns, has other axes.
+    """
+    if eqn.params.get("out_sharding") is not None:
+        return None
     for place in _WEIGHTS.get(eqn.primitive.name, ()):
         var = eqn.invars[place]
         if isinstance(var, core.Literal) or kinds[var] != _FIXED:
