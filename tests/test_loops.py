@@ -68,6 +68,14 @@ def noisy(p, state, x):
     return (h, key, count + 1), (h, count)
 
 
+def drawn(p, state, x):
+    """Random numbers of which each turn has its own key."""
+    h, c = state
+    key = jax.random.fold_in(jax.random.key(0), (100 * x[0, 0]).astype(int))
+    h = jnp.tanh(jax.random.normal(key, x.shape) @ p["xa"] + h @ p["hh"])
+    return (h, c), h
+
+
 def twice(p, state, x):
     """A weight in two products and in a sum; a product of what a product gave."""
     h, c = state
@@ -97,7 +105,18 @@ def no_product(p, state, x):
     return (h * jnp.tanh(x @ x.T @ x).sum() + p["hh"][:1], c), h
 
 
-CELLS = [gated, kernel_first, heads, looked_up, twice, nested, again, no_product, noisy]
+CELLS = [
+    gated,
+    kernel_first,
+    heads,
+    looked_up,
+    twice,
+    nested,
+    again,
+    no_product,
+    noisy,
+    drawn,
+]
 
 
 def rnn(cell, p, x, reverse=False):
@@ -323,7 +342,7 @@ def test_a_product_whose_sharding_the_user_says_stays():
 
 def test_random_bits_stay_turn_by_turn():
     """vmap may draw other ones, as it does with JAX's generator "rbg"."""
-    names = {name for name, _ in in_loops(forward, ours, network(noisy))}
+    names = {name for name, _ in in_loops(forward, ours, network(drawn))}
     assert names & {"random_bits", "threefry2x32"}
 
 
