@@ -44,6 +44,7 @@ from rich.table import Table
 
 from mslice_jax import data
 from mslice_jax.core.rates import check_rates, rate_key
+from mslice_jax.cpu import memory
 from mslice_jax.train import CheckpointError, NotFiniteError
 
 from .comparison import outcome
@@ -52,7 +53,7 @@ from .comparison.picture import plot
 from .comparison.schemes import DISTILLED, WEIGHTED, Member, members
 from .measure import ACCURACY
 from .prepare import Recipe, checked, named, prepare
-from .process import keep_compiled_programs, keep_freed_memory, print_anything
+from .process import keep_compiled_programs, print_anything
 from .recipe import fail, finish, fit
 from .screen import busy
 from .settings import ImageDefaults, as_json, flag, local, parse, resolve
@@ -136,7 +137,7 @@ def main(args: Sequence[str] | None = None, recipe: Recipe | None = None) -> int
         kept = _kept(recipe, flags, given)
         check_same(workdir, kept)
         keep_compiled_programs()
-        keep_freed_memory()
+        memory.keep_freed()
 
         def keep() -> None:
             text = json.dumps(kept, indent=2) + "\n"

@@ -1,15 +1,11 @@
 """Settings of the process that an experiment runs in."""
 
-import ctypes
 import io
 import os
 import sys
 from pathlib import Path
 
 import jax
-
-# Options of `mallopt`, see its manual page.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_compiled_programs() -> None:
@@ -40,22 +36,3 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def keep_freed_memory() -> None:
-    """Let a step on CPU reuse the memory of the last one.
-
-    XLA frees its buffers after every step, and the C library of Linux (glibc) gives
-    blocks of their size back to the system, which returns them page by page when the
-    next step writes to them: up to a quarter of a step (`experiments/LOG.md`). After
-    this call the process keeps the memory of its peak. Other C libraries are left
-    alone, and so are processes whose JAX computes elsewhere.
-    """
-    if jax.default_backend() != "cpu":
-        return
-    mallopt = (
-        getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    )
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)

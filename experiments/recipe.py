@@ -38,6 +38,7 @@ from rich.console import Console
 import mslice_jax as ms
 from mslice_jax import data
 from mslice_jax.core.rates import rate_key
+from mslice_jax.cpu import memory
 from mslice_jax.profile import Profile, RateProfile, profile
 from mslice_jax.train import (
     Batch,
@@ -51,7 +52,7 @@ from . import checks, norm_scales
 from .measure import ACCURACY, FlatMetricsFile, HeldOut, Numbers, Quantity
 from .prepare import NETWORK, Run, prepare
 from .prepare import Recipe as Recipe
-from .process import keep_compiled_programs, keep_freed_memory, print_anything
+from .process import keep_compiled_programs, print_anything
 from .screen import Bar, TensorBoard, busy, show_settings, show_table
 from .settings import as_json, parse
 
@@ -70,7 +71,7 @@ def main(recipe: Recipe, args: list[str] | None = None) -> int:
             _find_hosts()
         console = Console(quiet=settings.distributed and not speaks())
         keep_compiled_programs()
-        keep_freed_memory()
+        memory.keep_freed()
         run = prepare(recipe, settings, console)
     except (ValueError, OSError, CheckpointError) as error:
         return fail(error, 2)

@@ -30,6 +30,7 @@ import tyro
 from rich.console import Console
 
 import mslice_jax as ms
+from mslice_jax.cpu import memory
 
 from .pretrained.outcome import (
     AS_IS,
@@ -42,7 +43,7 @@ from .pretrained.outcome import (
 )
 from .pretrained.steps import Predictions, distilled, hits, ordered
 from .pretrained.subject import Subject
-from .process import keep_compiled_programs, keep_freed_memory, print_anything
+from .process import keep_compiled_programs, print_anything
 from .recipe import fail
 from .screen import busy
 
@@ -211,7 +212,7 @@ def main(args: list[str] | None = None) -> int:
     )
     console = Console()
     keep_compiled_programs()
-    keep_freed_memory()
+    memory.keep_freed()
     accuracy: dict[int, Scores] = {}
     agreement: dict[int, Scores] = {}
     seconds = []

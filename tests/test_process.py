@@ -8,10 +8,10 @@ import pytest
 # Touches 64 MB twice, and prints the number of page faults of the second time.
 TOUCH = """
 import resource, sys
-from experiments.process import keep_freed_memory
+from mslice_jax.cpu import memory
 
 if "keep" in sys.argv:
-    keep_freed_memory()
+    memory.keep_freed()
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     bytearray(b"1") * 2**26

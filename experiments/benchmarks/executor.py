@@ -34,8 +34,8 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.result import save
+from mslice_jax.cpu.memory import give_back
 from mslice_jax.serve import Executor
-from mslice_jax.serve.heap import give_back
 
 RATES = (0.25, 0.5, 0.75, 1.0)
 MODES = ("full width alone", "all widths kept", "a limit of 0 bytes")

@@ -36,7 +36,7 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.result import save
-from experiments.process import keep_freed_memory
+from mslice_jax.cpu import memory
 from mslice_jax.models import CifarResNet
 from mslice_jax.train import TrainState, make_train_step, sgd
 
@@ -68,7 +68,7 @@ def main(config: Config) -> dict[str, Any]:
         seconds = compile_seconds(config, config.only_compile)
         print(json.dumps({"compile_seconds": seconds}))
         return {"compile_seconds": seconds}
-    keep_freed_memory()  # as the recipes do
+    memory.keep_freed()  # as the recipes do
     result: dict[str, Any] = {"step": step_ratio(config)}
     one, all_of_them = (
         in_a_process(config, rates) for rates in (config.compiled[:1], config.compiled)

@@ -48,7 +48,7 @@ import tyro
 import mslice_jax as ms
 from experiments.benchmarks import in_pytorch
 from experiments.benchmarks.result import save
-from experiments.process import keep_freed_memory
+from mslice_jax.cpu import memory
 from mslice_jax.models import CifarResNet, CifarVGG
 from mslice_jax.train import TrainState, make_train_step, sgd
 
@@ -198,7 +198,7 @@ def network(name: str) -> CifarVGG | CifarResNet:
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, and returns the contents of `config.out`."""
     console = rich.console.Console(highlight=False)
-    keep_freed_memory()
+    memory.keep_freed()
     result: dict[str, Any] = {
         "jax": jax.__version__,
         "torch": torch.__version__,

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from ..cpu import memory
 from .options import options
 
 _CLEAR = (
@@ -74,6 +75,7 @@ def _serve(flags: argparse.Namespace, listening: socket.socket) -> int:
     if flags.token is None and not _is_loopback(listening):
         _say(f"Anyone who reaches {flags.host} may ask: there is no --token.")
     starting.check_writable(flags)
+    memory.keep_freed()
     source = starting.network(flags)
     executor = starting.executor(flags, source.net)
     same = None

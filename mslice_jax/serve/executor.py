@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from ..core.rates import SubNetwork
+from ..cpu.memory import give_back
 from ..profile.timing import in_turn, median_ms, p99_ms
 from ..sliceable import Sliceable
 from ..storage.programs import Programs
 from . import independence
 from .compilations import Compilations
 from .compiled import Compiled, compile_all, lowered
-from .heap import give_back
 from .latency import Latency, LatencyTable, TableError
 from .narrow_trees import NarrowTrees, Slicer
 from .reading import read

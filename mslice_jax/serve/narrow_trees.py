@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from ..core.rates import SubNetwork
-from .heap import give_back
+from ..cpu.memory import give_back
 from .saved import Served, narrowed
 
 _WORTH_IT = 8_000_000  # bytes: to give back takes as long as to cut about so many

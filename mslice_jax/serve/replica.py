@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..cpu import memory
 from . import starting
 from .answers import Answer, Late, Refused
 from .latency import LatencyTable
@@ -83,6 +84,7 @@ def _network(flags: argparse.Namespace) -> tuple[starting.Network, Any]:
     # Where the driver finds the user's model, if the folder is here, too.
     if flags.model is not None and flags.folder not in sys.path:
         sys.path.insert(0, flags.folder)
+    memory.keep_freed()
     source = starting.network(flags)
     return source, starting.executor(flags, source.net)
 
