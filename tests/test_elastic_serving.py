@@ -1,6 +1,8 @@
 """The experiment of the server: its parts by hand, and a short run of the command."""
 
+import collections
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,10 @@ import mslice_jax as ms
 from experiments.benchmarks import serving
 from experiments.benchmarks.serving import in_hindsight
 from experiments.elastic_serving import main
-from experiments.serving.costs import highest
+from experiments.serving.costs import highest, http
 from experiments.serving.journal import Journal
-from experiments.serving.predicted import predicted, with_http
 from experiments.serving.workloads import workloads
-from mslice_jax.serve import LatencyTable, fixed
+from mslice_jax.serve import LatencyTable
 from tests.refusals import assert_refused
 
 
@@ -53,7 +54,10 @@ def test_a_short_run_and_one_that_goes_on(saved, tmp_path, capsys):
         assert row["in_time"] == 100.0
         if row["policy"] != "elastic":
             assert row["accuracy"] == (50.0 if row["policy"] == "fixed 0.5" else 75.0)
-    assert found["capacity_per_second"] == 40 and found["http"]["http_ms"] >= 0
+    assert found["capacity_per_second"] == 40 and set(found["http"]["each_ms"]) == {
+        "0.5",
+        "1",
+    }
     for picture in ("serving.png", "attainment_Poisson.png"):
         assert (tmp_path / picture).stat().st_size > 10_000
     assert "| Gamma | fixed 1.0 | 100.00 |" in (tmp_path / "table.md").read_text()
@@ -98,22 +102,43 @@ def test_the_highest_load_is_one_that_was_sustained(limit):
     assert highest(lambda load: False, 50, tries=5) == 0
 
 
-def test_the_simulator_counts_http_as_time_of_the_device():
-    table = LatencyTable({(1.0, 1): (10, 10), (1.0, 4): (35, 35)})
-    heavy = with_http(table, 0.002)
-    assert heavy.batches == (1, 2, 3, 4)
-    assert [heavy.median_ms(1.0, n) for n in (1, 2, 3, 4)] == [12, 39, 41, 43]
-    # One after the other, and 30 ms for all three: with 10 ms each they would be there.
-    # After two times 12 ms there is no time for one of them.
-    done = predicted(
-        fixed(1.0, slo_s=0.030),
-        np.zeros(3),
-        table,
-        slo_s=0.030,
-        http_s=0.002,
-        waits_s=0.002,
+def test_what_http_takes_is_what_batches_leave(tmp_path):
+    # Of 3 ms between the first that is due and the last answer, two batches of one took
+    # 2 by the table: a millisecond is left for four requests. Of the wide rate nothing
+    # is left; and of 100 ms no more than is added to one who is alone.
+    table = LatencyTable({(0.25, 1): (1, 1), (0.5, 1): (1, 1), (1.0, 1): (2, 2)})
+    walls = {"fixed 0.25": 0.003, "fixed 0.5": 0.1, "fixed 1.0": 0.003}
+    ran, loads = collections.Counter(), {}
+
+    def drive(policy, arrivals, warm):
+        assert warm == 0
+        rate = float(policy.removeprefix("fixed "))
+        ran[(rate, 1)] += 2
+        loads[rate] = (len(arrivals) - 1) / arrivals[-1]
+        count = 4
+        due = np.zeros(count)
+        answered = np.array([np.nan, 0.001, walls[policy], 0.002])
+        return SimpleNamespace(due=due, answered=answered, void=None)
+
+    stand = SimpleNamespace(
+        journal=Journal(tmp_path / "runs.jsonl", {}),
+        table=table,
+        alone_s=0.002,
+        capacity=500.0,  # 2 ms: one of the network, and another one
+        widths=tuple(walls),
+        options=SimpleNamespace(capacity_seconds=20.0),
+        run=lambda *_: {"measured": {"p50_ms": 3.5, "void": None}},
+        serving=lambda _: SimpleNamespace(batches=lambda: dict(ran)),
+        drive=drive,
     )
-    np.testing.assert_allclose(np.sort(done.finished), [0.012, 0.024, np.nan])
+    found = http(stand)
+    assert found["added_ms"] == pytest.approx(1.5) and found["void"] is None
+    expected = {"0.25": 0.25, "0.5": 1.5, "1": 0.0}
+    assert found["each_ms"] == pytest.approx(expected)
+    # More than the core can do, and no less than the traces have on the average.
+    assert loads[0.25] == pytest.approx(1.3 * 500, rel=0.05)
+    assert loads[1.0] == pytest.approx(1.3 * 1000 / 3, rel=0.05)
+    assert http(stand) is not None and len(loads) == 3  # measured once
 
 
 def test_a_journal_that_was_torn(tmp_path):

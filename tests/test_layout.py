@@ -83,7 +83,15 @@ ORDER = {
         {"choosing"},
     ),
     "serve": (
-        {"answers", "batches", "scaling", "stages", "traces"},
+        {
+            "answers",
+            "batches",
+            "scaling",
+            "shared_core",
+            "simulation",
+            "stages",
+            "traces",
+        },
         {"latency", "recorded"},
         {"policy"},
         {"mixed", "baselines", "simulator", "waiting"},

@@ -122,12 +122,6 @@ class Server:
         text = self.get("/metrics").decode()
         return {(float(r), int(n)): float(k) for r, n, k in _BATCHES.findall(text)}
 
-    def cpu_s(self) -> float:
-        """Processor time of the process so far; Linux alone tells it."""
-        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
-        user, system = stat.rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-
     def stop(self) -> None:
         """Lets it answer who waits, and end."""
         if self.process.poll() is None:

@@ -21,7 +21,6 @@ from .journal import Journal
 from .load import Message, drive
 from .options import Options
 from .outcome import Result
-from .predicted import predicted
 from .server import Server
 
 FIXED = "fixed "
@@ -99,6 +98,7 @@ class Stand:
         batches = ",".join(map(str, self.options.batches))
         core = self.options.server_core
         flags = [*self.given, "--policy", policy, "--slo-ms", f"{slo_ms:.6g}"]
+        flags += ["--margin-ms", f"{_margin_ms(slo_ms):.6g}"]
         self.server = Server(
             [*flags, "--batches", batches, *more],
             core=None if core < 0 else core,
@@ -135,12 +135,13 @@ class Stand:
         parameters = {} if rate is None else {"rate": rate}
         return [infer(one, parameters) for one in self.inputs]
 
-    def drive(self, policy: str, arrivals: np.ndarray) -> Result:
+    def drive(self, policy: str, arrivals: np.ndarray, warm: int = 20) -> Result:
         """Loads the server once.
 
         Args:
           policy: a name of the server's, or "fixed RATE".
           arrivals: seconds, ascending: `[n]`.
+          warm: requests before, that do not count.
         """
         rate = float(policy.removeprefix(FIXED)) if policy.startswith(FIXED) else None
         server = self.serving("elastic" if rate is not None else policy)
@@ -151,6 +152,7 @@ class Stand:
             self.messages(rate),
             slo_s=self.slo_s,
             core=None if core < 0 else core,
+            warm=warm,
         )
 
     def run(self, key: str, policy: str, arrivals: np.ndarray) -> dict[str, Any]:
@@ -184,14 +186,20 @@ class Stand:
 
     def simulated(self, policy: str, arrivals: np.ndarray) -> dict[str, Any]:
         """What the simulator says of the same load."""
-        cost = self.http
-        done = predicted(
+        cost, each_s = self.http, {}
+        for rate in self.table.rates:
+            each_s[rate] = cost["each_ms"][f"{rate:g}"] / 1e3
+        way_s = max(cost["added_ms"] / 1e3 - each_s[self.table.rates[-1]], 0.0)
+        done = serve.simulate(
             self.policy_of(policy),
             arrivals,
             self.table,
             slo_s=self.slo_s,
-            http_s=cost["http_ms"] / 1e3,
-            waits_s=cost["added_ms"] / 1e3,
+            overhead_s=way_s,
+            margin_s=_margin_ms(1e3 * self.slo_s) / 1e3,
+            http={rate: serve.Http(s / 2, s / 2) for rate, s in each_s.items()},
+            noise=True,
+            correct=True,
         )
         return done.summary(self.accuracy)
 
@@ -238,3 +246,8 @@ class Stand:
                 for key, value in self.table.entries.items()
             ],
         }
+
+
+def _margin_ms(slo_ms: float) -> float:
+    """What an answer needs from the server to the client; the server's own rule."""
+    return min(2.0, slo_ms / 20)

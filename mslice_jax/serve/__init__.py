@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from .rows import Rows as Rows
     from .scaling import Scaling as Scaling
     from .scaling import Told as Told
+    from .shared_core import Http as Http
     from .signature import Lengths as Lengths
     from .signature import Tensor as Tensor
-    from .simulator import Simulation as Simulation
+    from .simulation import Simulation as Simulation
     from .simulator import simulate as simulate
     from .stages import Above as Above
     from .traces import TraceError as TraceError
@@ -81,7 +82,9 @@ _WHERE = {
     "rows": ("InvalidRequest", "Rows"),
     "scaling": ("Scaling", "Told"),
     "signature": ("Lengths", "Tensor"),
-    "simulator": ("Simulation", "simulate"),
+    "shared_core": ("Http",),
+    "simulation": ("Simulation",),
+    "simulator": ("simulate",),
     "stages": ("Above",),
     "traces": ("TraceError", "diurnal", "gamma", "mmpp", "poisson", "step"),
 }

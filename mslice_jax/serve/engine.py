@@ -23,9 +23,6 @@ from .waiting import Waiting
 
 _log = logging.getLogger(__name__)
 
-_FORGET_S = 1.0
-"""After so long without a batch nobody knows whether the machine is still slow."""
-
 
 class Runs(Protocol):
     """What an engine asks of an `Executor`."""
@@ -233,10 +230,7 @@ class Engine:
         if not queue:
             return None
         now = self.clock()
-        if now - self._ran_at > _FORGET_S and self._slow.factor > 1:
-            # Else a machine that was too slow once would never be tried again.
-            self._slow = SlowDown()
-        table = self.table.scaled(self._slow.factor)
+        table = self.table.scaled(self._slow.after(now - self._ran_at))
         decision = self.policy(now, list(queue.values()), table)
         number = {id(request): n for n, request in queue.items()}
         shed = self._queue.take([number[id(request)] for request in decision.shed])

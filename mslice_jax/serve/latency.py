@@ -247,6 +247,8 @@ class SlowDown:
     Attributes:
       window: how many batches are looked at.
       decay: the share of the way down with each batch.
+      forget_s: after so many seconds without a batch nobody knows whether the machine
+        is still slow.
       factor: for `LatencyTable.scaled`.
 
     Example:
@@ -257,10 +259,22 @@ class SlowDown:
 
     window: int = 5
     decay: float = 0.05
+    forget_s: float = 1.0
     factor: float = 1.0
 
     def __post_init__(self) -> None:
         self._ratios = collections.deque([1.0] * self.window, maxlen=self.window)
+
+    def after(self, idle_s: float) -> float:
+        """The factor for a batch that begins so many seconds after the last one ended.
+
+        A machine that was too slow once would never be tried again, if that were not
+        forgotten.
+        """
+        if idle_s > self.forget_s and self.factor > 1:
+            self.factor = 1.0
+            self.__post_init__()
+        return self.factor
 
     def observe(self, predicted_ms: float, took_ms: float) -> float:
         """Note a batch, and return the new factor.

@@ -1,113 +1,18 @@
 """A policy on a virtual clock: what a server with this table would have answered."""
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .latency import LatencyTable, SlowDown
-from .policy import Policy, Request
+from .policy import Decision, Policy, Request
+from .shared_core import Core, Http
+from .simulation import Simulation
 from .traces import TraceError
 
 # The standard normal distribution has 1 in 100 above this.
 _P99 = 2.3263478740408408
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Simulation:
-    """What became of every request, in the order in which they came: arrays `[n]`.
-
-    Attributes:
-      arrived: seconds, when the client sent it.
-      deadline: seconds, when it was due at the client.
-      started: seconds, when its batch began to run; NaN where it was shed.
-      finished: seconds, when its answer was at the client; NaN where it was shed.
-      rate: that served it; NaN where it was shed.
-      batch: how many rows ran with it; 0 where it was shed.
-    """
-
-    arrived: np.ndarray
-    deadline: np.ndarray
-    started: np.ndarray
-    finished: np.ndarray
-    rate: np.ndarray
-    batch: np.ndarray
-
-    @property
-    def shed(self) -> np.ndarray:
-        """Which were given up: `[n]` of bool."""
-        return np.isnan(self.finished)
-
-    @property
-    def in_time(self) -> np.ndarray:
-        """Which were answered by their deadline: `[n]` of bool."""
-        return self.finished <= self.deadline + 1e-9  # of the sums of many times
-
-    @property
-    def latency_s(self) -> np.ndarray:
-        """Seconds from the client and back; NaN where it was shed: `[n]`."""
-        return self.finished - self.arrived
-
-    def mean_over_served(self, of_rate: Mapping[float, float]) -> float:
-        """Mean of something that depends on the rate, over those answered in time.
-
-        Args:
-          of_rate: rate -> value, such as accuracy.
-
-        Returns:
-          NaN where nobody was answered in time.
-        """
-        served = self.rate[self.in_time]
-        if not len(served):
-            return float("nan")
-        rates, counts = np.unique(served, return_counts=True)
-        return float(
-            sum(of_rate[float(r)] * n for r, n in zip(rates, counts, strict=True))
-            / len(served)
-        )
-
-    def summary(self, accuracy: Mapping[float, float] | None = None) -> dict[str, Any]:
-        """The numbers to compare policies with.
-
-        Args:
-          accuracy: rate -> accuracy in [0, 1].
-
-        Returns:
-          `requests`, `in_time` (a share of them), `shed` (how many), `mean_rate` and
-          `accuracy` over those in time, and quantiles of the latency of all that were
-          answered, in milliseconds. Plain numbers, None where there is none.
-        """
-        latency = self.latency_s[~self.shed] * 1e3
-        rates = [float(rate) for rate in np.unique(self.rate[~self.shed])]
-        found: dict[str, Any] = {
-            "requests": len(self.arrived),
-            "in_time": float(self.in_time.mean()),
-            "shed": int(self.shed.sum()),
-            "mean_rate": self.mean_over_served({rate: rate for rate in rates}),
-        }
-        if accuracy is not None:
-            found["accuracy"] = self.mean_over_served(accuracy)
-        for name, share in (("p50", 50), ("p95", 95), ("p99", 99), ("max", 100)):
-            value = np.percentile(latency, share) if len(latency) else float("nan")
-            found[f"{name}_ms"] = float(value)
-        return {k: None if v != v else v for k, v in found.items()}
-
-    def write(
-        self, path: str | Path, accuracy: Mapping[float, float] | None = None
-    ) -> None:
-        """Write JSON: the summary, and a record of every request, in columns."""
-        columns = {
-            field.name: [
-                None if value != value else value
-                for value in getattr(self, field.name).tolist()
-            ]
-            for field in dataclasses.fields(self)
-        }
-        told = {"summary": self.summary(accuracy), "records": columns}
-        Path(path).write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
 def simulate(
@@ -118,6 +23,8 @@ def simulate(
     slo_s: float,
     options: Sequence[Mapping[str, Any]] | None = None,
     overhead_s: float = 0.0,
+    margin_s: float | None = None,
+    http: Mapping[float, Http] | None = None,
     noise: bool = False,
     slowdown: Callable[[float], float] | None = None,
     correct: bool = False,
@@ -136,9 +43,13 @@ def simulate(
       slo_s: T in seconds, for requests that bring no deadline.
       options: for each arrival, what its `Request` is given beside: `rows`, `length`,
         `min_rate`, `rate`, `priority`, and `timeout_s` in place of T.
-      overhead_s: what HTTP adds to each request, half on the way in, half on the way
-        back. The policy knows of it: its deadlines are those at which an answer has
-        to leave.
+      overhead_s: what the way to the server and back adds to each request, half on the
+        way in, half on the way back.
+      margin_s: how much earlier than at the client an answer is due for the policy;
+        half of `overhead_s` unless given, which is when it has to leave.
+      http: what serving takes of the device where both share a core, by the rate that
+        runs meanwhile (or did last): reading a request also drives a network out of the
+        caches, some more than others. The policy does not know of it.
       noise: times are drawn from the log-normal distribution that has the table's
         median and p99.
       slowdown: second -> how many times as long batches take that begin then.
@@ -166,48 +77,72 @@ def simulate(
         raise TraceError("expected arrivals, ascending: got none, or one out of order.")
     if hasattr(policy, "check"):
         policy.check(table)  # pyright: ignore[reportAttributeAccessIssue]
-    requests = _requests(arrived, table, slo_s, options, overhead_s)
-    count = len(requests)
-    started, finished, rate = (np.full(count, np.nan) for _ in range(3))
-    batch = np.zeros(count, int)
+    margin_s = overhead_s / 2 if margin_s is None else margin_s
+    due, requests = _requests(arrived, table, slo_s, options, overhead_s, margin_s)
+    started, finished, rate = (np.full(len(due), np.nan) for _ in range(3))
+    batch = np.zeros(len(due), int)
 
     random, slow = np.random.default_rng(seed), SlowDown()
-    waiting: dict[int, Request] = {}  # in order of arrival
-    current, after, now = table, 0, 0.0
-    while waiting or after < count:
-        if not waiting:
-            now = max(now, requests[after].arrived)
-        while after < count and requests[after].arrived <= now:
-            waiting[after] = requests[after]
-            after += 1
-        decision = policy(now, list(waiting.values()), current)
+    core, costs = Core(), {rate: Http() for rate in table.rates} | dict(http or {})
+    waiting: dict[int, Request] = {}  # in the order in which they were read
+    after, ask_at, ran_at = 0, 0.0, 0.0
+    beside = costs[table.rates[0]]
+
+    def tell(what: str, numbers: Sequence[int], each_s: float) -> None:
+        for number in numbers:
+            core.tell((what, number), each_s)
+
+    def asked() -> Decision:
+        known = table.scaled(slow.after(core.now - ran_at)) if correct else table
+        decision = policy(core.now, list(waiting.values()), known)
         for request in (*decision.shed, *decision.requests):
             if waiting.pop(request.payload, None) is not request:
                 raise RuntimeError(f"{policy} took a request that does not wait.")
-        if not decision.requests:
-            times = [requests[after].arrived] if after < count else []
-            times += [] if decision.wait is None else [decision.wait]
-            if waiting and not (times and min(times) > now):
-                raise RuntimeError(f"{policy} waits for ever.")
-            now = min(times) if waiting else now
-            continue
+        tell("shed", [request.payload for request in decision.shed], beside.answer_s)
+        return decision
 
+    def run(decision: Decision) -> None:
+        nonlocal beside
         ran, rows = decision.rate, sum(it.rows for it in decision.requests)
         assert ran is not None
         length = decision.requests[0].length
         median = table.median_ms(ran, rows, length)
-        took = median * (slowdown(now) if slowdown else 1.0)
+        took = median * (slowdown(core.now) if slowdown else 1.0)
         if noise:
             spread = np.log(max(table.p99_ms(ran, rows, length) / median, 1.0)) / _P99
             took *= float(np.exp(spread * random.standard_normal()))
         ids = [request.payload for request in decision.requests]
-        started[ids], rate[ids], batch[ids] = now, ran, rows
-        now += took / 1e3
-        finished[ids] = now + overhead_s / 2
-        if correct:
-            current = table.scaled(slow.observe(median, took))
+        started[ids], rate[ids], batch[ids] = core.now, ran, rows
+        beside = costs[ran]
+        core.run(("ran", (ids, median, core.now)), took / 1e3)
 
-    due = np.array([request.deadline for request in requests]) + overhead_s / 2
+    while after < len(due) or waiting or core.talks or core.runs:
+        comes = requests[after].arrived if after < len(due) else np.inf
+        asks = bool(waiting) and not core.runs
+        done = core.until(min(comes, ask_at) if asks else comes)
+        if done is None and comes <= core.now:
+            tell("read", [after], beside.read_s)
+            after += 1
+        elif done is None:
+            decision = asked()
+            if decision.requests:
+                run(decision)
+                continue
+            ask_at = np.inf if decision.wait is None else decision.wait
+            later = comes < np.inf or core.talks or ask_at < np.inf
+            if waiting and not (later and ask_at > core.now):
+                raise RuntimeError(f"{policy} waits for ever.")
+        elif done[0] == "read":
+            waiting[done[1]], ask_at = requests[done[1]], 0.0
+        elif done[0] == "answered":
+            finished[done[1]] = core.now + overhead_s / 2
+        elif done[0] == "ran":
+            ids, median, began = done[1]
+            slow.observe(median, 1e3 * (core.now - began))
+            ran_at = core.now
+            tell("answered", ids, beside.answer_s)
+            ask_at = 0.0
+
     return Simulation(
         arrived=arrived,
         deadline=due,
@@ -224,19 +159,23 @@ def _requests(
     slo_s: float,
     options: Sequence[Mapping[str, Any]] | None,
     overhead_s: float,
-) -> list[Request]:
-    """The requests as they are at the server, each with its number."""
+    margin_s: float,
+) -> tuple[np.ndarray, list[Request]]:
+    """When they are due at the client, and as they are at the server, with numbers."""
     if options is not None and len(options) != len(arrived):
         raise TraceError(f"{len(options)} options for {len(arrived)} arrivals.")
-    found = []
+    due, found = [], []
     for number, at in enumerate(arrived.tolist()):
         given = dict(options[number]) if options is not None else {}
         if "length" not in given:
             given["length"] = table.lengths[0]
-        due = at + given.pop("timeout_s", slo_s) - overhead_s / 2
+        due.append(at + given.pop("timeout_s", slo_s))
         request = Request(
-            arrived=at + overhead_s / 2, deadline=due, payload=number, **given
+            arrived=at + overhead_s / 2,
+            deadline=due[-1] - margin_s,
+            payload=number,
+            **given,
         )
         request.check(table)
         found.append(request)
-    return found
+    return np.array(due), found

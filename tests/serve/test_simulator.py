@@ -9,6 +9,7 @@ from mslice_jax.serve import traces
 from mslice_jax.serve.elastic import Elastic, fixed
 from mslice_jax.serve.latency import LatencyTable
 from mslice_jax.serve.policy import Decision, PolicyError
+from mslice_jax.serve.shared_core import Core, Http
 from mslice_jax.serve.simulator import simulate
 
 # 10 ms at full width, r² of it at others; a batch of eight takes as long as five rows.
@@ -19,6 +20,7 @@ TABLE = LatencyTable(
         for b, n in ((1, 1), (8, 5))
     }
 )
+ONE = LatencyTable({(1.0, 1): (10, 10)})
 ACCURACY = {0.25: 0.9, 0.5: 0.92, 1.0: 0.95}
 
 
@@ -38,6 +40,57 @@ def test_http_takes_its_part_of_the_deadline():
     policy = fixed(1.0, slo_s=0.013)
     done = simulate(policy, [0.0], TABLE, slo_s=0.013, overhead_s=0.004)
     assert done.shed.all() and not done.in_time.any()
+
+
+def test_http_takes_its_part_of_the_core():
+    # The way takes 1 ms. The first is read for 3, until 4 ms. The second is there at 5
+    # ms: 3 ms of work again, at half speed beside the network, until 11. Of the batch 1
+    # ms is done at 5, 4 at 11, and 10 at 17. Its answer takes 2, at half speed beside
+    # the second batch, until 21; that has 8 ms left, until 29, and its answer takes 2.
+    http = dict.fromkeys(TABLE.rates, Http(read_s=0.003, answer_s=0.002))
+    done = simulate(
+        fixed(1.0, slo_s=1), [0, 0.004], TABLE, slo_s=1, http=http, overhead_s=0.002
+    )
+    np.testing.assert_allclose(done.started, [0.004, 0.017])
+    np.testing.assert_allclose(done.finished, [0.022, 0.032])
+
+
+def test_requests_that_are_shed_cost_those_that_are_not():
+    # Each is read and refused for a millisecond, and there are 500 a second: the other
+    # half of the core is the network's.
+    arrived = np.arange(0, 2, 0.002)
+    http = {1.0: Http(0.0005, 0.0005)}
+    served = [
+        (~simulate(fixed(1.0, slo_s=0.03), arrived, ONE, slo_s=0.03, http=it).shed)
+        for it in (None, http)
+    ]
+    assert served[0].sum() == pytest.approx(200, abs=4)
+    assert served[1].sum() == pytest.approx(100, abs=4)
+
+
+def test_what_http_takes_depends_on_the_rate_that_runs():
+    # Before the first batch it is that of the narrowest: 2 ms until 1.0 runs. Then 4
+    # for the second, which comes at 3: until 11, while the batch gets from 1 ms to 5.
+    http = {0.25: Http(0.002, 0), 1.0: Http(0.004, 0)}
+    wishes = [{"rate": 1.0}, {"rate": 0.25}]
+    policy = Elastic(slo_s=1)
+    done = simulate(policy, [0, 0.003], TABLE, slo_s=1, options=wishes, http=http)
+    np.testing.assert_allclose(done.finished, [0.016, 0.016 + 0.000625])
+
+
+def test_a_core_is_shared_in_halves():
+    core = Core()
+    core.tell("a", 1.0)
+    core.tell("b", 1.0)
+    core.run("batch", 1.5)
+    seen = [(core.until(10.0), core.now) for _ in range(4)]
+    # a until 2 s; b and the batch, which has half a second left, until 3; b alone.
+    assert seen == [("a", 2.0), ("batch", 3.0), ("b", 3.5), (None, 10.0)]
+    core.tell("c", 0.0)
+    core.run("d", 0.0)
+    assert [core.until(10.0) for _ in range(3)] == ["c", "d", None]
+    with pytest.raises(ValueError, match="expected seconds"):
+        Http(read_s=-1.0)
 
 
 def test_the_summary_counts_who_was_answered_in_time(tmp_path):
