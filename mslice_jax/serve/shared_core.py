@@ -47,8 +47,9 @@ class Core:
     def __init__(self) -> None:
         self.now = 0.0
         self._http: collections.deque[tuple[Any, float]] = collections.deque()
-        self._first_s = 0.0  # what is left of the first of them
-        self._batch: tuple[Any, float] | None = None
+        self._batch: Any = None
+        # Seconds of the whole core: for the first of HTTP, and for the batch.
+        self._http_s = self._batch_s = 0.0
 
     @property
     def runs(self) -> bool:
@@ -63,13 +64,12 @@ class Core:
     def tell(self, what: Any, seconds: float) -> None:
         """Gives HTTP something to do, after what it has."""
         if not self._http:
-            self._first_s = seconds
+            self._http_s = seconds
         self._http.append((what, seconds))
 
     def run(self, what: Any, seconds: float) -> None:
         """Gives the network a batch; it has none."""
-        assert self._batch is None
-        self._batch = what, seconds
+        self._batch, self._batch_s = what, seconds
 
     def until(self, limit: float) -> Any:
         """Lets time pass until something is done, and not beyond `limit`.
@@ -77,24 +77,18 @@ class Core:
         Returns:
           What is done; None at the limit. Of two at once HTTP is first.
         """
-        each = 0.5 if self._http and self._batch else 1.0
-        http = self.now + self._first_s / each if self._http else math.inf
-        batch = self.now + self._batch[1] / each if self._batch else math.inf
-        then = min(http, batch, max(limit, self.now))
-        gone = (then - self.now) * each
+        share = 0.5 if self.talks and self.runs else 1.0
+        http = self.now + self._http_s / share if self.talks else math.inf
+        batch = self.now + self._batch_s / share if self.runs else math.inf
+        then = max(min(http, batch, limit), self.now)
+        self._http_s -= (then - self.now) * share
+        self._batch_s -= (then - self.now) * share
         self.now = then
-        if self._batch is not None:
-            what, left = self._batch
-            if batch == then < http:
-                self._batch = None
-                self._first_s -= gone if self._http else 0.0
-                return what
-            self._batch = what, max(left - gone, 0.0)
-        if not self._http:
-            return None
-        if http > then:
-            self._first_s -= gone
-            return None
-        what, _ = self._http.popleft()
-        self._first_s = self._http[0][1] if self._http else 0.0
-        return what
+        if http <= then:
+            what, _ = self._http.popleft()
+            self._http_s = self._http[0][1] if self._http else 0.0
+            return what
+        if batch <= then:
+            what, self._batch = self._batch, None
+            return what
+        return None

@@ -88,17 +88,14 @@ def simulate(
     after, ask_at, ran_at = 0, 0.0, 0.0
     beside = costs[table.rates[0]]
 
-    def tell(what: str, numbers: Sequence[int], each_s: float) -> None:
-        for number in numbers:
-            core.tell((what, number), each_s)
-
     def asked() -> Decision:
         known = table.scaled(slow.after(core.now - ran_at)) if correct else table
         decision = policy(core.now, list(waiting.values()), known)
         for request in (*decision.shed, *decision.requests):
             if waiting.pop(request.payload, None) is not request:
                 raise RuntimeError(f"{policy} took a request that does not wait.")
-        tell("shed", [request.payload for request in decision.shed], beside.answer_s)
+        for request in decision.shed:
+            core.tell(("shed", request.payload), beside.answer_s)
         return decision
 
     def run(decision: Decision) -> None:
@@ -121,7 +118,7 @@ def simulate(
         asks = bool(waiting) and not core.runs
         done = core.until(min(comes, ask_at) if asks else comes)
         if done is None and comes <= core.now:
-            tell("read", [after], beside.read_s)
+            core.tell(("read", after), beside.read_s)
             after += 1
         elif done is None:
             decision = asked()
@@ -140,8 +137,9 @@ def simulate(
             ids, median, began = done[1]
             slow.observe(median, 1e3 * (core.now - began))
             ran_at = core.now
-            tell("answered", ids, beside.answer_s)
             ask_at = 0.0
+            for number in ids:
+                core.tell(("answered", number), beside.answer_s)
 
     return Simulation(
         arrived=arrived,
