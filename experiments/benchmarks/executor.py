@@ -34,7 +34,7 @@ import tyro
 
 import mslice_jax as ms
 from experiments.benchmarks.result import save
-from mslice_jax.cpu.memory import give_back
+from mslice_jax.cpu.memory import give_back, keep_freed
 from mslice_jax.serve import Executor
 
 RATES = (0.25, 0.5, 0.75, 1.0)
@@ -181,6 +181,7 @@ def swaps(executor: Executor, net: ms.Sliceable) -> dict[str, float]:
 
 def main(config: Config) -> None:
     """Measures and prints."""
+    keep_freed()  # as the server does
     if config.only is not None:
         print(json.dumps(memory(config, config.only)))
         return
