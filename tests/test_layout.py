@@ -90,7 +90,7 @@ ORDER = {
         {"elastic", "pictures"},
         {"compilations", "saved", "signature"},
         {"weights", "compiled", "narrow_trees", "reading", "rows"},
-        {"independence", "candidates", "stage_networks"},
+        {"independence", "candidates", "stage_networks", "runs", "endings"},
         {"executor", "cascade", "same_model"},
         {"engine", "tensors"},
         {"protocol", "metrics", "bodies", "access", "behind", "recent", "attempts"},
