@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import tpu_topology
-from experiments.benchmarks.tpu_topology import Config, Row, added, collectives
+from experiments.benchmarks.collectives import collectives
+from experiments.benchmarks.tpu_topology import Config, Row, added
 from experiments.settings import Settings
 from mslice_jax.models import CifarResNet
 from tests.compiling import xla_flags

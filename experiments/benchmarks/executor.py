@@ -146,11 +146,11 @@ def changes(executor: Executor, repeats: int) -> dict[str, float]:
 def overhead(executor: Executor, sizes: Sequence[int], repeats: int) -> float:
     """Microseconds that `run` takes beyond its program, for requests of these sizes."""
     requests = [executor.check({"x": np.ones((n, 64), np.float32)}) for n in sizes]
-    part, rate = executor._rates[0.25], 0.25
+    loaded, rate = executor._ready(), 0.25
+    part = executor._offer.part(rate)
     batch = next(n for n in executor.batch_sizes if n >= sum(sizes))
-    program, full = executor._programs[part, batch, None], np.ones((batch, 64), "f4")
-    assert executor._weights is not None
-    leaves = executor._weights.get(part)
+    program, full = loaded._programs[part, batch, None], np.ones((batch, 64), "f4")
+    leaves = loaded.cut(rate)
 
     def bare() -> None:
         np.asarray(program(leaves, [full])[0])

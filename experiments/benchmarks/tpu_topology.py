@@ -19,13 +19,10 @@ gathering of narrow weights. ``--no-shards`` upgrades without ``shards=``, and s
 collectives that this adds.
 """
 
-import collections
 import dataclasses
 import datetime
-import math
 import os
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -42,6 +39,7 @@ from jax.sharding import PartitionSpec as P
 
 import mslice_jax as ms
 from experiments.benchmarks.analysis import network
+from experiments.benchmarks.collectives import collectives
 from experiments.benchmarks.result import save
 from mslice_jax.train import Placement, TrainState, make_train_step, sgd
 
@@ -198,69 +196,19 @@ def problem(name: str, batch_size: int) -> tuple[nn.Module, Any, Any, dict[str, 
 def placed(tree: Any, places: Any) -> Any:
     """Types of arrays with these shardings."""
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=place
-        ),
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
         tree,
         places,
     )
 
 
-_KINDS = (
-    "all-gather", "all-reduce", "all-to-all", "collective-broadcast",
-    "collective-permute", "ragged-all-to-all", "reduce-scatter",
-)  # fmt: skip
-# %name = f32[8,4]{1,0} all-gather(...), channel_id=3, ...
-_COLLECTIVE = re.compile(
-    rf"%?(?P<name>\S+) = (?P<type>.+?) (?P<kind>{'|'.join(_KINDS)})(?P<start>-start)?"
-    r"\((?:.*?channel_id=(?P<channel>\d+))?"
-)
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-
-
-def collectives(program: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Number of each kind in compiled HLO, and the bytes of their results.
-
-    A collective that TPUs run piece by piece, beside something else, occurs in the text
-    several times: its channel shows that it is one.
-
-    Example:
-      >>> collectives("%a = (f32[2,3], bf16[]) all-reduce(%b, %c), channel_id=1")
-      ({'all-reduce': 1}, {'all-reduce': 26})
-    """
-    found: dict[tuple[str, str], int] = {}
-    for line in program.splitlines():
-        if match := _COLLECTIVE.search(line):
-            arrays = [_bytes(*array) for array in _ARRAY.findall(match["type"])]
-            if match["start"] and match["kind"] != "all-reduce":
-                # (operands, results, notes of the compiler): u32[] of the last.
-                arrays = [_bytes(*a) for a in _ARRAY.findall(match["type"]) if a[1]]
-                arrays = arrays[len(arrays) // 2 :]
-            key = match["kind"], match["channel"] or match["name"]
-            found[key] = max(found.get(key, 0), sum(arrays))
-    number: dict[str, int] = collections.Counter()
-    moved: dict[str, int] = collections.Counter()
-    for (kind, _), size in sorted(found.items()):
-        number[kind] += 1
-        moved[kind] += size
-    return dict(number), dict(moved)
-
-
-def _bytes(dtype: str, shape: str) -> int:
-    bits = 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
-    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8
-
-
 def added(rows: list[Row]) -> list[str]:
     """Collectives of a rate that the same step at the widest rate lacks, in words."""
     found = []
+    widest = max(row.rate for row in rows)
+    wides = {(row.network, row.fsdp): row for row in rows if row.rate == widest}
     for row in rows:
-        (wide,) = (
-            other
-            for other in rows
-            if (other.network, other.fsdp) == (row.network, row.fsdp)
-            and other.rate == max(r.rate for r in rows)
-        )
+        wide = wides[row.network, row.fsdp]
         for kind, size in row.moved.items():
             where = f"{row.network}, fsdp={row.fsdp}, rate {row.rate:g}: {kind}"
             if kind not in wide.moved:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .baselines import SlackFit as SlackFit
     from .baselines import Window as Window
     from .cascade import Cascade as Cascade
-    from .cascade import Ranking as Ranking
     from .elastic import Elastic as Elastic
     from .elastic import LatencyFirst as LatencyFirst
     from .elastic import fixed as fixed
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from .policy import Policy as Policy
     from .policy import PolicyError as PolicyError
     from .policy import Request as Request
+    from .ranking import Ranking as Ranking
     from .recorded import Recorded as Recorded
     from .recorded import read_csv as read_csv
     from .recorded import replay as replay
@@ -70,7 +70,7 @@ _WHERE = {
         "Watcher",
     ),
     "baselines": ("SlackFit", "Window"),
-    "cascade": ("Cascade", "Ranking"),
+    "cascade": ("Cascade",),
     "elastic": ("Elastic", "LatencyFirst", "fixed"),
     "engine": ("Engine",),
     "executor": ("Executor",),
@@ -78,6 +78,7 @@ _WHERE = {
     "latency": ("Latency", "LatencyTable", "SlowDown", "TableError"),
     "pictures": ("plot_attainment", "plot_serving"),
     "policy": ("Decision", "Policy", "PolicyError", "Request"),
+    "ranking": ("Ranking",),
     "recorded": ("Recorded", "read_csv", "replay"),
     "rows": ("InvalidRequest", "Rows"),
     "scaling": ("Scaling", "Told"),

@@ -6,47 +6,20 @@ stage and size there is one program, compiled before the cascade is ready.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..core.rates import Rate
-from ..cpu.compilation import jit
-from ..profile import measure
-from ..sliceable import Sliceable, extract
+from ..sliceable import Sliceable
 from .candidates import arrays_of, bucket, counted, filled
 from .compilations import Compilations
 from .compiled import compile_each
-from .reading import read
-from .stage_networks import (
-    check_score,
-    networks,
-    pairs,
-    sizes_of,
-    types_of_weights,
-)
-from .stages import Keep, check_keeps, kept, sizes, sizes_after, survivors
-from .weights import check_like, device_of, placed
-
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """What a cascade found for a query.
-
-    Attributes:
-      indices: (k,), which candidates are left after the last stage, best first.
-      scores: (k,), of the last stage.
-      survivors: of each stage, the indices of whom it kept, best first.
-      scored: how many candidates each stage scored.
-    """
-
-    indices: np.ndarray
-    scores: np.ndarray
-    survivors: tuple[np.ndarray, ...]
-    scored: tuple[int, ...]
+from .ranking import Ranking, ranked
+from .stage_networks import pairs, sizes_of, staged
+from .stage_programs import Key, keys, lowered
+from .stages import Keep, check_keeps, kept
 
 
 class Cascade:
@@ -111,31 +84,19 @@ class Cascade:
         self.queries = sizes_of(queries, "queries")
         rates, keeps = pairs(stages)
         self._keeps = check_keeps(keeps, self.candidates[-1])
-        self._nets, self._parts = networks(net, rates)
-        self._device = device_of(self._nets[0])
-        # What is compiled knows types alone.
-        self._several = isinstance(net, Mapping)
-        self._full = [types_of_weights(each) for each in self._nets]
-        self._narrow = [
-            extract(each, part)
-            for each, part in zip(self._full, self._parts, strict=True)
-        ]
-        self._signature = read(
-            self._narrow[0],
-            self._parts[0],
+        self._score = (lambda outputs: outputs) if score is None else score
+        self._networks, self._variables = staged(
+            net,
+            rates,
             inputs,
             call,
-            batch_sizes=[n * q for n in self.candidates for q in self.queries],
+            sizes=[n * q for n in self.candidates for q in self.queries],
+            score=self._score,
         )
-        self._score = (lambda outputs: outputs) if score is None else score
-        for rate, narrow in zip(rates, self._narrow, strict=True):
-            check_score(narrow, self._signature, self._score, rate)
         self.stages = tuple(zip(rates, self._keeps, strict=True))
         self._weights: list[list[jax.Array]] = []
-        self._programs: dict[tuple[int, int, int, int], Any] = {}
+        self._programs: dict[Key, Any] = {}
         self._counter = Compilations()
-
-    # -- what it is
 
     @property
     def ready(self) -> bool:
@@ -153,11 +114,7 @@ class Cascade:
 
         As `RateProfile.flops` counts them.
         """
-        args, kwargs = self._signature.call.join(self._signature.types(1, None))
-        return tuple(
-            measure.count(narrow, part, args, kwargs).flops
-            for narrow, part in zip(self._narrow, self._parts, strict=True)
-        )
+        return self._networks.flops_per_candidate
 
     def flops(self, *scored: int) -> float:
         """FLOPs of a query, without those of what fills up a program's size.
@@ -182,8 +139,6 @@ class Cascade:
         each = zip(self.flops_per_candidate, numbers, strict=True)
         return sum(flops * number for flops, number in each)
 
-    # -- compiling
-
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> "Cascade":
         """Compiles every program, and cuts the narrow weights.
 
@@ -195,18 +150,14 @@ class Cascade:
         """
         if self.ready:
             return self
-        keys = [
-            (stage, queries, first, size)
-            for queries in self.queries
-            for first in self.candidates
-            for stage, each in enumerate(sizes(self._keeps, first))
-            for size in each
-        ]
-
-        lower = {key: functools.partial(self._lowered, *key) for key in keys}
+        lower = {
+            key: functools.partial(lowered, self._networks, self._score, *key)
+            for key in keys(self._keeps, self.queries, self.candidates)
+        }
         self._programs = compile_each(lower, self._counter, progress)
-        self._weights = self._cut([net.variables for net in self._nets])
-        self._nets = self._full  # the full weights are needed no longer
+        with self._counter:
+            self._weights = self._networks.cut(self._variables)
+        self._variables = []  # the full weights are needed no longer
         return self
 
     def swap(self, variables: Any) -> None:
@@ -222,62 +173,13 @@ class Cascade:
           RuntimeError: before `prepare`.
         """
         self._check_ready()
-        each = [variables] * len(self._full)
-        if self._several:
-            if missing := [r for r, _ in self.stages if r not in variables]:
-                raise ValueError(
-                    f"expected variables for each rate; none for {missing}."
-                )
-            each = [variables[rate] for rate, _ in self.stages]
-        for net, new in zip(self._full, each, strict=True):
-            check_like(net.variables, new)
-        self._weights = self._cut(each)
-
-    def _cut(self, each: Sequence[Any]) -> list[list[jax.Array]]:
-        """The narrow weights of the stages, from the variables of their networks."""
-        found = []
+        each = self._networks.checked(variables)
         with self._counter:
-            for types, part, full in zip(self._full, self._parts, each, strict=True):
-                # On the device beforehand, so that others are cut by the same program.
-                leaves = placed(full, self._device)
-                tree = jax.tree.structure(types.variables)
-                net = types.replace(jax.tree.unflatten(tree, leaves))
-                narrow = extract(net, part).variables
-                found.append(placed(narrow, self._device))
-        return found
+            self._weights = self._networks.cut(each)
 
     def _check_ready(self) -> None:
         if not self.ready:
             raise RuntimeError("the cascade is not ready: call prepare() first.")
-
-    def _lowered(
-        self, stage: int, queries: int, first: int, size: int
-    ) -> jax.stages.Lowered:
-        """The program of a stage: weights, all candidates, who is left -> scores."""
-        narrow, call, score = self._narrow[stage], self._signature.call, self._score
-        tree = jax.tree.structure(narrow.variables)
-
-        def scores(leaves: Sequence[Any], arrays: Sequence[Any], left: Any) -> Any:
-            if left is not None:
-                arrays = [jax.vmap(_taken)(x, left) for x in arrays]
-            rows = [x.reshape(-1, *x.shape[2:]) for x in arrays]
-            args, kwargs = call.join(rows)
-            net = narrow.replace(jax.tree.unflatten(tree, leaves))
-            return score(net(narrow.part, *args, **kwargs)).reshape(queries, size)
-
-        at = jax.sharding.SingleDeviceSharding(self._device)
-
-        def placed_type(x: Any, *axes: int) -> Any:
-            shape = (*axes, *x.shape[1:]) if axes else x.shape
-            return jax.ShapeDtypeStruct(shape, x.dtype, sharding=at)
-
-        leaves = [placed_type(x) for x in jax.tree.leaves(narrow.variables)]
-        types = self._signature.types(1, None)
-        arrays = [placed_type(x, queries, first) for x in types]
-        left = jax.ShapeDtypeStruct((queries, size), np.int32, sharding=at)
-        return jit(scores).lower(leaves, arrays, left if stage else None)
-
-    # -- running
 
     def __call__(self, *inputs: Any, **arrays: Any) -> Ranking:
         """Ranks the candidates of one query.
@@ -291,7 +193,7 @@ class Cascade:
           ValueError: for inputs of another structure, dtype or shape, or too many.
           RuntimeError: before `prepare`.
         """
-        rows = arrays_of(self._signature, inputs, arrays, axes=1)
+        rows = arrays_of(self._networks.signature, inputs, arrays, axes=1)
         return self._ranked([x[None] for x in rows], None)[0]
 
     def many(
@@ -313,7 +215,7 @@ class Cascade:
           ValueError: as for one query, for too many queries, or counts that do not fit.
           RuntimeError: before `prepare`.
         """
-        rows = arrays_of(self._signature, inputs, arrays, axes=2)
+        rows = arrays_of(self._networks.signature, inputs, arrays, axes=2)
         return self._ranked(rows, counts)
 
     def _ranked(self, arrays: list[np.ndarray], counts: Any) -> list[Ranking]:
@@ -321,38 +223,16 @@ class Cascade:
         weights = self._weights  # one set for all of the query
         asked, n = arrays[0].shape[:2]
         queries = bucket(self.queries, asked, "queries")
-        first = size = bucket(self.candidates, n, "candidates")
+        first = bucket(self.candidates, n, "candidates")
         left = np.zeros(queries, np.int64)
         left[:asked] = n if counts is None else counted(counts, asked, n)
-        at = jax.device_put([filled(x, queries, first) for x in arrays], self._device)
-        indices = np.tile(np.arange(first, dtype=np.int32), (queries, 1))
-        scores = np.zeros((queries, 0), np.float32)
-        scored, survived = [], []
-        for stage, keep in enumerate(self._keeps):
-            scored.append(left)
-            if left.any():
-                program = self._programs[stage, queries, first, size]
-                ids = jax.device_put(indices, self._device) if stage else None
-                with self._counter:
-                    found = program(weights[stage], at, ids)
-                    scores = np.asarray(found)
-                order, left = survivors(scores, left, keep)
-                indices = np.take_along_axis(indices, order, axis=1)
-                scores = np.take_along_axis(scores, order, axis=1)
-                after = sizes_after(keep, size, first)
-                size = next(n for n in after if n >= left.max())
-            survived.append([i[:k] for i, k in zip(indices, left, strict=True)])
-            indices = np.ascontiguousarray(indices[:, :size])
-        return [
-            Ranking(
-                survived[-1][q],
-                scores[q, : left[q]],
-                tuple(each[q] for each in survived),
-                tuple(int(number[q]) for number in scored),
-            )
-            for q in range(asked)
-        ]
+        device = self._networks.device
+        at = jax.device_put([filled(x, queries, first) for x in arrays], device)
 
+        def score(stage: int, size: int, indices: np.ndarray) -> np.ndarray:
+            program = self._programs[stage, queries, first, size]
+            ids = jax.device_put(indices, device) if stage else None
+            with self._counter:
+                return np.asarray(program(weights[stage], at, ids))
 
-def _taken(x: jax.Array, left: jax.Array) -> jax.Array:
-    return jnp.take(x, left, axis=0, mode="clip")
+        return ranked(score, self._keeps, left, first)[:asked]

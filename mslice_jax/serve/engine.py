@@ -5,52 +5,22 @@ whenever the device is idle and requests wait, runs what it says, and hands the 
 back. Who cancels a future leaves the queue.
 """
 
-import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from .answers import Answer, Failed, Late, Refused, Watcher
+from .endings import Ticket, answered, refused
 from .latency import LatencyTable, SlowDown
 from .policy import Decision, Policy, Request
 from .rows import Rows
+from .runs import Runs
 from .waiting import Waiting
 
 _log = logging.getLogger(__name__)
-
-
-class Runs(Protocol):
-    """What an engine asks of an `Executor`."""
-
-    @property
-    def lengths(self) -> tuple[int | None, ...]:
-        """The length buckets."""
-        ...
-
-    def check(self, request: Mapping[str, Any]) -> Rows:
-        """Checks a request."""
-        ...
-
-    def run(
-        self, rate: Any, requests: Sequence[Rows]
-    ) -> tuple[list[dict[str, np.ndarray]], float]:
-        """Runs a batch."""
-        ...
-
-    def swap(self, variables: Any) -> None:
-        """Puts other weights in place."""
-        ...
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class _Ticket:
-    rows: Rows
-    future: Future[Answer]
 
 
 class Engine:
@@ -164,7 +134,7 @@ class Engine:
             fits = (n for n in self.executor.lengths if n is not None)
             length = next(n for n in fits if n >= rows.length)
         due = came + (self.slo_s if timeout_s is None else timeout_s) - self.margin_s
-        ticket = _Ticket(rows, Future())
+        ticket = Ticket(rows, Future())
         request = Request(
             arrived=came,
             deadline=due,
@@ -216,7 +186,7 @@ class Engine:
                 wait = self.turn()
             except Exception:  # of a policy: the queue must not stand still for it
                 _log.exception("the policy failed; those who wait are refused")
-                self._end(self._queue.take(), Failed, "the policy failed.", "failed")
+                self._end(self._queue.take(), Failed("the policy failed."), "failed")
                 wait = 0.0
 
     def turn(self) -> float | None:
@@ -234,7 +204,7 @@ class Engine:
         decision = self.policy(now, list(queue.values()), table)
         number = {id(request): n for n, request in queue.items()}
         shed = self._queue.take([number[id(request)] for request in decision.shed])
-        self._end(shed, Late, "no rate answers it by its deadline.", "shed")
+        self._end(shed, Late("no rate answers it by its deadline."), "shed")
         if not decision.requests:
             return None if decision.wait is None else max(decision.wait - now, 1e-4)
         batch = self._queue.take([number[id(r)] for r in decision.requests])
@@ -252,30 +222,22 @@ class Engine:
             answers, seconds = self.executor.run(rate, each)
         except Exception as error:
             _log.exception("a batch of %d rows at rate %s failed", rows, rate)
-            self._end(batch, Failed, f"the batch failed: {error!r:.200}", "failed")
+            self._end(batch, Failed(f"the batch failed: {error!r:.200}"), "failed")
             self._ran_at = self.clock()
             return
         ended = self._ran_at = self.clock()
         median = self.table.median_ms(rate, rows, batch[0].length)
         factor = self._slow.observe(median, 1e3 * seconds)
         self.watcher.ran(rate, rows, seconds, factor)
-        for request, outputs in zip(batch, answers, strict=True):
-            late = ended > request.deadline + self.margin_s
-            answer = Answer(
-                outputs=outputs,
-                rate=rate,
-                late=late,
-                waited_s=began - request.arrived,
-            )
-            outcome = "late" if late else "answered"
-            # Before the answer goes out: who has it finds it counted.
-            self.watcher.waited(answer.waited_s)
-            self.watcher.ended(outcome, rate, ended - request.arrived)
-            request.payload.future.set_result(answer)
+        answered(
+            batch,
+            answers,
+            self.watcher,
+            rate=rate,
+            began=began,
+            ended=ended,
+            margin_s=self.margin_s,
+        )
 
-    def _end(
-        self, requests: Sequence[Request], kind: type[Refused], why: str, outcome: str
-    ) -> None:
-        for request in requests:
-            self.watcher.ended(outcome, None, self.clock() - request.arrived)
-            request.payload.future.set_exception(kind(why))
+    def _end(self, requests: list[Request], error: Refused, outcome: str) -> None:
+        refused(requests, error, self.watcher, outcome=outcome, now=self.clock())

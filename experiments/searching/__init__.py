@@ -1,0 +1,1 @@
+"""Parts of `experiments.search_widths`: images, the training, what came out."""
