@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .handle import Handle as Handle
     from .latency import Latency as Latency
     from .latency import LatencyTable as LatencyTable
-    from .latency import SlowDown as SlowDown
     from .latency import TableError as TableError
     from .pictures import plot_attainment as plot_attainment
     from .pictures import plot_serving as plot_serving
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from .signature import Tensor as Tensor
     from .simulation import Simulation as Simulation
     from .simulator import simulate as simulate
+    from .slow_down import SlowDown as SlowDown
     from .stages import Above as Above
     from .traces import TraceError as TraceError
     from .traces import diurnal as diurnal
@@ -75,7 +75,7 @@ _WHERE = {
     "engine": ("Engine",),
     "executor": ("Executor",),
     "handle": ("Handle",),
-    "latency": ("Latency", "LatencyTable", "SlowDown", "TableError"),
+    "latency": ("Latency", "LatencyTable", "TableError"),
     "pictures": ("plot_attainment", "plot_serving"),
     "policy": ("Decision", "Policy", "PolicyError", "Request"),
     "ranking": ("Ranking",),
@@ -86,6 +86,7 @@ _WHERE = {
     "shared_core": ("Http",),
     "simulation": ("Simulation",),
     "simulator": ("simulate",),
+    "slow_down": ("SlowDown",),
     "stages": ("Above",),
     "traces": ("TraceError", "diurnal", "gamma", "mmpp", "poisson", "step"),
 }

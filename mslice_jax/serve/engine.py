@@ -14,10 +14,11 @@ from typing import Any
 
 from .answers import Answer, Failed, Late, Refused, Watcher
 from .endings import Ticket, answered, refused
-from .latency import LatencyTable, SlowDown
+from .latency import LatencyTable
 from .policy import Decision, Policy, Request
 from .rows import Rows
 from .runs import Runs
+from .slow_down import SlowDown
 from .waiting import Waiting
 
 _log = logging.getLogger(__name__)

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from .latency import LatencyTable, SlowDown
+from .latency import LatencyTable
 from .policy import Decision, Policy, Request
 from .shared_core import Core, Http
 from .simulation import Simulation
+from .slow_down import SlowDown
 from .traces import TraceError
 
 # The standard normal distribution has 1 in 100 above this.

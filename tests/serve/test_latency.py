@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from mslice_jax.serve.latency import Latency, LatencyTable, SlowDown, TableError
+from mslice_jax.serve.latency import Latency, LatencyTable, TableError
+from mslice_jax.serve.slow_down import SlowDown
 
 
 def test_a_batch_runs_in_the_smallest_bucket_that_holds_it():
@@ -101,6 +102,15 @@ def test_the_factor_falls_slowly_and_not_below_one():
     for _ in range(60):
         slow.observe(10, 1)
     assert slow.factor == pytest.approx(1.0)
+
+
+def test_a_machine_that_rested_is_tried_anew():
+    slow = SlowDown(forget_s=2.0)
+    slow.observe(1, 5)
+    for _ in range(2):
+        slow.observe(1, 5)
+    assert slow.after(2.0) == 5 and slow.after(2.1) == 1
+    assert slow.observe(1, 5) == 1  # the batches before are forgotten, too
 
 
 def test_a_slower_machine_is_as_a_slower_table():
