@@ -89,6 +89,7 @@ ORDER = {
             "scaling",
             "shared_core",
             "simulation",
+            "slow_down",
             "stages",
             "traces",
         },
