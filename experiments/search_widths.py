@@ -65,9 +65,9 @@ class Settings:
     draws: int = 4
     rates: tuple[float, ...] = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
     budgets: tuple[float, ...] = (0.375, 0.5, 0.625, 0.75)
-    channels: tuple[int, ...] = (16, 32, 32, 64, 64)
-    strides: tuple[int, ...] = (1, 2, 1, 2)
-    epochs: int = 250
+    channels: tuple[int, ...] = (24, 24, 24, 24, 24)
+    strides: tuple[int, ...] = (1, 1, 2, 2)
+    epochs: int = 150
     batch_size: int = 64
     lr: float = 3e-3
     mixed: int = 2
