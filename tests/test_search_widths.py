@@ -63,7 +63,7 @@ def test_means_over_seeds_by_hand():
         }
     )
     assert found["accuracy"]["better"] == 2
-    assert math.isnan(over_seeds([seed(-0.1, 0.02)])["loss"]["error_of_seeds"])
+    assert over_seeds([seed(-0.1, 0.02)])["loss"]["error_of_seeds"] is None
 
 
 def test_parts_share_no_image():
@@ -141,4 +141,4 @@ def test_the_command(tmp_path, capsys):
                 one["difference"], abs=1e-9
             )
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
-    assert "above uniform" in capsys.readouterr().out
+    assert "Held-out images, at no more FLOPs" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Returns:
       For the loss and the accuracy: the means of "mean" and "difference"; "error",
       which comes from the images, for these networks; "error_of_seeds", from how far
-      the seeds differ, which holds what comes from training and search, too (nan for
+      the seeds differ, which holds what comes from training and search, too (None for
       one seed); and "better", in how many seeds the widths are.
     """
     found = {}
@@ -81,13 +81,12 @@ def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         each = [seed[name] for seed in seeds]
         differences = np.array([one["difference"] for one in each])
         root = math.sqrt(len(each))
+        spread = float(differences.std(ddof=1) / root) if len(each) > 1 else None
         found[name] = {
             "mean": float(np.mean([one["mean"] for one in each])),
             "difference": float(differences.mean()),
             "error": float(np.linalg.norm([one["error"] for one in each]) / len(each)),
-            "error_of_seeds": float(differences.std(ddof=1) / root)
-            if len(each) > 1
-            else math.nan,
+            "error_of_seeds": spread,
             "better": int((sign * differences > 0).sum()),
         }
     return found
@@ -99,27 +98,24 @@ def show(console: Console, results: Mapping[str, Any]) -> None:
     table = Table(
         title="Held-out images, at no more FLOPs than the uniform widths",
         title_justify="left",
-        caption=f"Means of seeds {seeds}. ± standard error of the difference: from the "
-        "images / from the seeds; in brackets in how many seeds it is better.",
+        caption=f"Means of seeds {seeds}. The standard error of a difference is that "
+        "from images / that from seeds; then in how many seeds it is better.",
         caption_justify="left",
     )
-    table.add_column("FLOPs of")
+    table.add_column("FLOPs of r")
     table.add_column("widths")
-    for column in ("loss", "above uniform", "accuracy/%", "above uniform/%"):
+    for column in ("loss", "- uniform", "accuracy/%", "- uniform"):
         table.add_column(column, justify="right")
     for rate, ways in results["over_seeds"].items():
-        flops = results["flops"][rate]
         for way, found in ways.items():
             first = way == UNIFORM
-            cells = [f"r = {rate}, {flops / 1e3:.0f}k" if first else "", way]
-            for name, scale, digits in (("loss", 1, 4), ("accuracy", 100, 2)):
-                number = {key: scale * value for key, value in found[name].items()}
-                cells.append(f"{number['mean']:.{digits}f}")
-                above = (
-                    f"{number['difference']:+.{digits}f} ± {number['error']:.{digits}f}"
-                    f" / {number['error_of_seeds']:.{digits}f} "
-                    f"({found[name]['better']})"
-                )
-                cells.append("" if first else above)
+            cells = [rate if first else "", way]
+            for name, scale, digits in (("loss", 1, 3), ("accuracy", 100, 1)):
+                one = found[name]
+                errors = [one["error"], one["error_of_seeds"]]
+                errors = [f"{scale * x:.{digits}f}" for x in errors if x is not None]
+                gain = f"{scale * one['difference']:+.{digits}f} ± {' / '.join(errors)}"
+                cells.append(f"{scale * one['mean']:.{digits}f}")
+                cells.append("" if first else f"{gain} ({one['better']})")
             table.add_row(*cells, end_section=way == EVOLUTION)
     console.print(table)
