@@ -18,23 +18,23 @@ from rich.console import Console
 
 import mslice_jax as ms
 from mslice_jax.plots import plot_search
-from mslice_jax.search import Found
 
 from .process import keep_compiled_programs, print_anything
 from .recipe import fail
 from .screen import busy
-from .searching.bars import Bar
-from .searching.images import Images, Network, Split, split
+from .searching.choosing import searched
+from .searching.images import Network, Split, split
 from .searching.outcome import (
+    ANEW,
     EVOLUTION,
-    GREEDY,
+    SEARCHED,
     UNIFORM,
     compared,
     outcomes,
-    over_seeds,
     show,
+    summary,
 )
-from .searching.training import trained
+from .searching.training import Draw, among, mixed, trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Settings:
       channels: of the convolutions and the dense layer.
       strides: of the convolutions.
       epochs, batch_size, lr: of the training, with Adam.
-      mixed: how many networks of mixed widths a step trains.
+      drawn: how many widths a step draws, besides the widest and the narrowest.
       generations, population: of the evolutionary search, for each budget.
       workdir: where results go.
     """
@@ -70,7 +70,7 @@ class Settings:
     epochs: int = 150
     batch_size: int = 64
     lr: float = 3e-3
-    mixed: int = 2
+    drawn: int = 2
     generations: int = 6
     population: int = 16
     workdir: Path = Path("runs/search_widths")
@@ -83,48 +83,6 @@ def network(settings: Settings, images: Split, seed: int) -> ms.Sliceable:
     x = jnp.asarray(images.held_out.x[:1])
     variables = model.init(jax.random.key(seed), x)
     return ms.upgrade(model, variables, x, rates=settings.rates)
-
-
-def searched(
-    settings: Settings, net: ms.Sliceable, images: Images, seed: int, console: Console
-) -> tuple[Found, dict[str, dict[float, Any]]]:
-    """The greedy search, and what each way chooses for each budget: a rate's FLOPs."""
-    work = ms.report(net).to_dict()["contraction_flops"]
-    budgets = {rate: work[str(rate)] for rate in settings.budgets}
-
-    def evaluate(net: ms.Sliceable, rate: Any) -> float:
-        return -float(outcomes(net, rate, images)[0].mean())
-
-    folder = settings.workdir / f"seed{seed}"
-    with Bar(console, "greedy") as bar:
-        greedy = ms.search(
-            net,
-            evaluate,
-            flops=min(budgets.values()),
-            path=folder / "greedy.json",
-            progress=bar,
-        )
-    chosen: dict[str, dict[float, Any]] = {UNIFORM: {}, GREEDY: {}, EVOLUTION: {}}
-    best: list[Any] = []  # of the last budget, which fits the next
-    for rate, limit in budgets.items():
-        chosen[UNIFORM][rate] = rate
-        chosen[GREEDY][rate] = dict(greedy.within(limit).mapping)
-        with Bar(console, f"evolution, FLOPs of r = {rate:g}") as bar:
-            found = ms.search(
-                net,
-                evaluate,
-                flops=limit,
-                method="evolution",
-                start=[chosen[GREEDY][rate], *best],
-                generations=settings.generations,
-                population=settings.population,
-                seed=seed,
-                path=folder / f"evolution_{rate:g}.json",
-                progress=bar,
-            )
-        chosen[EVOLUTION][rate] = dict(found.mapping)
-        best = [found.mapping]
-    return greedy, chosen
 
 
 def check(settings: Settings) -> None:
@@ -143,18 +101,67 @@ def check(settings: Settings) -> None:
         )
 
 
-def measured(
-    net: ms.Sliceable, chosen: dict[str, dict[float, Any]], images: Images
+def compare(
+    settings: Settings, images: Split, seed: int, console: Console
 ) -> dict[str, Any]:
-    """Each budget and way: what came out on images that nothing was chosen by."""
-    found: dict[str, Any] = {}
-    for rate in chosen[UNIFORM]:
-        uniform = outcomes(net, rate, images)
-        found[str(rate)] = {}
-        for way, each in chosen.items():
-            one = uniform if way == UNIFORM else outcomes(net, each[rate], images)
-            found[str(rate)][way] = compared(one, uniform, images.draws)
-    return found
+    """What a seed finds."""
+
+    def train(draw: Draw) -> ms.Sliceable:
+        return trained(
+            network(settings, images, seed),
+            images,
+            draw,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            drawn=settings.drawn,
+            seed=seed,
+        )
+
+    with busy(console, f"Seed {seed}: training at mixed widths"):
+        net = train(mixed(network(settings, images, seed)))
+    work = ms.report(net).to_dict()["contraction_flops"]
+    greedy, chosen = searched(
+        net,
+        images.validation,
+        {rate: work[str(rate)] for rate in settings.budgets},
+        generations=settings.generations,
+        population=settings.population,
+        seed=seed,
+        folder=settings.workdir / f"seed{seed}",
+        console=console,
+    )
+    with busy(console, "Training anew"):
+        anew = {
+            way: train(among([mapping_of(net, r) for r in chosen[way].values()]))
+            for way in (UNIFORM, EVOLUTION)
+        }
+    held_out: dict[str, Any] = {}
+    nets = {SEARCHED: dict.fromkeys(chosen, net), ANEW: anew}
+    with busy(console, "Measuring on held-out images"):
+        for training, each in nets.items():
+            held_out[training] = {}
+            for rate in settings.budgets:
+                found = {
+                    way: outcomes(one, chosen[way][rate], images.held_out)
+                    for way, one in each.items()
+                }
+                held_out[training][str(rate)] = {
+                    way: compared(one, found[UNIFORM], settings.draws)
+                    for way, one in found.items()
+                }
+    return {
+        "seed": seed,
+        "flops": {str(r): work[str(r)] for r in settings.budgets},
+        "chosen": chosen,
+        "search": greedy,
+        "held_out": held_out,
+    }
+
+
+def mapping_of(net: ms.Sliceable, rate: Any) -> dict[str, float]:
+    """A rate for each width group."""
+    return rate if isinstance(rate, dict) else dict.fromkeys(net.plan.groups, rate)
 
 
 def main(args: list[str] | None = None) -> int:
@@ -168,11 +175,9 @@ def main(args: list[str] | None = None) -> int:
     )
     console = Console()
     keep_compiled_programs()
-    results: dict[str, Any] = {"seeds": list(settings.seeds)}
-    results |= {"held_out": [], "chosen": [], "searches": []}
+    each = []
     try:
         check(settings)
-        settings.workdir.mkdir(parents=True, exist_ok=True)
         for seed in settings.seeds:
             images = split(
                 settings.dataset,
@@ -182,17 +187,10 @@ def main(args: list[str] | None = None) -> int:
                 draws=settings.draws,
                 seed=seed,
             )
-            with busy(console, f"Seed {seed}: training"):
-                net = trained(
-                    network(settings, images, seed),
-                    images,
-                    epochs=settings.epochs,
-                    batch_size=settings.batch_size,
-                    lr=settings.lr,
-                    mixed=settings.mixed,
-                    seed=seed,
-                )
-            greedy, chosen = searched(settings, net, images.validation, seed, console)
+            settings.workdir.mkdir(parents=True, exist_ok=True)
+            each.append(compare(settings, images, seed, console))
+            greedy = each[-1]["search"]
+            each[-1]["search"] = greedy.to_dict()
             if seed == settings.seeds[0]:
                 plot_search(
                     settings.workdir / "frontier.png",
@@ -201,21 +199,12 @@ def main(args: list[str] | None = None) -> int:
                     title="Widths by greedy search, and uniform ones",
                     score="loss on validation images",
                 )
-            work = ms.report(net).to_dict()["contraction_flops"]
-            results["flops"] = {str(r): work[str(r)] for r in settings.budgets}
-            with busy(console, "Measuring on held-out images"):
-                found = measured(net, chosen, images.held_out)
-            results["held_out"].append(found)
-            results["chosen"].append(chosen)
-            results["searches"].append(greedy.to_dict())
     except (ValueError, OSError) as error:
         return fail(error, 2)
-    results["over_seeds"] = {
-        rate: {
-            way: over_seeds([seed[rate][way] for seed in results["held_out"]])
-            for way in ways
-        }
-        for rate, ways in results["held_out"][0].items()
+    results = {
+        "seeds": list(settings.seeds),
+        "each": each,
+        "over_seeds": summary([seed["held_out"] for seed in each]),
     }
     (settings.workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     show(console, results)

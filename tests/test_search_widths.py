@@ -120,25 +120,32 @@ def test_flags_that_do_not_fit(flags, words, tmp_path, capsys):
 def test_the_command(tmp_path, capsys):
     assert main([*SMALL.split(), "--seeds", "1", "--workdir", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
-    [chosen], [held_out] = found["chosen"], found["held_out"]
-    assert set(held_out) == set(found["over_seeds"]) == {"0.5"}
-    uniform = held_out["0.5"]["uniform"]
-    assert uniform["accuracy"]["difference"] == uniform["loss"]["error"] == 0
+    [seed] = found["each"]
+    assert set(seed["held_out"]) == set(found["over_seeds"]) == {"searched", "anew"}
 
     # 8 x 8 to 4 x 4 and 2 x 2 by 3 x 3 kernels, then two dense layers.
     def flops(a, b, c):
         return 2 * (16 * 9 * a + 4 * 9 * a * b + b * c + 10 * c)
 
-    assert found["flops"]["0.5"] == flops(8, 8, 8)
+    assert seed["flops"]["0.5"] == flops(8, 8, 8)
     for way in ("greedy", "evolution"):
-        widths = [int(16 * rate) for rate in chosen[way]["0.5"].values()]
+        widths = [int(16 * rate) for rate in seed["chosen"][way]["0.5"].values()]
         assert flops(*widths) <= flops(8, 8, 8)
-        again = found["over_seeds"]["0.5"][way]
-        for name in ("loss", "accuracy"):
-            one = held_out["0.5"][way][name]
-            assert again[name]["difference"] == pytest.approx(one["difference"])
-            assert one["mean"] - uniform[name]["mean"] == pytest.approx(
-                one["difference"], abs=1e-9
-            )
+    for training, ways in (
+        ("searched", ("greedy", "evolution")),
+        ("anew", ("evolution",)),
+    ):
+        held_out = seed["held_out"][training]["0.5"]
+        over_seeds = found["over_seeds"][training]["0.5"]
+        assert set(held_out) == set(over_seeds) == {"uniform", *ways}
+        uniform = held_out["uniform"]
+        assert uniform["accuracy"]["difference"] == uniform["loss"]["error"] == 0
+        for way in ways:
+            for name in ("loss", "accuracy"):
+                one = held_out[way][name]
+                assert one["mean"] - uniform[name]["mean"] == pytest.approx(
+                    one["difference"], abs=1e-9
+                )
+                assert over_seeds[way][name]["difference"] == one["difference"]
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
-    assert "Held-out images, at no more FLOPs" in capsys.readouterr().out
+    assert "Trained anew, at the widths" in capsys.readouterr().out

@@ -15,6 +15,11 @@ import mslice_jax as ms
 from .images import Images
 
 UNIFORM, GREEDY, EVOLUTION = "uniform", "greedy", "evolution"
+SEARCHED, ANEW = "searched", "anew"
+TITLES = {
+    SEARCHED: "The network that was searched, trained at mixed widths",
+    ANEW: "Trained anew, at the widths of these budgets",
+}
 _BATCH = 1000
 
 
@@ -92,30 +97,52 @@ def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def summary(held_out: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`over_seeds` for each training, budget and way.
+
+    Args:
+      held_out: of each seed: training -> budget -> way -> what `compared` gives.
+    """
+    return {
+        training: {
+            rate: {
+                way: over_seeds([seed[training][rate][way] for seed in held_out])
+                for way in ways
+            }
+            for rate, ways in rates.items()
+        }
+        for training, rates in held_out[0].items()
+    }
+
+
 def show(console: Console, results: Mapping[str, Any]) -> None:
-    """A row for each budget and way to choose widths."""
-    seeds = results["seeds"]
-    table = Table(
-        title="Held-out images, at no more FLOPs than the uniform widths",
-        title_justify="left",
-        caption=f"Means of seeds {seeds}. The standard error of a difference is that "
-        "from images / that from seeds; then in how many seeds it is better.",
-        caption_justify="left",
+    """A table for each training; a row for each budget and way to choose widths."""
+    for training, rates in results["over_seeds"].items():
+        table = Table(title=TITLES[training], title_justify="left")
+        for column in ("FLOPs of r", "widths"):
+            table.add_column(column)
+        for column in ("loss", "- uniform", "accuracy/%", "- uniform"):
+            table.add_column(column, justify="right")
+        for rate, ways in rates.items():
+            for way, found in ways.items():
+                table.add_row(rate if way == UNIFORM else "", way, *_cells(way, found))
+            table.add_section()
+        console.print(table)
+    console.print(
+        f"Held-out images, at no more FLOPs; means of seeds {results['seeds']}. The "
+        "standard error of a difference is that from images / that from seeds; then in "
+        "how many seeds it is better.",
+        highlight=False,
     )
-    table.add_column("FLOPs of r")
-    table.add_column("widths")
-    for column in ("loss", "- uniform", "accuracy/%", "- uniform"):
-        table.add_column(column, justify="right")
-    for rate, ways in results["over_seeds"].items():
-        for way, found in ways.items():
-            first = way == UNIFORM
-            cells = [rate if first else "", way]
-            for name, scale, digits in (("loss", 1, 3), ("accuracy", 100, 1)):
-                one = found[name]
-                errors = [one["error"], one["error_of_seeds"]]
-                errors = [f"{scale * x:.{digits}f}" for x in errors if x is not None]
-                gain = f"{scale * one['difference']:+.{digits}f} ± {' / '.join(errors)}"
-                cells.append(f"{scale * one['mean']:.{digits}f}")
-                cells.append("" if first else f"{gain} ({one['better']})")
-            table.add_row(*cells, end_section=way == EVOLUTION)
-    console.print(table)
+
+
+def _cells(way: str, found: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for name, scale, digits in (("loss", 1, 3), ("accuracy", 100, 1)):
+        one = found[name]
+        errors = [one["error"], one["error_of_seeds"]]
+        errors = [f"{scale * x:.{digits}f}" for x in errors if x is not None]
+        gain = f"{scale * one['difference']:+.{digits}f} ± {' / '.join(errors)}"
+        cells.append(f"{scale * one['mean']:.{digits}f}")
+        cells.append("" if way == UNIFORM else f"{gain} ({one['better']})")
+    return cells

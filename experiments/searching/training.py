@@ -1,5 +1,6 @@
-"""Training at mixed widths: a rate of its own for each layer, as AutoSlim trains."""
+"""Training at many widths: of all kinds, or at some that are given."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,29 +12,49 @@ import mslice_jax as ms
 
 from .images import Split
 
+Draw = Callable[[np.random.Generator, int], Sequence[Mapping[str, float]]]
+"""(generator, how many) -> a rate for each width group, so many times."""
+
+
+def mixed(net: ms.Sliceable) -> Draw:
+    """Each group has a rate of its own (Yu and Huang 2019, AutoSlim, section 3.2)."""
+    groups = list(net.plan.groups)
+
+    def draw(rng: np.random.Generator, count: int) -> list[dict[str, float]]:
+        found = rng.choice(net.rates, size=(count, len(groups))).tolist()
+        return [dict(zip(groups, rates, strict=True)) for rates in found]
+
+    return draw
+
+
+def among(widths: Sequence[Mapping[str, float]]) -> Draw:
+    """Some of those that are given."""
+    return lambda rng, count: [widths[i] for i in rng.integers(len(widths), size=count)]
+
 
 def trained(
     net: ms.Sliceable,
     images: Split,
+    draw: Draw,
     *,
     epochs: int,
     batch_size: int,
     lr: float,
-    mixed: int,
+    drawn: int,
     seed: int,
 ) -> ms.Sliceable:
-    """The network, trained at the widest, the narrowest, and some mixed widths.
+    """The network, trained at the widest, the narrowest, and some drawn widths.
 
-    The mixed ones are drawn anew in every step (Yu and Huang 2019, AutoSlim, section
-    3.2). They are masks of the full network, so that there is one program.
+    Those are masks of the full network, so that there is one program.
 
     Args:
       net: with its initial weights.
       images: whose training part is learned.
-      epochs: passes over it.
+      draw: the widths of a step.
+      epochs: passes over the images.
       batch_size: images of a step, the same ones for all widths.
       lr: learning rate of Adam, at its highest; it falls as a cosine.
-      mixed: how many mixed widths a step trains.
+      drawn: how many widths a step draws.
       seed: of order, noise and widths.
     """
     x, y = images.x_train, images.y_train
@@ -59,16 +80,13 @@ def trained(
         updates, state = optimizer.update(slopes, state, variables)
         return optax.apply_updates(variables, updates), state
 
-    rng, groups = np.random.default_rng(seed), list(net.plan.groups)
+    rng = np.random.default_rng(seed)
     variables, state = net.variables, optimizer.init(net.variables)
     for at in range(steps):
         if at % per_epoch == 0:
             order = rng.permutation(len(x))
         here = order[at % per_epoch * batch_size :][:batch_size]
-        masks = [
-            net.plan.mask(net.variables, dict(zip(groups, rates, strict=True)))
-            for rates in rng.choice(net.rates, size=(mixed, len(groups))).tolist()
-        ]
+        masks = [net.plan.mask(net.variables, rate) for rate in draw(rng, drawn)]
         key = jax.random.fold_in(jax.random.key(seed), at)
         variables, state = step(variables, state, masks, key, x[here], y[here])
     return net.replace(variables)
