@@ -32,30 +32,31 @@ def among(widths: Sequence[Mapping[str, float]]) -> Draw:
     return lambda rng, count: [widths[i] for i in rng.integers(len(widths), size=count)]
 
 
-def trained(
+def trainer(
     net: ms.Sliceable,
     images: Split,
-    draw: Draw,
     *,
     epochs: int,
     batch_size: int,
     lr: float,
     drawn: int,
     seed: int,
-) -> ms.Sliceable:
-    """The network, trained at the widest, the narrowest, and some drawn widths.
+) -> Callable[[Draw], ms.Sliceable]:
+    """Trains the network at the widest, the narrowest, and some drawn widths.
 
     Those are masks of the full network, so that there is one program.
 
     Args:
       net: with its initial weights.
       images: whose training part is learned.
-      draw: the widths of a step.
       epochs: passes over the images.
       batch_size: images of a step, the same ones for all widths.
       lr: learning rate of Adam, at its highest; it falls as a cosine.
       drawn: how many widths a step draws.
       seed: of order, noise and widths.
+
+    Returns:
+      A function that trains from the initial weights at widths so drawn.
     """
     x, y = images.x_train, images.y_train
     per_epoch = len(x) // batch_size
@@ -80,13 +81,16 @@ def trained(
         updates, state = optimizer.update(slopes, state, variables)
         return optax.apply_updates(variables, updates), state
 
-    rng = np.random.default_rng(seed)
-    variables, state = net.variables, optimizer.init(net.variables)
-    for at in range(steps):
-        if at % per_epoch == 0:
-            order = rng.permutation(len(x))
-        here = order[at % per_epoch * batch_size :][:batch_size]
-        masks = [net.plan.mask(net.variables, rate) for rate in draw(rng, drawn)]
-        key = jax.random.fold_in(jax.random.key(seed), at)
-        variables, state = step(variables, state, masks, key, x[here], y[here])
-    return net.replace(variables)
+    def trained(draw: Draw) -> ms.Sliceable:
+        rng = np.random.default_rng(seed)
+        variables, state = net.variables, optimizer.init(net.variables)
+        for at in range(steps):
+            if at % per_epoch == 0:
+                order = rng.permutation(len(x))
+            here = order[at % per_epoch * batch_size :][:batch_size]
+            masks = [net.plan.mask(net.variables, rate) for rate in draw(rng, drawn)]
+            key = jax.random.fold_in(jax.random.key(seed), at)
+            variables, state = step(variables, state, masks, key, x[here], y[here])
+        return net.replace(variables)
+
+    return trained
