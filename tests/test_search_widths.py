@@ -14,7 +14,8 @@ from mslice_jax import data
 
 SMALL = (
     "--images 100 40 60 --noise 0.5 --draws 2 --rates 0.5 1.0 --budgets 0.5 "
-    "--channels 16 16 16 --strides 2 2 --epochs 2 --drawn 1 --generations 1 --population 4"
+    "--channels 16 16 16 --strides 2 2 --epochs 2 --drawn 1 --generations 1 "
+    "--population 4"
 )
 
 
