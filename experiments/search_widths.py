@@ -153,7 +153,7 @@ def compare(
     )
     with busy(console, "Training anew"):
         anew = {
-            way: train(among([mapping_of(net, r) for r in chosen[way].values()]))
+            way: train(among(list(chosen[way].values())))
             for way in (UNIFORM, EVOLUTION)
         }
     held_out: dict[str, Any] = {}
@@ -177,11 +177,6 @@ def compare(
         "search": greedy,
         "held_out": held_out,
     }
-
-
-def mapping_of(net: ms.Sliceable, rate: Any) -> dict[str, float]:
-    """A rate for each width group."""
-    return rate if isinstance(rate, dict) else dict.fromkeys(net.plan.groups, rate)
 
 
 def main(args: list[str] | None = None) -> int:

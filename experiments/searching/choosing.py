@@ -24,7 +24,7 @@ def searched(
     seed: int,
     folder: Path,
     console: Console,
-) -> tuple[Found, dict[str, dict[float, Any]]]:
+) -> tuple[Found, dict[str, dict[float, dict[str, float]]]]:
     """The greedy search, and what each way chooses for each budget.
 
     Args:
@@ -47,10 +47,14 @@ def searched(
             path=folder / "greedy.json",
             progress=bar,
         )
-    chosen: dict[str, dict[float, Any]] = {UNIFORM: {}, GREEDY: {}, EVOLUTION: {}}
+    chosen: dict[str, dict[float, dict[str, float]]] = {
+        UNIFORM: {},
+        GREEDY: {},
+        EVOLUTION: {},
+    }
     best: list[Any] = []  # of the last budget, which fits the next
     for rate, limit in budgets.items():
-        chosen[UNIFORM][rate] = rate
+        chosen[UNIFORM][rate] = dict.fromkeys(net.plan.groups, rate)
         chosen[GREEDY][rate] = dict(greedy.within(limit).mapping)
         with Bar(console, f"evolution, FLOPs of r = {rate:g}") as bar:
             found = ms.search(
