@@ -17,7 +17,7 @@ uniform widths of the budgets, one at those that evolution chose.
 Digits are too easy for accuracies to tell widths apart: noise is added to the pixels,
 each held-out image is seen with several noises, and differences are paired.
 
-The first command takes about five minutes of processor time (AMD EPYC; jax 0.10.2).
+The first command takes some minutes of processor time (AMD EPYC; jax 0.10.2).
 Expected: at the four budgets evolution is above uniform widths in accuracy in each of
 three seeds, in the mean by 4 to 10 points as slices, and by 3 to 12 points trained anew
 (`experiments/LOG.md`). In networks whose widths are balanced, as in the third command,
