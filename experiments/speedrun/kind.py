@@ -77,8 +77,8 @@ class SpeedImages(Images):
     def further(
         self, settings: Any, dataset: Any
     ) -> Mapping[str, Callable[[ms.Sliceable], Numbers]]:
-        """Accuracy with several views of an image, of a network that is shipped."""
-        if settings.views == 1:
+        """Accuracy with several views of an image, where mirror images are alike."""
+        if settings.views == 1 or not dataset.flip:
             return {}
         batches, count = inputs.held_out(dataset)
         logits = functools.partial(views.logits, views=settings.views)

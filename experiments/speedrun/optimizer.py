@@ -65,7 +65,7 @@ class Lookahead(NamedTuple):
 
 
 def kind_of(path: Any) -> str:
-    """ "kernel" of a convolution, "head", "norm" (a bias), or "whitening" (its bias)."""
+    """Which of "kernel", "head", "norm" (a bias) or "whitening" (its bias) it is."""
     name = path_parts(path)
     if name[0] in ("head", "whitening_bias"):
         return name[0].removesuffix("_bias")
