@@ -74,7 +74,8 @@ class SpeedNet(nn.Module):
             x, kernel.value, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         if self.whitening_bias:
-            x = x + self.param("whitening_bias", nn.initializers.zeros, shape[-1:])
+            bias = self.param("whitening_bias", nn.initializers.zeros, shape[-1:])
+            x = x + bias.reshape(1, 1, 1, -1)
         x = nn.gelu(x, approximate=False)
         for index, base in enumerate(CHANNELS):
             channels = widened(base, self.width)

@@ -18,6 +18,7 @@ import optax
 
 import mslice_jax as ms
 from mslice_jax.core.paths import path_parts
+from mslice_jax.core.rates import rate_key
 
 Shape = tuple[int, ...]
 
@@ -85,10 +86,13 @@ def reached(net: ms.Sliceable) -> Any:
 
 
 def shapes(net: ms.Sliceable, rate: float) -> dict[tuple[str, ...], Shape]:
-    """The shape of every parameter at a rate, by path."""
+    """The shape of every parameter that a rate has, by path."""
     part = jax.eval_shape(lambda: ms.extract(net, rate).variables["params"])
     leaves = jax.tree_util.tree_leaves_with_path(part)
-    return {path_parts(path): leaf.shape for path, leaf in leaves}
+    found = {path_parts(path): leaf.shape for path, leaf in leaves}
+    # Norms of narrower rates come along.
+    others = {rate_key(other) for other in net.rates if other != rate}
+    return {path: shape for path, shape in found.items() if not others & {*path}}
 
 
 def counts(net: ms.Sliceable, drawn: Sequence[Sequence[float]]) -> Any:
