@@ -255,8 +255,9 @@ def corners_of(params):
 
 def test_sgd_by_hand():
     rng = np.random.default_rng(0)
-    params, divisors = tree(rng, SHAPES), tree(rng, SHAPES)
-    build = optimizer.build(groups(False), corners_of(params), divisors=divisors)
+    params: Any = tree(rng, SHAPES)
+    divisors: Any = tree(rng, SHAPES)
+    build: Any = optimizer.build(groups(False), corners_of(params), divisors=divisors)
     state = build.init(params)
     w = np.asarray(params["head"]["kernel"], np.float64)
     buffer = np.zeros_like(w)
@@ -273,10 +274,11 @@ def test_sgd_by_hand():
 
 def test_an_update_of_muon_is_orthogonal_where_rates_reach():
     rng = np.random.default_rng(1)
-    params, grads = tree(rng, SHAPES), tree(rng, SHAPES)
+    params: Any = tree(rng, SHAPES)
+    grads: Any = tree(rng, SHAPES)
     corners = corners_of(params)
     corners["group1_conv1"]["kernel"] = (3, 3, 2, 3)  # of a narrow network
-    build = optimizer.build(groups(True), corners)
+    build: Any = optimizer.build(groups(True), corners)
     updates, state = build.update(grads, build.init(params), params)
     before = np.asarray(params["group1_conv1"]["kernel"], np.float64)
     after = before + np.asarray(updates["group1_conv1"]["kernel"])
@@ -300,10 +302,10 @@ def test_an_update_of_muon_is_orthogonal_where_rates_reach():
 
 def test_lookahead_by_hand():
     rng = np.random.default_rng(2)
-    params = tree(rng, SHAPES)
+    params: Any = tree(rng, SHAPES)
     how = optimizer.Lookahead(start=2, steps=8, every=2, most=0.9)
-    plain = optimizer.build(groups(False), corners_of(params))
-    ahead = optimizer.build(groups(False), corners_of(params), lookahead=how)
+    plain: Any = optimizer.build(groups(False), corners_of(params))
+    ahead: Any = optimizer.build(groups(False), corners_of(params), lookahead=how)
     state, own = ahead.init(params), plain.init(params)
     slow, bare = params, params
     for count in range(1, 7):
@@ -327,12 +329,12 @@ def test_lookahead_by_hand():
 
 
 def test_learning_rates_rise_and_fall():
-    rate = optimizer.Triangle(steps=100, peak=0.25, muon=False).times(2.0)
+    rate: Any = optimizer.Triangle(steps=100, peak=0.25, muon=False).times(2.0)
     found = [float(rate(step)) for step in (0, 5, 25, 40, 100)]
     # 75 steps from 1 to .07.
     expected = [0.4, 0.4 + 1.6 / 5, 2.0, 2 * (1 - 0.93 * 15 / 75), 0.14]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    early = optimizer.falling(3.0, 6)
+    early: Any = optimizer.falling(3.0, 6)
     assert [float(early(step)) for step in (0, 2, 6, 9)] == [3.0, 2.0, 0.0, 0.0]
 
 
