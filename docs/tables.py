@@ -27,6 +27,7 @@ SETTINGS = {
     "Settings": "settings.py",
     "ImageNetSettings": "imagenet.py",
     "VitSettings": "vit_cifar.py",
+    "SpeedSettings": "speedrun/settings.py",
     "TextSettings": "text.py",
 }
 """Classes of flags, and their files in `experiments`."""

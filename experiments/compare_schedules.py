@@ -292,8 +292,27 @@ def _summary(run: Member) -> dict[str, Any] | None:
 
 
 def _value(run: Member, name: str, rate: float) -> float:
-    summary = cast(dict[str, Any], _summary(run))
-    return summary["rates"][rate_key(rate)][name]
+    return _rates_of(run)[rate_key(rate)][name]
+
+
+def _further(runs: Sequence[Member], quantity: str) -> list[str]:
+    """What all runs were measured by besides, such as "accuracy_6_views"."""
+    each = [set(r) for run in runs for r in _rates_of(run).values()]
+    return sorted(n for n in set.intersection(*each) if n.startswith(f"{quantity}_"))
+
+
+def _rates_of(run: Member) -> dict[str, dict[str, float]]:
+    return cast(dict[str, Any], _summary(run))["rates"]
+
+
+def _cells(runs: Sequence[Member], name: str) -> dict[str, dict[float, outcome.Cell]]:
+    """The table of one of the numbers of finished runs."""
+    values: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        for rate in run.measured:
+            row = values.setdefault(run.scheme, {}).setdefault(rate, [])
+            row.append(_value(run, name, rate))
+    return outcome.cells(values)
 
 
 def write(
@@ -305,15 +324,12 @@ def write(
 ) -> None:
     """Write results, table and picture of finished runs, and show the table."""
     quantity = recipe.kind.quantity
-    values: dict[str, dict[float, list[float]]] = {}
     seconds: dict[str, float] = {}
     for run in runs:
-        for rate in run.measured:
-            row = values.setdefault(run.scheme, {}).setdefault(rate, [])
-            row.append(_value(run, quantity.name, rate))
         took = cast(dict[str, Any], _summary(run))["train_seconds"]
         seconds[run.scheme] = seconds.get(run.scheme, 0.0) + took
-    found = outcome.cells(values)
+    found = _cells(runs, quantity.name)
+    further = {name: _cells(runs, name) for name in _further(runs, quantity.name)}
     summary = cast(dict[str, Any], _summary(runs[0]))
     results = {
         **{name: summary[name] for name in ("recipe", "dataset", "model", "epochs")},
@@ -321,6 +337,7 @@ def write(
         "seeds": list(flags.seeds),
         "train_seconds": {name: round(took, 1) for name, took in seconds.items()},
         "schemes": outcome.as_json(found),
+        **{name: outcome.as_json(each) for name, each in further.items()},
     }
     (workdir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
 
@@ -337,7 +354,11 @@ def write(
     ):
         caption += " In brackets: more than separately trained networks have"
         caption += ", ± standard error." if several else "."
-    (workdir / TABLE).write_text(outcome.markdown(table, caption))
+    written = outcome.markdown(table, caption)
+    for name, each in further.items():
+        rows = outcome.rows(each, passes, scale=scale)
+        written += "\n" + outcome.markdown(rows, f"The same, {name.replace('_', ' ')}.")
+    (workdir / TABLE).write_text(written)
     plot(workdir / PICTURE, found, title=title, axis=axis, scale=scale)
 
     # Close, to fit into 80 columns.

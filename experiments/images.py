@@ -152,6 +152,13 @@ class Images:
         """Accuracy and loss; the statistics of shared norms are measured first."""
         return _calibrated(settings, dataset, inputs.evaluation(dataset))
 
+    def further(
+        self, settings: ImageSettings, dataset: inputs.Inputs
+    ) -> Mapping[str, Callable[[ms.Sliceable], Numbers]]:
+        """None."""
+        del settings, dataset
+        return {}
+
     def predictions(
         self, settings: ImageSettings, dataset: inputs.Inputs
     ) -> Callable[[ms.Sliceable], Predictions]:

@@ -102,6 +102,12 @@ class Kind(Protocol):
         """The measurement on held-out examples."""
         ...
 
+    def further(
+        self, settings: Any, dataset: Any
+    ) -> Mapping[str, Callable[[ms.Sliceable], Numbers]]:
+        """Other measurements of the network that is saved, by the name of each."""
+        ...
+
     def predictions(
         self, settings: Any, dataset: Any
     ) -> Callable[[ms.Sliceable], Predictions]:

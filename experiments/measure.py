@@ -80,7 +80,11 @@ PERPLEXITY = Quantity(
 
 
 def measure_on(
-    batches: Batches, count: int, *, normalize: Callable[[jax.Array], jax.Array]
+    batches: Batches,
+    count: int,
+    *,
+    normalize: Callable[[jax.Array], jax.Array],
+    logits: Callable[[ms.Sliceable, jax.Array, float], jax.Array] = ms.slice_apply,
 ) -> Callable[[ms.Sliceable], Numbers]:
     """Build ``measure(net) -> Numbers`` over these examples.
 
@@ -88,14 +92,14 @@ def measure_on(
       batches: the examples in batches of one shape, anew with each call.
       count: number of examples.
       normalize: raw images -> images that the network takes.
+      logits: (network, such images, rate) -> (b, classes).
     """
 
     @functools.partial(ms.jit, static_argnames="rate")
     def sums(net: ms.Sliceable, images, labels, weights, *, rate: float) -> Any:
-        logits = ms.slice_apply(net, normalize(images), rate)
-        logits = logits.astype(jnp.float32)
-        hits = weights * (jnp.argmax(logits, axis=-1) == labels)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        found = logits(net, normalize(images), rate).astype(jnp.float32)
+        hits = weights * (jnp.argmax(found, axis=-1) == labels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(found, labels)
         # Padding of the last batch has weight 0, and its loss may be anything.
         return jnp.sum(hits), jnp.sum(jnp.where(weights > 0, weights * losses, 0.0))
 

@@ -65,6 +65,9 @@ class Recipe:
       digits: defaults for digits, of a recipe for images; or settings -> defaults.
       cifar: the same for all other images, as usual for the network.
       kind: the kind of its data.
+      optimizer: builds optimizer and learning rate from resolved settings, the initial
+        network, the schedule of rates and the steps of an epoch; None: those of the
+        flags.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Recipe:
     digits: ImageDefaults | Callable[[Any], ImageDefaults] | None = None
     cifar: ImageDefaults | Callable[[Any], ImageDefaults] | None = None
     kind: Kind = dataclasses.field(default_factory=Images)
+    optimizer: Callable[..., tuple[Any, optax.Schedule]] | None = None
 
 
 def named(name: str) -> Recipe:
@@ -119,29 +123,23 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
     with shown:
         dataset = kind.load(settings)
     steps_per_epoch = kind.steps_per_epoch(settings, dataset)
-    learning_rate = (cosine if settings.cosine else multi_step)(
-        cast(float, settings.lr),
-        epochs=cast(int, settings.epochs),
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=cast(int, settings.warmup_epochs),
-    )
     placement = _placement(settings)
-    optimizer = optimizers.build(
-        cast(str, settings.optimizer),
-        learning_rate,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
-    )
     if settings.progressive_epochs is not None:
         schedule = progressive(
             schedule,
             settings.rates,
             every=settings.progressive_epochs * steps_per_epoch,
         )
+    if recipe.optimizer is None:  # its flags are checked before there is a network
+        optimizer, learning_rate = _optimizer(settings, steps_per_epoch)
+        net, model_name = kind.network(recipe, settings, dataset)
+    else:
+        net, model_name = kind.network(recipe, settings, dataset)
+        optimizer, learning_rate = recipe.optimizer(
+            settings, net, schedule, steps_per_epoch
+        )
     given = kind.step(settings, dataset)
     train_step = _train_step(settings, given, optimizer, placement)
-
-    net, model_name = kind.network(recipe, settings, dataset)
     _, run_key = jax.random.split(jax.random.key(settings.seed))
     state = TrainState.create(
         net,
@@ -207,6 +205,25 @@ def checked(recipe: Recipe, settings: Training) -> tuple[Any, Schedule]:
     )
     kind.check(recipe, settings)
     return settings, schedule
+
+
+def _optimizer(
+    settings: Training, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer of the flags; ValueError for a flag out of its range."""
+    learning_rate = (cosine if settings.cosine else multi_step)(
+        cast(float, settings.lr),
+        epochs=cast(int, settings.epochs),
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=cast(int, settings.warmup_epochs),
+    )
+    optimizer = optimizers.build(
+        cast(str, settings.optimizer),
+        learning_rate,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
+    )
+    return optimizer, learning_rate
 
 
 def _train_step(

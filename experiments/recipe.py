@@ -56,6 +56,9 @@ from .process import keep_compiled_programs, print_anything
 from .screen import Bar, TensorBoard, busy, show_settings, show_table
 from .settings import as_json, parse
 
+SAVE_EVERY = 4.0
+"""Minutes between checkpoints within an epoch."""
+
 
 def main(recipe: Recipe, args: list[str] | None = None) -> int:
     """Run the recipe as a command; returns the exit code.
@@ -166,6 +169,7 @@ def fit(run: Run, console: Console) -> tuple[Outcome, Numbers | None]:
             checkpoints=run.checkpoints,
             metrics=FlatMetricsFile(workdir / "metrics.jsonl", held_out, sinks),
             placement=run.placement,
+            save_every_minutes=SAVE_EVERY,
             learning_rate=run.learning_rate,
             watcher=bar,
         )
@@ -191,6 +195,10 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
     if not speaks():
         return
     profiles = costs(net, kind.example(run.settings, run.dataset), console)
+    further = {
+        name: measure(net)
+        for name, measure in kind.further(run.settings, run.dataset).items()
+    }
     summary = {
         "recipe": run.recipe.name,
         "dataset": run.dataset.name,
@@ -200,7 +208,7 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
         "seed": run.settings.seed,
         "epochs": outcome.progress.epoch,
         "train_seconds": round(outcome.progress.train_seconds, 1),
-        **as_summary(numbers, profiles, kind.quantity),
+        **as_summary(numbers, profiles, kind.quantity, further),
     }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     title = f"{run.model_name} on {run.dataset.name}"
@@ -209,6 +217,14 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
     show_table(
         console, title, numbers, profiles, device=device(), quantity=kind.quantity
     )
+    for name, found in further.items():
+        values = kind.quantity.of(found)
+        each = (
+            f"{kind.quantity.text(value)} (r = {rate:g})"
+            for rate, value in sorted(values.items(), reverse=True)
+        )
+        said = f"{name.replace('_', ' ')}: {', '.join(each)}"
+        console.print(said, highlight=False, soft_wrap=True)
     console.print(
         f"Trained for {outcome.progress.train_seconds:.0f} s. "
         f"Network, summary, pictures and checkpoints are in {workdir}.",
@@ -227,9 +243,11 @@ def as_summary(
     numbers: Numbers,
     profiles: Mapping[float, RateProfile],
     quantity: Quantity = ACCURACY,
+    further: Mapping[str, Numbers] | None = None,
 ) -> dict[str, Any]:
     """Results for JSON; NaN, for FLOPs that a device does not count, is null."""
     values = quantity.of(numbers)
+    more = {name: quantity.of(found) for name, found in (further or {}).items()}
     return {
         # latency_ms is of one example at a time, on this device.
         "latency_device": device(),
@@ -241,6 +259,7 @@ def as_summary(
                 "parameters": cost.parameters,
                 "flops": _or_null(cost.flops),
                 "latency_ms": round(cost.latency_ms, 4),
+                **{name: _or_null(round(of[rate], 6)) for name, of in more.items()},
             }
             for rate, cost in sorted(profiles.items(), reverse=True)
         },

@@ -54,6 +54,9 @@ Floats = Annotated[
 ]
 
 
+Schedule = Literal[
+    "random", "random_min", "random_max", "random_min_max", "static", "cyclic"
+]
 Optimizer = Literal["sgd", "adam", "adamw", "lamb", "lion"]
 OwnOptimizer = Annotated[
     Optimizer | None,
@@ -73,9 +76,7 @@ class Training:
     for channels the groups of each group norm."""
     rates: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Slice rates in (0, 1], the widths that are trained."""
-    schedule: Literal[
-        "random", "random_min", "random_max", "random_min_max", "static", "cyclic"
-    ] = "random_min_max"
+    schedule: Schedule = "random_min_max"
     """The rates of a training step."""
     num_random: Int = None
     """Rates that a step draws, besides the fixed ones: 1 if not given, and 0 where the
@@ -381,7 +382,7 @@ def resolve(settings: S, name: str, defaults: Any) -> S:
     missing["optimizer"] = optimizer
     if "lr" in missing:
         missing["lr"] = defaults.learning_rate(optimizer)
-    if settings.weight_decay is None:
+    if settings.weight_decay is None and "weight_decay" not in missing:
         missing["weight_decay"] = optimizers.USUAL[optimizer].weight_decay
     if settings.num_random is None:
         missing["num_random"] = _to_draw(settings)

@@ -226,6 +226,13 @@ class Texts:
 
         return measure
 
+    def further(
+        self, settings: Any, dataset: Any
+    ) -> Mapping[str, Callable[[ms.Sliceable], Numbers]]:
+        """None."""
+        del settings, dataset
+        return {}
+
     def predictions(
         self, settings: TextSettings, dataset: data.Text
     ) -> Callable[[ms.Sliceable], Predictions]:

@@ -10,7 +10,7 @@ from experiments import compare_schedules
 from experiments.compare_schedules import main
 from experiments.comparison import outcome
 from experiments.comparison.flags import reason
-from experiments.comparison.schemes import SCHEMES, changes, ends_first
+from experiments.comparison.schemes import SCHEMES, Member, changes, ends_first
 from experiments.screen import Bar
 from experiments.settings import Settings
 from mslice_jax.schedules import make_schedule
@@ -250,3 +250,28 @@ def test_help_is_help(capsys):
 def test_the_reason_on_a_screen_without_boxes():
     text = " Bad \n ----- \n  one  \n  two  \n ----- \n see x \n"
     assert reason(text) == "one two"
+
+
+def test_measurements_besides_have_a_table_of_their_own(tmp_path):
+    values = {"independent": {1.0: 0.5}, "static": {1.0: 0.75}}
+    runs = []
+    for scheme, of in values.items():
+        folder = tmp_path / scheme
+        folder.mkdir()
+        rates = {
+            str(rate): {"accuracy": x / 2, "accuracy_2_views": x, "loss": 1.0}
+            for rate, x in of.items()
+        }
+        (folder / "summary.json").write_text(json.dumps({"rates": rates}))
+        settings = Settings(workdir=folder)
+        member = {"scheme": scheme, "seed": 0, "measured": (1.0,), "folder": folder}
+        runs.append(Member(**member, settings=settings))
+    assert compare_schedules._further(runs, "accuracy") == ["accuracy_2_views"]
+    found = compare_schedules._cells(runs, "accuracy_2_views")
+    cell = found["static"][1.0]
+    assert (cell.values, cell.difference) == ((0.75,), 0.25)
+    # A run of before has nothing of the kind.
+    (tmp_path / "static" / "summary.json").write_text(
+        json.dumps({"rates": {"1.0": {"accuracy": 0.5}}})
+    )
+    assert compare_schedules._further(runs, "accuracy") == []

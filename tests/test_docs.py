@@ -206,7 +206,14 @@ ORIGINAL_FLAGS = set(
 )
 
 
-RECIPES = ("cifar_resnet", "cifar_vgg", "imagenet", "vit_cifar", "language_model")
+RECIPES = (
+    "cifar_resnet",
+    "cifar_vgg",
+    "cifar_speedrun",
+    "imagenet",
+    "vit_cifar",
+    "language_model",
+)
 
 
 def recipe_flags(recipe: str) -> set[str]:
@@ -251,6 +258,7 @@ def test_the_table_of_flags_has_all_of_them():
         "cifar_resnet": (*images, "Settings"),
         "imagenet": (*images, "ImageNetSettings"),
         "vit_cifar": (*images, "VitSettings"),
+        "cifar_speedrun": (*images, "SpeedSettings"),
         "language_model": ("Training", "TextSettings"),
     }.items():
         own = {flag for flag in recipe_flags(recipe) if not flag.startswith("--no-")}
