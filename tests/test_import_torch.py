@@ -242,6 +242,7 @@ TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         safetensors({"a": 3}, b""),
         struct.pack("<Q", 100) + b'{"a": 1',
         b"PK\x03\x04 and no more of a zip",
+        struct.pack("<Q", 99_999) + b'{"a":' + b"[" * 99_994,  # deeper than Python goes
     ],
 )
 def test_damaged_files_are_refused(content, tmp_path):
@@ -249,6 +250,21 @@ def test_damaged_files_are_refused(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="cannot be read, it may be damaged"):
         read_state_dict(path)
+
+
+def test_an_npz_with_one_wrong_byte_is_read_or_refused(tmp_path):
+    """Zip, zlib and NumPy raise errors of many types, by where the byte is."""
+    path = tmp_path / "weights.npz"
+    numbers = np.random.default_rng(0).normal(size=(5, 5))
+    np.savez_compressed(path, a=numbers, b=np.arange(9))
+    content, refused = path.read_bytes(), 0
+    for at in range(4, len(content), 3):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        try:
+            read_state_dict(path)
+        except WeightsError:
+            refused += 1
+    assert refused > len(content) / 6  # half of those that were tried
 
 
 def test_other_files_are_refused(tmp_path):
