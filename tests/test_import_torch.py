@@ -26,6 +26,7 @@ from mslice_jax.models.import_torch import (
 )
 from mslice_jax.models.torch_names import entries
 from mslice_jax.train import restore_narrow
+from mslice_jax.train.checkpoints import CheckpointError, Checkpoints
 from tests import golden_torchvision, golden_weights
 from tests.torch_weights import weights
 
@@ -358,16 +359,23 @@ def test_a_mismatch_leaves_no_file(flags, text, file, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_no_file(file, tmp_path, monkeypatch, capsys):
-    from mslice_jax.train.checkpoints import CheckpointError, Checkpoints
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (CheckpointError("no space left"), 2, "no space left"),
+        (KeyboardInterrupt(), 130, "Interrupted; nothing was written."),
+    ],
+)
+def test_a_write_that_fails_or_is_stopped_leaves_no_file(
+    error, code, text, file, tmp_path, monkeypatch, capsys
+):
+    def stop(*_: Any, **__: Any) -> None:
+        raise error
 
-    def full(*_: Any, **__: Any) -> None:
-        raise CheckpointError("no space left")
-
-    monkeypatch.setattr(Checkpoints, "save", full)
+    monkeypatch.setattr(Checkpoints, "save", stop)
     flags = ("--model", "cifar_resnet8", "--widen", 0.5)
-    assert command(file, tmp_path / "out", *flags) == 2
-    assert "no space left" in capsys.readouterr().err
+    assert command(file, tmp_path / "out", *flags) == code
+    assert text in "".join(capsys.readouterr())
     assert list(tmp_path.iterdir()) == []
 
 
