@@ -229,7 +229,9 @@ def test_command_on_magika(tmp_path):
     flags = "--rates 0.25 1 --held-out 8 --steps 1 --batch-size 8 --order-examples 8"
     folders = ["--files", str(tmp_path / "files"), "--workdir", str(tmp_path / "run")]
     assert main([*flags.split(), *folders]) == 0
-    assert (tmp_path / "run" / "results.json").exists()
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["rows"]["as it is"]["1.0"]["agreement"] == [1.0]
+    assert "| distilled |" in (tmp_path / "run" / "results.md").read_text()
 
 
 @pytest.mark.nightly
@@ -238,6 +240,10 @@ def test_command_on_digits(tmp_path):
         "--network resnet --at-most 200 --held-out 64 --epochs 2 --widen 1 --steps 2"
     )
     assert main([*flags.split(), "--workdir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["held_out"] == 64 and "calibrated" in found["rows"]
+    assert found["rows"]["calibrated"]["1.0"]["agreement"] == [1.0]
+    assert "| distilled |" in (tmp_path / "results.md").read_text()
 
 
 def test_g2p_knows_words():

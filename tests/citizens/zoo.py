@@ -88,7 +88,7 @@ def _citizen(
 
 
 def resnet(depth: int) -> Citizen:
-    """Basic blocks (18, 34), or bottlenecks (50 and more)."""
+    """Basic blocks (18, 34), or bottlenecks (50)."""
 
     def make(rate: float) -> nn.Module:
         return models.ImageNetResNet(depth, num_classes=CLASSES, widen=rate / 8)
