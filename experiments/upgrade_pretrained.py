@@ -11,13 +11,22 @@ statistics of batch norms measured (`calibrate`), and after distillation from th
 original, which needs no labels. Accuracy is against labels (the extension of a file),
 agreement against what the original says.
 
-It leaves in its workdir (runs/upgrade_pretrained_NETWORK) results.json, which has every
-number and the differences with their intervals (a paired bootstrap over the held-out
-examples), and accuracy_over_rates.png.
+Without arguments: magika on some 4,500 files of the system and of Python, of which
+1,024 are held out. That takes eight minutes of processor time a seed. On three splits
+the original had 87.9 %; half of its width has 76 % as it is, 69 % by l1, 83 % by
+activations, and 88 % after distillation; a quarter then has 86 %. The ResNet (40
+seconds a seed) has 98.9 %, and 99 and 98 % after distillation. Of the recurrent network
+no order makes much; `experiments/LOG.md` has all numbers.
+
+It leaves in its workdir (runs/upgrade_pretrained_NETWORK) the table (results.md),
+results.json, which has every number and the differences with their intervals (a paired
+bootstrap over the held-out examples), and accuracy_over_rates.png. These are written in
+the end; a command that is interrupted leaves nothing.
 """
 
 import dataclasses
 import json
+import math
 import sys
 import sysconfig
 import time
@@ -30,15 +39,20 @@ import tyro
 from rich.console import Console
 
 import mslice_jax as ms
+from mslice_jax.core.rates import check_rates
 from mslice_jax.cpu import memory
 
+from .checks import check_writable
+from .comparison.outcome import markdown
 from .pretrained.outcome import (
     AS_IS,
     CALIBRATED,
     DISTILLED,
     Scores,
+    differences,
     plot,
     results,
+    rows,
     show,
 )
 from .pretrained.steps import Predictions, distilled, hits, ordered
@@ -46,6 +60,7 @@ from .pretrained.subject import Subject
 from .process import keep_compiled_programs, print_anything
 from .recipe import fail
 from .screen import busy
+from .settings import flag, local
 
 CRITERIA = ("l1", "taylor", "activations", "activations x weights")
 
@@ -216,8 +231,13 @@ def main(args: list[str] | None = None) -> int:
     accuracy: dict[int, Scores] = {}
     agreement: dict[int, Scores] = {}
     seconds = []
+    workdir = (
+        settings.workdir or Path("runs") / f"upgrade_pretrained_{settings.network}"
+    )
     try:
         check(settings)
+        workdir = local(workdir, "--workdir")
+        check_writable(workdir)
         with busy(console, "Looking for examples"):
             make = subjects(settings)
         for seed in settings.seeds:
@@ -230,6 +250,9 @@ def main(args: list[str] | None = None) -> int:
             seconds.append(round(took, 1))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         return fail(error, 2)
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing was written.")
+        return 130
     found = {
         "network": settings.network,
         "order": settings.order,
@@ -238,24 +261,57 @@ def main(args: list[str] | None = None) -> int:
         "distillation_seconds": seconds,
         **results(accuracy, agreement),
     }
-    workdir = (
-        settings.workdir or Path("runs") / f"upgrade_pretrained_{settings.network}"
-    )
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "results.json").write_text(json.dumps(found, indent=2) + "\n")
     title = f"{settings.network}: accuracy (agreement with the original), %"
-    plot(workdir / "accuracy_over_rates.png", settings.network, found)
+    caption = f"{title}; {found['held_out']} held out, seeds "
+    caption += f"{', '.join(map(str, settings.seeds))}.\n\n"
+    caption += "\n".join(f"* {line}" for line in differences(found))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+        (workdir / "results.md").write_text(markdown(rows(found), caption))
+        plot(workdir / "accuracy_over_rates.png", settings.network, found)
+    except OSError as error:
+        return fail(error, 1)
     show(console, title, found)
     console.print(f"Results and picture are in {workdir}.", highlight=False)
     return 0
 
 
+# Flags of one network.
+_OF_ONE = {
+    "files": "magika",
+    "per_type": "magika",
+    "epochs": "resnet",
+    "widen": "resnet",
+}
+
+
 def check(settings: Settings) -> None:
     """Raises ValueError for settings that do not fit, before any work."""
+    check_rates(settings.rates)
     if 1.0 not in settings.rates or len(settings.rates) < 2:
         raise ValueError(f"expected rates of which one is 1; got {settings.rates}.")
-    if not settings.seeds or settings.order_examples < 1 or settings.steps < 0:
-        raise ValueError("expected at least one seed, one example to order by, steps.")
+    if not settings.seeds or len(set(settings.seeds)) < len(settings.seeds):
+        raise ValueError(
+            f"expected --seeds to be at least one, none twice, got {settings.seeds}."
+        )
+    least = {"per_type": 1, "at_most": 1, "held_out": 1, "epochs": 1, "widen": 1}
+    least |= {"order_examples": 1, "batch_size": 1, "steps": 0}
+    for name, low in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < low:
+            raise ValueError(f"expected {flag(name)} of at least {low}, got {value}.")
+    if min(settings.seeds) < 0:
+        raise ValueError(f"expected --seeds of at least 0, got {settings.seeds}.")
+    if not 0 < settings.lr < math.inf:
+        raise ValueError(f"expected --lr above 0, got {settings.lr}.")
+    for name, network in _OF_ONE.items():
+        given = getattr(settings, name) != getattr(Settings(), name)
+        if given and settings.network != network:
+            raise ValueError(
+                f"{flag(name)} has no effect: it is for --network {network}, this is "
+                f"{settings.network}. Leave it out."
+            )
 
 
 if __name__ == "__main__":

@@ -70,10 +70,8 @@ CITIZENS = (
 # Deep ones, which take minutes; the zoo's shapes and numbers have quick tests, too.
 NIGHTLY = (
     zoo.vit_of_nnx(),
-    zoo.vgg(batch_norm=False),
-    zoo.vgg(batch_norm=True),
-    zoo.resnet(18),
-    zoo.resnet(50),
+    *(zoo.vgg(n, batch_norm=norm) for n in (11, 13, 16, 19) for norm in (False, True)),
+    *(zoo.resnet(n) for n in (18, 34, 50)),
     zoo.mobilenet(),
     zoo.googlenet(),
 )

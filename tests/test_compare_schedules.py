@@ -197,8 +197,16 @@ def test_a_shortened_default_command(tmp_path, capsys):
     assert main(args) == 0
     found = numbers(tmp_path)["schemes"]
     assert list(found) == ["independent", "random_min_max", "sandwich_distill"]
-    assert found["sandwich_distill"]["0.5"]["error"] >= 0
+    alone, taught = (
+        found[name]["0.5"]["values"] for name in ("independent", "sandwich_distill")
+    )
+    first, second = (x - y for x, y in zip(taught, alone, strict=True))
+    # Of two numbers the deviation is their distance by the root of two.
+    error = pytest.approx(abs(first - second) / 2)
+    assert found["sandwich_distill"]["0.5"]["error"] == error
     assert "accuracy r1 " in capsys.readouterr().out
+    assert (tmp_path / "schemes.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "results.md").read_text().splitlines()) == 2 + 3 + 2
 
 
 @pytest.mark.parametrize(

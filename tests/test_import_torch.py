@@ -26,6 +26,7 @@ from mslice_jax.models.import_torch import (
 )
 from mslice_jax.models.torch_names import entries
 from mslice_jax.train import restore_narrow
+from mslice_jax.train.checkpoints import CheckpointError, Checkpoints
 from tests import golden_torchvision, golden_weights
 from tests.torch_weights import weights
 
@@ -242,6 +243,7 @@ TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         safetensors({"a": 3}, b""),
         struct.pack("<Q", 100) + b'{"a": 1',
         b"PK\x03\x04 and no more of a zip",
+        struct.pack("<Q", 99_999) + b'{"a":' + b"[" * 99_994,  # deeper than Python goes
     ],
 )
 def test_damaged_files_are_refused(content, tmp_path):
@@ -249,6 +251,21 @@ def test_damaged_files_are_refused(content, tmp_path):
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="cannot be read, it may be damaged"):
         read_state_dict(path)
+
+
+def test_an_npz_with_one_wrong_byte_is_read_or_refused(tmp_path):
+    """Zip, zlib and NumPy raise errors of many types, by where the byte is."""
+    path = tmp_path / "weights.npz"
+    numbers = np.random.default_rng(0).normal(size=(5, 5))
+    np.savez_compressed(path, a=numbers, b=np.arange(9))
+    content, refused = path.read_bytes(), 0
+    for at in range(4, len(content), 3):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        try:
+            read_state_dict(path)
+        except WeightsError:
+            refused += 1
+    assert refused > len(content) / 6  # half of those that were tried
 
 
 def test_other_files_are_refused(tmp_path):
@@ -342,16 +359,23 @@ def test_a_mismatch_leaves_no_file(flags, text, file, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_no_file(file, tmp_path, monkeypatch, capsys):
-    from mslice_jax.train.checkpoints import CheckpointError, Checkpoints
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (CheckpointError("no space left"), 2, "no space left"),
+        (KeyboardInterrupt(), 130, "Interrupted; nothing was written."),
+    ],
+)
+def test_a_write_that_fails_or_is_stopped_leaves_no_file(
+    error, code, text, file, tmp_path, monkeypatch, capsys
+):
+    def stop(*_: Any, **__: Any) -> None:
+        raise error
 
-    def full(*_: Any, **__: Any) -> None:
-        raise CheckpointError("no space left")
-
-    monkeypatch.setattr(Checkpoints, "save", full)
+    monkeypatch.setattr(Checkpoints, "save", stop)
     flags = ("--model", "cifar_resnet8", "--widen", 0.5)
-    assert command(file, tmp_path / "out", *flags) == 2
-    assert "no space left" in capsys.readouterr().err
+    assert command(file, tmp_path / "out", *flags) == code
+    assert text in "".join(capsys.readouterr())
     assert list(tmp_path.iterdir()) == []
 
 

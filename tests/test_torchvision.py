@@ -254,6 +254,23 @@ def test_torch_files_without_a_state_dict(tmp_path):
         read_state_dict(path)
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_a_torch_file_with_one_wrong_byte_is_read_or_refused(new, tmp_path):
+    path, said = tmp_path / "weights.pt", []
+    torch.save({"a": torch.zeros(3, 2)}, path, _use_new_zipfile_serialization=new)
+    content = path.read_bytes()
+    for at in range(2, len(content), 7):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        try:
+            read_state_dict(path)
+        except WeightsError as error:
+            said.append(str(error))
+    damaged = [text for text in said if "may be damaged" in text]
+    assert len(damaged) > 20
+    # The others are names that a changed byte made of torch's.
+    assert all("GLOBAL" in text for text in said if "would run code" in text)
+
+
 def test_safetensors_are_read_as_their_own_package_wrote_them(tmp_path):
     package = pytest.importorskip("safetensors.torch")
     tensors = {"a": torch.randn(3, 2), "b": torch.randn(4).bfloat16()}

@@ -159,7 +159,13 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert found["rows"]["by l1"]["1.0"]["agreement"] == [1.0, 1.0]
     assert all(0 <= a <= 1 for a in found["rows"]["distilled"]["0.5"]["accuracy"])
     assert [d["seed"] for d in found["differences"]] == [0, 1, 0, 1]
-    assert (tmp_path / "run" / "accuracy_over_rates.png").stat().st_size > 1000
+    picture = tmp_path / "run" / "accuracy_over_rates.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    lines = (tmp_path / "run" / "results.md").read_text().splitlines()
+    assert lines[:2] == ["|  | r = 1 | r = 0.5 |", "| --- | ---: | ---: |"]
+    first, second = found["rows"]["distilled"]["0.5"]["accuracy"]
+    assert f" | {50 * (first + second):.1f} (" in lines[8]
+    assert lines[8].startswith("| distilled | ") and len(lines) == 9 + 3 + 4
     shown = capsys.readouterr().out
     assert "by activations - calibrated, r = 0.5, seed 1" in shown
 
@@ -168,6 +174,17 @@ def test_command(tmp_path, monkeypatch, capsys):
     ("flags", "words"),
     [
         ("--rates 0.5 0.25", "rates of which one is 1"),
+        ("--rates 1 1", "once"),
+        ("--seeds 0 0", "none twice"),
+        ("--seeds -1", "--seeds of at least 0"),
+        ("--batch-size 0", "--batch-size of at least 1, got 0"),
+        ("--held-out -3", "--held-out of at least 1, got -3"),
+        ("--steps -1", "--steps of at least 0"),
+        ("--lr 0", "--lr above 0"),
+        ("--network resnet --files x", "--files has no effect.*for --network magika"),
+        ("--widen 3", "--widen has no effect.*for --network resnet"),
+        ("--workdir gs://bucket/x", "Mount"),
+        ("--workdir /dev/null/x", "a folder to write to as --workdir"),
         ("--network resnet --held-out 2000", "at least 16 more"),
         ("--files nowhere", "expected a folder|pip install"),
     ],
@@ -175,7 +192,19 @@ def test_command(tmp_path, monkeypatch, capsys):
 def test_settings_that_do_not_fit(flags, words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(flags.split()) == 2
-    assert re.search(words, capsys.readouterr().err)
+    error = capsys.readouterr().err
+    assert re.search(words, error), error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_interrupted_command_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def press(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(upgrade_pretrained, "subjects", press)
+    assert main(["--workdir", str(tmp_path / "run")]) == 130
+    assert "nothing was written" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
 
 
@@ -200,7 +229,9 @@ def test_command_on_magika(tmp_path):
     flags = "--rates 0.25 1 --held-out 8 --steps 1 --batch-size 8 --order-examples 8"
     folders = ["--files", str(tmp_path / "files"), "--workdir", str(tmp_path / "run")]
     assert main([*flags.split(), *folders]) == 0
-    assert (tmp_path / "run" / "results.json").exists()
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["rows"]["as it is"]["1.0"]["agreement"] == [1.0]
+    assert "| distilled |" in (tmp_path / "run" / "results.md").read_text()
 
 
 @pytest.mark.nightly
@@ -209,6 +240,10 @@ def test_command_on_digits(tmp_path):
         "--network resnet --at-most 200 --held-out 64 --epochs 2 --widen 1 --steps 2"
     )
     assert main([*flags.split(), "--workdir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["held_out"] == 64 and "calibrated" in found["rows"]
+    assert found["rows"]["calibrated"]["1.0"]["agreement"] == [1.0]
+    assert "| distilled |" in (tmp_path / "results.md").read_text()
 
 
 def test_g2p_knows_words():

@@ -106,24 +106,19 @@ def test_vits_of_nnx_have_the_same_parameters(name):
 
 # Each rate of the full network is the network built narrow.
 
-NARROW = {
-    "resnet18": (32, {}),
-    "resnet50": (32, {}),
-    "vgg13": (32, {}),
-    "googlenet": (32, {"aux_logits": False}),
-    "mobilenet_v2": (32, {}),
-}
+NARROW_EVERY_DAY = {"resnet18", "vgg13"}
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[] if n in ("resnet18", "vgg13") else pytest.mark.nightly)
-        for n in NARROW
+        pytest.param(n, marks=[] if n in NARROW_EVERY_DAY else pytest.mark.nightly)
+        for n in PARAMETERS
+        if not n.startswith("vit")
     ],
 )
 def test_each_rate_is_the_network_built_narrow(name):
-    size, settings = NARROW[name]
+    size, settings = 32, {"aux_logits": False} if name == "googlenet" else {}
     make, rates = getattr(models, name), (0.25, 0.5, 0.75, 1.0)
     x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     full = types(make(**settings), size)

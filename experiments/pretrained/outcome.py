@@ -81,29 +81,46 @@ def results(
     }
 
 
-def show(console: Console, title: str, found: Mapping[str, Any]) -> None:
-    """The table: accuracy, and agreement in brackets, in percent, means over seeds."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+def rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """The table in text, its head first: means over seeds, in percent.
+
+    Accuracy, and agreement with the original in brackets.
+    """
     rates = list(found["rows"][AS_IS])
-    for rate in rates:
-        table.add_column(f"r = {rate}", justify="right")
-    for name, row in found["rows"].items():
-        cells = (
-            f"{100 * np.mean(row[rate]['accuracy']):.1f} "
-            f"({100 * np.mean(row[rate]['agreement']):.1f})"
-            for rate in rates
+
+    def text(cell: Mapping[str, Any]) -> str:
+        accuracy, agreement = (
+            100 * np.mean(cell[name]) for name in ("accuracy", "agreement")
         )
-        table.add_row(name, *cells)
+        return f"{accuracy:.1f} ({agreement:.1f})"
+
+    return [["", *(f"r = {float(rate):g}" for rate in rates)]] + [
+        [name, *(text(row[rate]) for rate in rates)]
+        for name, row in found["rows"].items()
+    ]
+
+
+def differences(found: Mapping[str, Any]) -> list[str]:
+    """The differences and their intervals, a line each."""
+    return [
+        f"{each['of']} - {each['minus']}, r = {each['rate']:g}, seed {each['seed']}: "
+        f"{100 * each['mean']:+.1f} points "
+        f"[{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]"
+        for each in found["differences"]
+    ]
+
+
+def show(console: Console, title: str, found: Mapping[str, Any]) -> None:
+    """Table and differences on the screen."""
+    head, *rest = rows(found)
+    table = Table(title=title, title_justify="left")
+    for at, column in enumerate(head):
+        table.add_column(column, justify="right" if at else "left")
+    for row in rest:
+        table.add_row(*row)
     console.print(table)
-    for each in found["differences"]:
-        console.print(
-            f"{each['of']} - {each['minus']}, r = {each['rate']:g}, seed "
-            f"{each['seed']}: {100 * each['mean']:+.1f} points "
-            f"[{100 * each['low']:+.1f}, {100 * each['high']:+.1f}]",
-            highlight=False,
-            markup=False,
-        )
+    for line in differences(found):
+        console.print(line, highlight=False, markup=False)
 
 
 def plot(path: Path, title: str, found: Mapping[str, Any]) -> None:

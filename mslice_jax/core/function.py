@@ -5,13 +5,14 @@
 
 import abc
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from .call import Call
 from .paths import Path
 
 
@@ -95,6 +96,13 @@ class Function(abc.ABC):
             return inspect.signature(self.called(kwargs)).parameters
         except (TypeError, ValueError):  # a callable that does not tell
             return {}
+
+    def check_values(self, call: Call, arrays: Sequence[Any]) -> None:
+        """Raises ValueError for numbers in inputs that the model cannot take.
+
+        A trace does not see them; so it is asked before, where there are any.
+        """
+        return
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """New variables in sliceable form.

@@ -36,6 +36,7 @@ def run(
     Variables that were taken apart come as a list, and with the `tree` that they were:
     outside of jit that is most of what a call of a small network costs.
     """
+    definition.function.check_values(call, arrays)
     run = definition.jitted(_run, 4)
     return run(unkeyed_settings(), part, source, call, tree, variables, arrays)
 

@@ -1,5 +1,7 @@
 """A decoder transformer, as language models of today are built."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -80,6 +82,13 @@ class Decoder(nn.Module):
     @property
     def _head_size(self) -> int:
         return self.head_size or self.units // self.heads
+
+    @nn.nowrap
+    def __check_call__(self, tokens: Any = None, *more: Any, **call: Any) -> None:
+        """Raises ValueError for tokens out of range, which a trace does not see."""
+        del more, call
+        if tokens is not None:
+            check_tokens(tokens, self.vocab)
 
     @nn.compact
     def __call__(

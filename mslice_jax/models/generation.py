@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from .tokens import check_tokens
+
 
 def generate(
     call: Callable[[Any, jax.Array], tuple[jax.Array, Any]],
@@ -39,8 +41,9 @@ def generate(
       The continuation alone.
 
     Raises:
-      ValueError: for an empty prompt, a count below 1, a temperature below 0 or without
-        a key, or a text that becomes longer than `max_length`.
+      ValueError: for an empty prompt, a token out of range, a count below 1, a
+        temperature below 0 or without a key, or a text that becomes longer than
+        `max_length`.
 
     Example:
       >>> import jax
@@ -87,6 +90,7 @@ def generate(
 
     keys = None if key is None else jax.random.split(key, count)
     logits, state = call(state, prompt)
+    check_tokens(prompt, logits.shape[-1])
     first = chosen(logits, None if keys is None else keys[0])
     more = None if keys is None else keys[1:]
     _, rest = jax.lax.scan(step, (state, first), more, length=count - 1)

@@ -193,7 +193,7 @@ def build(name: str, **settings: Any) -> Any:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code: 0, or 2 if something does not fit."""
+    """The command; returns the exit code: 0, 2 if something does not fit, or 130."""
     flags = _flags(args)
     try:
         out = Path(flags.out).expanduser()
@@ -212,6 +212,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)  # noqa: T201
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing was written.")  # noqa: T201
+        return 130
     print(f"{flags.model}: {len(state)} tensors, {net}, in {out}.")  # noqa: T201
     return 0
 

@@ -65,6 +65,13 @@ class RecurrentLM(nn.Module):
             raise ValueError(f'expected cell "lstm" or "gru", got {self.cell!r}.')
         super().__post_init__()
 
+    @nn.nowrap
+    def __check_call__(self, tokens: Any = None, *more: Any, **call: Any) -> None:
+        """Raises ValueError for tokens out of range, which a trace does not see."""
+        del more, call
+        if tokens is not None:
+            check_tokens(tokens, self.vocab)
+
     @nn.compact
     def __call__(
         self, tokens: Int[Array, "b t"], *, train: bool = False

@@ -12,7 +12,7 @@ def check_tokens(tokens: jax.Array, vocab: int) -> None:
     """Raise ValueError unless `tokens` is (b, t), whole numbers in [0, vocab).
 
     Their values are looked at where there are any: not under jit, where `data.text`
-    has checked what it gives. A token out of range would be embedded as NaN.
+    has checked what it gives. There a token above the range is embedded as NaN.
     """
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(
@@ -21,6 +21,8 @@ def check_tokens(tokens: jax.Array, vocab: int) -> None:
             "axis: tokens[None]."
         )
     if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+        return
+    if not getattr(tokens, "is_fully_addressable", True):  # of several hosts
         return
     low, high = int(np.min(tokens)), int(np.max(tokens))
     if low < 0 or high >= vocab:

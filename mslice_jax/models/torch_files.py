@@ -103,14 +103,14 @@ def _read_zip(file: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise _damaged(file, error) from error
     if not names or not all(name.endswith(".npy") for name in names):
         return _read_torch(file)
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # of zipfile, zlib, tokenize, ...: by what is damaged
         raise _damaged(file, error) from error
 
 
@@ -126,14 +126,15 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error).splitlines()
-        why = next((line for line in text if "GLOBAL" in line), text[0] if text else "")
+        why = _reason(error)
+        if "GLOBAL" not in why:
+            raise _damaged(file, pickle.UnpicklingError(why)) from error
         raise WeightsError(
             f"{file} was not read: it has more in it than tensors, and what else there "
-            f"is would run code ({' '.join(why.split())[:200]}). Save the state dict "
+            f"is would run code ({why[:200]}). Save the state dict "
             "alone: torch.save(model.state_dict(), path)."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # many types, by what is damaged
         raise _damaged(file, error) from error
     while isinstance(loaded, Mapping):
         inside = next((loaded[name] for name in _INSIDE if name in loaded), None)
@@ -149,6 +150,16 @@ def _read_torch(file: Path) -> dict[str, np.ndarray]:
             "torch.save(model.state_dict(), path)."
         )
     return {str(name): _as_numpy(tensor) for name, tensor in loaded.items()}
+
+
+def _reason(error: Exception) -> str:
+    """The line of torch's message that says what it met."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    for word in ("GLOBAL", "WeightsUnpickler error"):
+        for line in lines:
+            if word in line:
+                return line.strip("() ")
+    return lines[0] if lines else ""
 
 
 def _as_numpy(tensor: Any) -> np.ndarray:
@@ -170,7 +181,7 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
         header.pop("__metadata__", None)
         data = content[8 + length :]
         return {name: _tensor(data, about) for name, about in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(file, error) from error
 
 

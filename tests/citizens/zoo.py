@@ -88,7 +88,7 @@ def _citizen(
 
 
 def resnet(depth: int) -> Citizen:
-    """Basic blocks (18), or bottlenecks (50)."""
+    """Basic blocks (18, 34), or bottlenecks (50)."""
 
     def make(rate: float) -> nn.Module:
         return models.ImageNetResNet(depth, num_classes=CLASSES, widen=rate / 8)
@@ -96,18 +96,19 @@ def resnet(depth: int) -> Citizen:
     return _citizen(f"zoo_resnet{depth}", make, size=32)
 
 
-def vgg(*, batch_norm: bool) -> Citizen:
+def vgg(depth: int, *, batch_norm: bool) -> Citizen:
     """The flattened axis is 7 x 7 positions by 32 channels: each keeps its own."""
 
     def make(rate: float) -> nn.Module:
-        return models.vgg11(batch_norm=batch_norm, num_classes=CLASSES, widen=rate / 16)
+        settings = {"batch_norm": batch_norm, "num_classes": CLASSES}
+        return models.ImageNetVGG(depth, widen=rate / 16, **settings)
 
     def kept(path: Path, rate: float) -> np.ndarray | None:
         if "classifier0" in path:
             return within(everything(49), 32, lead(32, rate))
         return None
 
-    name = "zoo_vgg11_bn" if batch_norm else "zoo_vgg11"
+    name = f"zoo_vgg{depth}_bn" if batch_norm else f"zoo_vgg{depth}"
     return _citizen(name, make, size=32, kept=kept, has_batch_stats=batch_norm)
 
 

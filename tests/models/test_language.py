@@ -216,6 +216,24 @@ def test_a_token_out_of_range_is_refused(model, token):
         model.init(jax.random.key(0), tokens)
 
 
+@pytest.mark.parametrize("token", [-1, 11])
+def test_a_token_out_of_range_is_refused_at_every_rate(token):
+    """Outside of jit, before the program runs, which would not see it."""
+    tokens = np.array([[0, token, 1]], np.int32)
+    whole, net = decoders(False)
+    calls = (
+        lambda: ms.slice_apply(whole, tokens, 0.5),
+        lambda: whole(1.0, tokens=jnp.asarray(tokens)),
+        lambda: ms.slice_apply(ms.extract(whole, 0.5), tokens, 0.5),
+        lambda: whole.module.apply(whole.variables, tokens, rate=0.5),
+        lambda: decode(net, 0.5, np.repeat(tokens, 2, axis=0)),
+        lambda: ms.slice_apply(carrying("lstm"), np.repeat(tokens, 2, axis=0), 0.5),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=f"tokens from 0 to 10, .* got {token}"):
+            call()
+
+
 @pytest.mark.parametrize("tokens", [np.zeros(3, int), np.zeros((1, 3))])
 def test_bad_batches_of_tokens_are_refused(tokens):
     with pytest.raises(ValueError, match=r"of shape \(batch, length\), whole numbers"):
@@ -280,10 +298,12 @@ def test_drawn_tokens_have_the_probabilities_of_the_softmax():
         ({"count": 0}, "at least 1 token"),
         ({"temperature": 1.0}, "together with a key; got 1.0 and no key"),
         ({"prompt": jnp.zeros((1, 0), int)}, "at least one token"),
+        ({"prompt": jnp.array([[0, 5]])}, "tokens from 0 to 4, .* got 5"),
+        ({"prompt": jnp.array([[-2, 0]])}, "tokens from 0 to 4, .* got -2"),
         ({"count": 7}, "need a model of max_length 9, and this one has 8"),
     ],
 )
 def test_bad_requests_of_generation_are_refused(change, message):
     given = {"prompt": jnp.zeros((1, 3), int), "count": 2, "max_length": 8, **change}
     with pytest.raises(ValueError, match=message):
-        generate(lambda state, tokens: (tokens, state), None, **given)
+        generate(lambda _, tokens: (jnp.zeros((*tokens.shape, 5)), 0), 0, **given)

@@ -52,6 +52,14 @@ class LinenFunction(ModuleFunction):
         """What `Module.apply` understands, or the method itself takes."""
         return keyword in ("mutable", "rngs") or super().takes(keyword, kwargs)
 
+    def check_values(self, call: Call, arrays: Sequence[Any]) -> None:
+        """What the module's own `__check_call__` says, if it has one."""
+        check = getattr(type(self.module), "__check_call__", None)
+        if check is not None:
+            args, kwargs = call.join(arrays)
+            if "method" not in kwargs:
+                check(self.module, *args, **kwargs)
+
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
         """New variables in sliceable form."""
         return self.sliceable_form(self.module.init(rngs, *args, **kwargs))
