@@ -54,7 +54,7 @@ ORDER = {
     "storage": (
         {"archive"},
         {"arrays"},
-        {"plain", "manifest", "names", "batch"},
+        {"plain", "manifest", "names", "batch", "answers"},
         {"exported", "programs"},
         {"onnx", "saved_model"},
         {"saving", "shipping"},
