@@ -345,7 +345,9 @@ def test_indexing_leaves_the_batch_free(tmp_path, name):
     """JAX writes it otherwise then, and the programs differ, but not their answers."""
     call, by_numpy = INDEXED[name]
     x = weights(x=(4, 3, 6))["x"]
-    net = ms.upgrade(lambda p, x: call(jnp.tanh(x @ p["a"])) @ p["b"], P, x, rates=RATES)
+    net = ms.upgrade(
+        lambda p, x: call(jnp.tanh(x @ p["a"])) @ p["b"], P, x, rates=RATES
+    )
     alone = ms.load(ms.export(net, net.rates, tmp_path / "x"))
     several = np.concatenate([x, 2 * x])
     for rate, k in ((0.5, 8), (1.0, 16)):
@@ -372,7 +374,9 @@ def test_len_of_a_free_batch_is_told_in_words(tmp_path):
         lambda p, x: mlp(p, x.reshape(len(x), -1)), P, weights(x=(4, 2, 3))["x"],
         rates=RATES,
     )  # fmt: skip
-    with pytest.raises(ms.StorageError, match=r"len\(x\) of its array.* write x.shape\[0"):
+    with pytest.raises(
+        ms.StorageError, match=r"len\(x\) of its array.* write x.shape\[0"
+    ):
         ms.export(net, 0.5, tmp_path / "x")
 
 
@@ -408,6 +412,51 @@ def test_onnx(net, tmp_path):
     for x in (X, X[:1]):
         (y,) = session.run(["logits"], {"x": x})
         np.testing.assert_allclose(y, ms.slice_apply(net, x, 0.5), rtol=1e-4, atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """Windows that reach over the edge; before it a function of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = jax.jit(lambda x: nn.max_pool(x, (2, 2), (2, 2)))(nn.Conv(8, (3, 3))(x))
+        x = nn.max_pool(x, (3, 2), (1, 2), ((2, 0), (0, 1)))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+def test_onnx_of_a_network_that_pools(tmp_path):
+    """jax2onnx pools over batch and channels too, which onnxruntime does not have."""
+    pytest.importorskip("jax2onnx", reason="needs the extra onnx")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    x, model = weights(x=(2, 8, 8, 3))["x"], Pooled()
+    net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=RATES)
+    path = ms.export(net, 0.5, tmp_path / "half.onnx", to="onnx")
+    x = np.concatenate([x, -x, x[:1]])
+    (y,) = onnxruntime.InferenceSession(path).run(None, {"x": x})
+    np.testing.assert_allclose(y, ms.slice_apply(net, x, 0.5), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["other", "broken"])
+def test_an_onnx_model_that_is_another_function(net, tmp_path, monkeypatch, wrong):
+    jax2onnx = pytest.importorskip("jax2onnx", reason="needs the extra onnx")
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    right, says = jax2onnx.to_onnx, "output 'output' of a made-up batch is not what"
+
+    def other(function, *args, **settings):
+        return right(lambda x: [1.01 * y for y in function(x)], *args, **settings)
+
+    def broken(*args, **settings):
+        model = right(*args, **settings)
+        model.graph.node[0].op_type = "NoSuchOperation"
+        return model
+
+    if wrong == "broken":
+        says = "onnxruntime does not run what jax2onnx made of it"
+    monkeypatch.setattr(jax2onnx, "to_onnx", {"other": other, "broken": broken}[wrong])
+    with pytest.raises(ms.StorageError, match=says):
+        ms.export(net, 0.5, tmp_path / "x", to="onnx")
+    assert list(tmp_path.iterdir()) == []
+    assert ms.export(net, 0.5, tmp_path / "x", to="onnx", check=False).is_file()
 
 
 def test_tensorflow(net, tmp_path):
