@@ -105,7 +105,7 @@ ORDER = {
         {"engine", "tensors"},
         {"protocol", "metrics", "bodies", "access", "behind", "recent", "attempts"},
         {"live", "demo", "options", "triton"},
-        {"app", "starting"},
+        {"app", "starting", "settings"},
         {"replica"},
         {"handle"},
         {"front"},
