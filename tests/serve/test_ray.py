@@ -127,7 +127,7 @@ def test_who_waits_for_a_free_worker_is_told(monkeypatch, caplog):
     ray, serve = ModuleType("ray"), ModuleType("ray.serve")
     ray.is_initialized, ray.nodes = lambda: True, lambda: [{}, {}]
     ray.remote = lambda **_: lambda function: Task()
-    ray.exceptions = SimpleNamespace(RayTaskError=Dead)
+    ray.exceptions, ray.get = SimpleNamespace(RayTaskError=Dead), None
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.serve", serve)
     ray.available_resources = lambda: {"CPU": 0.5, "memory": 1e9}
