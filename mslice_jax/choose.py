@@ -62,7 +62,8 @@ def choose_rate(
         one does not keep, and by how much. Also for a rate that was not declared, and
         for a profile of other rates, or of another network.
       ValueError: without a limit, for one that is no number above 0, without inputs
-        where they are needed, with both inputs and a profile.
+        where they are needed, with both inputs and a profile, for keywords of a call
+        without inputs.
       StorageError: for a file that is no profile.
 
     Example:
@@ -92,6 +93,12 @@ def choose_rate(
     among = sorted({_declared(net, rate) for rate in declared})
     if not among:
         raise RateError("rates is empty; leave it out to choose from all of them.")
+    given = keywords(call, call_kwargs)
+    if given and not inputs:  # one may be a limit, misspelt
+        raise ValueError(
+            f"the keywords {', '.join(given)} belong to a call, and without inputs "
+            f"nothing is called. Limits are {', '.join(asked)}."
+        )
     if profile is not None:
         if inputs:
             raise ValueError(
@@ -104,7 +111,6 @@ def choose_rate(
                 f"{', '.join(n for n in limits if n != 'parameters')} is of a call: "
                 "give its inputs, choose_rate(net, x, ...), or profile=."
             )
-        given = keywords(call, call_kwargs)
         costs = _measured(net, among, limits, inputs, given, repeats)
     fitting = [r for r in among if not _over(costs[r], limits)]
     if fitting:
@@ -144,7 +150,9 @@ def _over(costs: Mapping[str, float], limits: Mapping[str, float]) -> dict[str, 
 
 
 def _text(name: str, value: float) -> str:
-    number = f"{value:,.3f}" if name == "latency_ms" else f"{value:,.0f}"
+    number = f"{value:,.0f}"
+    if name == "latency_ms":
+        number = f"{value:,.3f}" if value >= 0.01 else f"{value:.3g}"
     return number + _UNITS.get(name, f" {name}")
 
 
@@ -192,6 +200,9 @@ def _measured(
     costs: dict[float, dict[str, float]] = {
         rate: {"parameters": float(net.definition.parameters(rate))} for rate in rates
     }
+    if set(limits) == {"parameters"} and inputs:
+        # Not needed, but a call that does not fit, or a limit misspelt, is told.
+        measure.count(net, rates[0], inputs, kwargs)
     if "flops" in limits:
         for rate in rates:
             costs[rate]["flops"] = measure.count(net, rate, inputs, kwargs).flops

@@ -133,6 +133,22 @@ def test_arguments_that_say_nothing_are_errors(net):
         ms.choose_rate(net, X, parameters=80, profile=costs())
 
 
+def test_a_limit_that_is_misspelt_is_not_passed_over(net):
+    for more in ({}, {"profile": costs()}):
+        with pytest.raises(ValueError, match="the keywords latencyms belong to a call"):
+            ms.choose_rate(net, parameters=80, latencyms=5, **more)
+    for limits in ({"parameters": 80}, {"flops": 320}):
+        with pytest.raises(TypeError, match="latencyms"):
+            ms.choose_rate(net, X, latencyms=5, **limits)
+    with pytest.raises(ValueError, match=r"inputs of shape \(2, 4\)"):
+        ms.choose_rate(net, jnp.ones((2, 4)), parameters=80)
+
+
+def test_a_small_limit_is_shown_as_it_is(net):
+    with pytest.raises(ms.RateError, match=r"2e-06 ms are allowed, 1.5e\+06 times"):
+        ms.choose_rate(net, profile=costs(), latency_ms=2e-6)
+
+
 def test_rates_are_declared_ones(net):
     with pytest.raises(ms.RateError, match=r"0\.3"):
         ms.choose_rate(net, X, flops=100, rates=(0.3,))

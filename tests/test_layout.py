@@ -54,7 +54,7 @@ ORDER = {
     "storage": (
         {"archive"},
         {"arrays"},
-        {"plain", "manifest", "names", "batch"},
+        {"plain", "manifest", "names", "batch", "answers"},
         {"exported", "programs"},
         {"onnx", "saved_model"},
         {"saving", "shipping"},
@@ -105,7 +105,7 @@ ORDER = {
         {"engine", "tensors"},
         {"protocol", "metrics", "bodies", "access", "behind", "recent", "attempts"},
         {"live", "demo", "options", "triton"},
-        {"app", "starting"},
+        {"app", "starting", "settings"},
         {"replica"},
         {"handle"},
         {"front"},

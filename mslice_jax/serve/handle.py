@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from .answers import Answer, Draining, Failed, Full, Late, Refused, Watcher
 from .attempts import Lost, answered
 from .policy import PolicyError
-from .replica import Described, Sent, machine
+from .replica import Described, Sent, machine, network_of
 from .rows import InvalidRequest, Rows, check
 from .signature import Tensor
 
@@ -55,7 +55,7 @@ class Handle:
     ) -> None:
         self._remote, self.about, self._gone, self._full = remote, about, gone, full
         self.watcher, self.clock = watcher or Watcher(), time.monotonic
-        self._machine = machine()
+        self._machine, self._network = machine(), network_of(about.signature)
         self.waiting = self.lost = 0
         self._own: asyncio.AbstractEventLoop | None = None
         self._making = threading.Lock()
@@ -178,7 +178,7 @@ class Handle:
                 self.watcher.ended(outcome, rate, self.clock() - came)
 
     async def _once(self, rows: Rows, left: float, wishes: Mapping[str, Any]) -> Answer:
-        sent, response = Sent(self._machine, self.clock()), None
+        sent, response = Sent(self._machine, self.clock(), self._network), None
         try:
             response = self._remote(rows, left, sent, wishes)
             found = await response
@@ -194,7 +194,7 @@ class Handle:
         except Exception as error:
             raise Failed(f"the replica failed: {error!r:.200}") from error
         if isinstance(found, Draining):
-            raise Lost("the replica stops")
+            raise Lost(str(found).rstrip(".").replace("the server", "the replica"))
         if isinstance(found, Exception):
             raise found
         return found

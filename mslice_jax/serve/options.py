@@ -29,9 +29,9 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"there is no {unknown[0]}{meant}")
     if found.token is None and (word := os.environ.get("MSLICE_TOKEN")):
         try:
-            found.token = _token(word)
+            found.token = header_word(word)
         except ValueError:
-            parser.error(f"MSLICE_TOKEN: invalid {_token.__name__}")
+            parser.error(f"MSLICE_TOKEN: invalid {header_word.__name__}")
     if found.table is not None and found.write_table is not None:
         parser.error("--write-table keeps what is measured, and --table measures none")
     return found
@@ -70,7 +70,7 @@ def _network(parser: argparse.ArgumentParser) -> None:
         "experiments.evaluate:model for the workdir of a recipe",
     )
     group.add_argument(
-        "--name", type=_name, default="default", help="of the model (default)"
+        "--name", type=name_of_model, default="default", help="of the model (default)"
     )
     group.add_argument(
         "--rates", type=_floats, metavar="R,R", help="serve these alone, not all"
@@ -135,12 +135,12 @@ def _load(parser: argparse.ArgumentParser) -> None:
 def _http(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("HTTP")
     group.add_argument(
-        "--host", type=_host, default="127.0.0.1", help="address (127.0.0.1)"
+        "--host", type=address, default="127.0.0.1", help="address (127.0.0.1)"
     )
     group.add_argument("--port", type=_port, default=8000, help="8000; 0 takes any")
     group.add_argument(
         "--token",
-        type=_token,
+        type=header_word,
         help="that requests have to bring; also in MSLICE_TOKEN",
     )
     group.add_argument(
@@ -185,20 +185,23 @@ def _json(text: str) -> Any:
     return found
 
 
-def _name(text: str) -> str:
+def name_of_model(text: str) -> str:
+    """The text, if a model can have it as its name; otherwise raises ValueError."""
     # It is a part of paths, where "." is nothing and "stats" the statistics of all.
     if not text.isprintable() or "/" in text or text in ("", ".", "..", "stats"):
         raise ValueError
     return text
 
 
-def _host(text: str) -> str:
+def address(text: str) -> str:
+    """The text, if it may be an address; otherwise raises ValueError."""
     if not text:  # would be every address of the machine
         raise ValueError
     return text
 
 
-def _token(text: str) -> str:
+def header_word(text: str) -> str:
+    """The text, if it can be a token; otherwise raises ValueError."""
     # What a header can carry.
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError
@@ -229,16 +232,16 @@ def _port(text: str) -> int:
     return found
 
 
-for _type, _word in (
+for _type, _called in (
     (_floats, "numbers with commas"),
     (_ints, "integers with commas"),
     (_json, "JSON object"),
-    (_name, "name of a model"),
-    (_host, "address"),
-    (_token, "word of ASCII"),
+    (name_of_model, "name of a model"),
+    (address, "address"),
+    (header_word, "word of ASCII"),
     (_positive, "number above 0"),
     (_not_negative, "number from 0"),
     (_count, "integer above 0"),
     (_port, "port"),
 ):
-    _type.__name__ = _word  # argparse says it: invalid number above 0 value: '-1'
+    _type.__name__ = _called  # argparse says it: invalid number above 0 value: '-1'

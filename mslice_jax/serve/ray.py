@@ -8,22 +8,21 @@ The extra ``ray`` brings it. Only functions of this module import it.
 """
 
 import dataclasses
-import math
+import logging
 import os
-import time
+import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from .handle import Handle, of_ray, ray_modules
-from .options import POLICIES, options
 from .replica import Described, Replica, described
 from .scaling import Scaling
+from .settings import of_python
+
+_log = logging.getLogger(__name__)
 
 REPLICAS = "replicas"
 """The name of their deployment; that of the front is "front"."""
-
-_NOT_HERE = {"demo", "checkpoint", "write_table", "folder"}
 
 
 def run(
@@ -73,10 +72,14 @@ def run(
       1.0
     """
     rule = _rule(replicas, scaling)
-    flags = _flags(checkpoint, settings)
+    flags = of_python(checkpoint, settings)
     ray, serve = ray_modules()
     actor = {"num_cpus": 1, **(resources or {})}
     started = not ray.is_initialized()
+    # The proxy of a larger cluster may be on another machine.
+    first = started or (len(ray.nodes()) == 1 and not serve.status().proxies)
+    if http and first:
+        _check_port(flags)
     if started:
         ray.init()
     try:
@@ -133,62 +136,45 @@ def _rule(replicas: Any, scaling: Scaling | None) -> Scaling:
     return dataclasses.replace(scaling or Scaling(), least=pair[0], most=pair[1])
 
 
-def _flags(checkpoint: str | os.PathLike[str], settings: Mapping[str, Any]) -> Any:
-    """The options of the command, with these in place of its defaults."""
-    flags = options(["--checkpoint", str(Path(checkpoint).expanduser().absolute())])
-    known = sorted(set(vars(flags)) - _NOT_HERE)
-    if unknown := sorted(set(settings) - set(known)):
-        raise TypeError(f"run has no settings {unknown}; there are {known}.")
-    vars(flags).update(settings)
-    _check(flags)
-    for name in ("table", "accuracy"):
-        if (value := getattr(flags, name)) is not None:
-            setattr(flags, name, str(Path(value).expanduser().absolute()))
-    if flags.margin_ms is None:
-        flags.margin_ms = min(5.0, flags.slo_ms / 20)
-    flags.folder = str(Path.cwd())
-    flags.run_at = time.time()  # Ray replaces replicas whose arguments have changed
-    return flags
-
-
-def _check(flags: Any) -> None:
-    """What argparse checks of the command, for values of Python."""
-    for name in ("slo_ms", "memory_mb", "body_mb", "held_mb", "drain_s", "margin_ms"):
-        value: Any = getattr(flags, name)
-        least = 0 if name == "margin_ms" else 1e-9
-        if value is None and name in ("memory_mb", "margin_ms"):
-            continue
-        if not _number(value, int | float, least, math.inf) or value == math.inf:
-            said = "from 0" if name == "margin_ms" else "above 0"
-            raise ValueError(f"{name}: expected a number {said}, got {value!r}.")
-    for name, least, most in (
-        ("queue", 1, math.inf),
-        ("repeats", 1, math.inf),
-        ("port", 1, 65535),
-    ):
-        value = getattr(flags, name)
-        if not _number(value, int, least, most):
-            said = f"from {least}" + (f" to {most}" if most < math.inf else "")
-            raise ValueError(f"{name}: expected an integer {said}, got {value!r}.")
-    if flags.policy not in POLICIES:
-        raise ValueError(f"policy: expected one of {POLICIES}, got {flags.policy!r}.")
-    if not flags.name or not isinstance(flags.name, str):
-        raise ValueError(f"name: expected a word, got {flags.name!r}.")
-
-
-def _number(value: Any, kind: Any, least: float, most: float) -> bool:
-    is_one = isinstance(value, kind) and not isinstance(value, bool)
-    return is_one and least <= value <= most
-
-
 def _tried(ray: Any, flags: Any, actor: Mapping[str, Any]) -> Described:
     """What a worker with the resources of a replica finds; its errors are raised."""
+    if short := _short_of(ray.available_resources(), actor):
+        _log.warning(
+            "A worker has to try the network first, and waits until %s are free in the "
+            "cluster. Replicas that run hold what they have: stop(name) ends them.",
+            " and ".join(short),
+        )
     # The process ends after it, so that a device is free again.
     task = ray.remote(max_calls=1, max_retries=0, **actor)(described)
     try:
         return ray.get(task.remote(flags))
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from None
+
+
+def _short_of(free: Mapping[str, float], actor: Mapping[str, Any]) -> list[str]:
+    """What is not free of the resources that an actor takes, in words."""
+    asked = {"CPU": actor.get("num_cpus"), "GPU": actor.get("num_gpus")}
+    asked |= actor.get("resources") or {}
+    return [
+        f"{wanted:g} {name} (there are {free.get(name, 0):g})"
+        for name, wanted in asked.items()
+        if wanted and wanted > free.get(name, 0)
+    ]
+
+
+def _check_port(flags: Any) -> None:
+    """Raises OSError if the port of the front is in use."""
+    family = socket.AF_INET6 if ":" in flags.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((flags.host, flags.port))
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on port {flags.port} of {flags.host}: {error.strerror}. "
+            "Choose another: run(..., port=...)."
+        ) from error
 
 
 def _application(

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import dataclasses
 import gc
+import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..cpu import memory
 from . import starting
-from .answers import Answer, Late, Refused
+from .answers import Answer, Draining, Late, Refused
 from .latency import LatencyTable
 from .policy import PolicyError
 from .recent import Recent
@@ -42,10 +43,27 @@ class Described:
 
 
 class Sent(NamedTuple):
-    """When a request was sent, on the monotonic clock of a machine."""
+    """When a request was sent, on the monotonic clock of a machine; and to whom.
+
+    Attributes:
+      machine: whose clock it is.
+      at: seconds.
+      to: the network that is meant, by `network_of`; "" for whichever it is.
+    """
 
     machine: str
     at: float
+    to: str = ""
+
+
+def network_of(signature: Signature) -> str:
+    """Tells networks apart of which one takes no requests for the other.
+
+    While Ray replaces replicas, those of two networks are asked by whoever knows one of
+    them, and arrays come without their names.
+    """
+    told = repr((signature.inputs, signature.outputs))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def machine() -> str:
@@ -103,8 +121,15 @@ class Replica:
     def __init__(
         self, flags: argparse.Namespace, about: Described, window_s: float
     ) -> None:
-        self._about = about
+        self._about, self._network = about, network_of(about.signature)
         source, self.executor = _network(flags)
+        here = dataclasses.replace(self.executor.signature, call=None)
+        if here != about.signature or self.executor.rates != about.rates:
+            # Of a replica that takes the place of one that died, later.
+            raise ValueError(
+                f"{flags.checkpoint} has another network by now than the one that was "
+                "measured; serve it by run(...) again."
+            )
         self.executor.prepare()
         self.recent = Recent(window_s)
         self.engine = starting.engine(
@@ -126,10 +151,13 @@ class Replica:
           rows: as `rows.check` gives them.
           left_s: seconds until it is due, when it was sent.
           sent: when that was. The way here counts if the clock is the same; between
-            machines clocks differ by more than the way takes, and it does not.
+            machines clocks differ by more than the way takes, and it does not. A
+            request for another network is for another replica.
           wishes: `min_rate`, `rate`, `priority`.
         """
         arrived = self.engine.clock()
+        if sent.to not in ("", self._network):
+            return Draining("the replica serves another network")
         if sent.machine == self._machine != "":
             left_s -= max(arrived - sent.at, 0.0)
         names = [tensor.name for tensor in self.executor.inputs]

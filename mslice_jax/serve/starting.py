@@ -75,7 +75,14 @@ def network(flags: argparse.Namespace) -> Network:
     def again() -> Any:
         return load(path, model)
 
-    return Network(again(), accuracy, again, path, model is not None)
+    net = again()
+    unknown = sorted({*(flags.rates or net.rates)} - {*accuracy})
+    if flags.accuracy is not None and unknown:
+        raise ValueError(
+            f"--accuracy {flags.accuracy}: no accuracy of the rates {unknown}, only of "
+            f"{sorted(accuracy)}."
+        )
+    return Network(net, accuracy, again, path, model is not None)
 
 
 def executor(flags: argparse.Namespace, net: Any) -> Executor:

@@ -14,7 +14,9 @@ _BATCH = "batch"
 
 
 def with_free_batch(
-    trace: Callable[[Sequence[Any]], Any], arrays: Sequence[Any]
+    trace: Callable[[Sequence[Any]], Any],
+    arrays: Sequence[Any],
+    same: Callable[[Sequence[Any], Sequence[Any]], bool] | None = None,
 ) -> tuple[list[Any], str | None]:
     """The types of the arrays with a free batch size, or why it cannot be free.
 
@@ -24,6 +26,9 @@ def with_free_batch(
     Args:
       trace: gives the program for arrays of these types.
       arrays: of a call, or their types.
+      same: whether the function gives the same for arrays of these types, the plain
+        ones and the free ones. Asked where the programs differ: JAX writes indexing
+        otherwise where a size is free.
     """
     plain = [plain_type(x) for x in arrays]
     sizes = [x.shape[0] for x in plain if x.shape and _is_plain(x)]
@@ -41,10 +46,14 @@ def with_free_batch(
         ]
         # A function that asks for the size of the batch (`if len(x) == 8`) gets the
         # answer no of a free one, and may compute something else then.
-        if not _alike(trace(plain), trace(free)):
+        there = trace(free)
+        if not _alike(trace(plain), there) and not (same and same(plain, free)):
             return plain, "the function is another one where the batch has a free size"
     except Exception as error:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "_DimExpr" in text and "interpreted as an integer" in text:
+            # What Python says of len, range and int of a size that is free.
+            text = "len(x) of its array, or int of its size; write x.shape[0]"
         return plain, f"a batch of free size fails with {text[:160]}"
     return free, None
 

@@ -17,6 +17,7 @@ from ..core.axes import Axis
 from ..core.call import plain_type
 from ..core.plan import WidthPlan
 from ..sliceable import Sliceable, extract
+from .answers import same_answers
 from .arrays import describe
 from .batch import with_free_batch
 from .names import input_names, output_names
@@ -64,7 +65,9 @@ class Exporter:
         self.bodies = [Body(types, rate) for rate in rates]
         if free_batch:
             trace = self.bodies[-1].trace
-            self.arrays, self.why_fixed = with_free_batch(trace, definition.arrays)
+            self.arrays, self.why_fixed = with_free_batch(
+                trace, definition.arrays, self._same
+            )
         else:
             self.arrays = [plain_type(x) for x in definition.arrays]
             self.why_fixed = "it was exported so"
@@ -111,28 +114,41 @@ class Exporter:
             found.append((about, content))
         return found
 
+    def _same(self, plain: Sequence[Any], free: Sequence[Any]) -> bool:
+        """Whether the widest function gives the same with a batch of free size."""
+        body, leaves = self.bodies[-1], jax.tree.leaves(self._net.variables)
+        weights = [leaves[i] for i in body.taken]
+        if (cut := self._cut_of(body)) is not None:
+            weights = cut(weights)
+        return same_answers(body.__call__, weights, plain, free)
+
+    def _cut_of(self, body: "Body") -> Callable[[Sequence[Any]], list[Any]] | None:
+        """The function that cuts the weights of a rate, None where it takes all."""
+        widths, held = dict(body.net.part.widths), dict(self._net.part.widths)
+        if widths == held:
+            return None
+        paths, plan = paths_of(self._net.variables), self._net.definition.plan
+        axes = [axes_of(plan, paths[i]) for i in body.taken]
+
+        def cut(leaves: Sequence[Any]) -> list[Any]:
+            return [
+                axes_lib.slice_array(x, of, widths, held)
+                for x, of in zip(leaves, axes, strict=True)
+            ]
+
+        return cut
+
     def cuts(self, platforms: Sequence[str]) -> list[bytes | None]:
         """For each rate the program that cuts its weights, None where it takes all."""
         types = jax.tree.leaves(jax.eval_shape(lambda net: net.variables, self._net))
-        paths, plan = paths_of(self._net.variables), self._net.definition.plan
-        held = dict(self._net.part.widths)
 
-        def cut_of(body: Body) -> bytes | None:
-            widths = dict(body.net.part.widths)
-            if widths == held:
+        def program(body: Body) -> bytes | None:
+            if (cut := self._cut_of(body)) is None:
                 return None
-            axes = [axes_of(plan, paths[i]) for i in body.taken]
-
-            def cut(leaves: Sequence[Any]) -> list[Any]:
-                return [
-                    axes_lib.slice_array(x, of, widths, held)
-                    for x, of in zip(leaves, axes, strict=True)
-                ]
-
             given = [types[i] for i in body.taken]
             return _serialised(cut, (given,), platforms)[1]
 
-        return [cut_of(body) for body in self.bodies]
+        return [program(body) for body in self.bodies]
 
 
 class Body:

@@ -40,6 +40,7 @@ def export(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
     overwrite: bool = False,
+    check: bool = True,
 ) -> Path:
     """Writes a network at one rate, or at several, as one artifact that runs by itself.
 
@@ -66,6 +67,8 @@ def export(
       inputs, outputs: names for the arrays of the call and of its result, in place of
         those of parameters and keys.
       overwrite: whether a file that is there is replaced; a folder never is.
+      check: whether onnxruntime runs an ONNX model on a made-up batch, and its answers
+        are compared; in bfloat16 it cannot.
 
     Returns:
       The path that was written.
@@ -74,7 +77,8 @@ def export(
       RateError: for a rate that was not declared, or is wider than the network.
       FileExistsError: if something is at the path.
       StorageError: if there is no such program (for one of the platforms, which it
-        names; with a batch of any size), or the file cannot be written.
+        names; with a batch of any size), an ONNX model is not the same function, or the
+        file cannot be written.
       ValueError: for types or traced values in place of arrays, names that do not fit.
       TypeError: for what is no network.
       ImportError: if the package of an extra is not there.
@@ -131,7 +135,7 @@ def export(
         weights = [leaves[i] for i in body.taken]
         results = _named(body.outputs, outputs, "outputs")
         if to == "onnx":
-            model = onnx_model(exporter, weights, given, results)
+            model = onnx_model(exporter, weights, given, results, check=check)
             archive.write_file(where, lambda f: f.write(model), overwrite=overwrite)
         else:
             archive.write_folder(

@@ -70,7 +70,11 @@ def test_ray_may_be_missing(monkeypatch):
         ({"policy": "best"}, ValueError, "expected one of .* got 'best'"),
         ({"queue": 0}, ValueError, "queue: expected an integer from 1, got 0"),
         ({"port": 70000}, ValueError, "port: expected an integer from 1 to 65535"),
-        ({"name": ""}, ValueError, "name: expected a word"),
+        ({"name": ""}, ValueError, "name: expected the name of a model"),
+        ({"name": "stats"}, ValueError, "name of a model, without /, got 'stats'"),
+        ({"host": ""}, ValueError, "host: expected an address, got ''"),
+        ({"token": "ü"}, ValueError, "token: expected a word of ASCII, got 'ü'"),
+        ({"token": 5}, ValueError, "token: expected a word of ASCII, got 5"),
     ],
 )
 def test_a_bad_setting_is_refused_before_ray_is_looked_for(
@@ -79,6 +83,61 @@ def test_a_bad_setting_is_refused_before_ray_is_looked_for(
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(kind, match=says):
         on_ray.run("net.mslice", **settings)
+
+
+def test_a_port_in_use_is_told_before_ray_starts(monkeypatch):
+    """On a machine alone; the front of a larger cluster may be on another one."""
+
+    class Started(Exception):
+        pass
+
+    def init():
+        raise Started
+
+    ray, serve = ModuleType("ray"), ModuleType("ray.serve")
+    ray.init, ray.is_initialized = init, lambda: False
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port} of 127.0.0.1: Address already"):
+            on_ray.run("net.mslice", port=port)
+        with pytest.raises(Started):
+            on_ray.run("net.mslice", port=port, http=False)
+        ray.is_initialized, serve.status = lambda: True, lambda: served
+        served = SimpleNamespace(proxies={})
+        ray.nodes = lambda: [{}]
+        with pytest.raises(OSError, match=f"port {port}"):
+            on_ray.run("net.mslice", port=port)
+    with pytest.raises(Started):
+        ray.is_initialized = lambda: False
+        on_ray.run("net.mslice", port=port)
+
+
+def test_who_waits_for_a_free_worker_is_told(monkeypatch, caplog):
+    """Where replicas hold all of the cluster nobody can try another network."""
+
+    class Tried(Exception):
+        pass
+
+    class Task:
+        def remote(self, flags):
+            raise Tried
+
+    ray, serve = ModuleType("ray"), ModuleType("ray.serve")
+    ray.is_initialized, ray.nodes = lambda: True, lambda: [{}, {}]
+    ray.remote = lambda **_: lambda function: Task()
+    ray.exceptions, ray.get = SimpleNamespace(RayTaskError=Dead), None
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.serve", serve)
+    ray.available_resources = lambda: {"CPU": 0.5, "memory": 1e9}
+    with pytest.raises(Tried):
+        on_ray.run("net.mslice", resources={"num_gpus": 1})
+    said = caplog.records[0].getMessage()
+    assert "waits until 1 CPU (there are 0.5) and 1 GPU (there are 0) are free" in said
+    with pytest.raises(Tried):
+        on_ray.run("net.mslice", resources={"num_cpus": 0.5})
+    assert len(caplog.records) == 1
 
 
 @contextlib.contextmanager

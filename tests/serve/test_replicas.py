@@ -1,6 +1,7 @@
 """Requests to several replicas, of this process: deadlines, and replicas that die."""
 
 import asyncio
+import dataclasses
 import gc
 import sys
 import time
@@ -26,10 +27,17 @@ from mslice_jax.serve.attempts import Lost, answered
 from mslice_jax.serve.handle import Handle
 from mslice_jax.serve.options import options
 from mslice_jax.serve.recent import Recent
-from mslice_jax.serve.replica import Described, Replica, Sent, described, machine
+from mslice_jax.serve.replica import (
+    Described,
+    Replica,
+    Sent,
+    described,
+    machine,
+    network_of,
+)
 from mslice_jax.serve.scaling import REQUESTS, SHARE
-from mslice_jax.serve.signature import Signature
-from tests.serve.fakes import Clock, FakeExecutor, X, Y, x_of
+from mslice_jax.serve.signature import Signature, Tensor
+from tests.serve.fakes import F32, Clock, FakeExecutor, X, Y, x_of
 from tests.serve.networks import RATES, expected, request, two_inputs_net
 
 ABOUT = Described(
@@ -145,6 +153,7 @@ def replica(executor=None, slo_s=60.0, most_waiting=1000):
         watcher=made.recent,
     ).start()
     made._machine, made._about, made._drain_s = machine(), ABOUT, 10.0
+    made._network = network_of(ABOUT.signature)
     return made
 
 
@@ -217,6 +226,34 @@ def test_a_replica_that_stops_sends_to_another():
     made, remote, _ = handle(stopping, replica())
     assert made.ask({"x": x_of(1)}).rate == 1.0
     assert len(remote.left) == 2
+
+
+def of_another(arrays, outputs=(Y,)):
+    """What a handle knows of another network."""
+    signature = dataclasses.replace(ABOUT.signature, arrays=arrays, outputs=outputs)
+    return dataclasses.replace(ABOUT, signature=signature)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        of_another((Tensor("z", F32, (-1, 2)),)),  # as many numbers of the same type
+        of_another((X,), (Tensor("z", F32, (-1, 2)),)),
+        of_another((Tensor("x", F32, (-1, 3)),)),
+    ],
+)
+def test_while_another_network_takes_its_place_each_is_asked_for_its_own(about):
+    name, size = about.signature.inputs[0].name, about.signature.inputs[0].shape[1]
+    old, new = replica(), replica()
+    new._network = network_of(about.signature)
+    made, remote, _ = handle(new, new, old)
+    assert made.ask({"x": x_of(1)}).rate == 1.0
+    assert len(remote.left) == 3
+    assert new.executor.ran == [] and old.executor.ran == [(1.0, [1])]
+    made = Handle(Remote(old), about, gone=(), full=())
+    with pytest.raises(Late, match="the replica serves another network"):
+        made.ask({name: np.zeros((1, size), np.float32)}, timeout_s=0.1)
+    assert len(old.executor.ran) == 1
 
 
 def test_all_are_gone_until_the_deadline():
@@ -358,3 +395,9 @@ def test_a_replica_from_a_saved_network(tmp_path, as_before):
     flags.rates = (0.3,)
     with pytest.raises(ValueError, match="rate 0.3"):
         described(flags)
+
+    flags.slo_ms, flags.rates = 6e4, None
+    narrower = ms.extract(two_inputs_net(), RATES[-2])
+    ms.save(narrower, tmp_path / "net.mslice", overwrite=True)
+    with pytest.raises(ValueError, match=r"net.mslice has another network by now"):
+        Replica(flags, about, 2.0)

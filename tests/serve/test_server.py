@@ -85,6 +85,7 @@ def folder(tmp_path_factory):
     LatencyTable(entries, about=of_another).write(folder / "elsewhere.json")
     (folder / "words.json").write_text('{"0.5": "high"}')
     (folder / "deep.json").write_text("[" * 10**5)
+    (folder / "few.json").write_text('{"0.5": 0.9, "0.75": 0.95}')
     texts = [{"rate": 1.0, "batch": b, "p99_ms": "x", "median_ms": 1} for b in BATCHES]
     (folder / "texts.json").write_text(json.dumps({"version": 1, "entries": texts}))
     (folder / "broken.mslice").write_text("no network")
@@ -171,6 +172,11 @@ def flags_of(folder, file="net.mslice", *more):
         ),
         ("net.mslice", ("--accuracy", "words.json"), "no accuracies"),
         ("net.mslice", ("--accuracy", "deep.json"), "no accuracies, RecursionError"),
+        (
+            "net.mslice",
+            ("--accuracy", "few.json"),
+            "no accuracy of the rates [1.0], only of [0.5, 0.75]",
+        ),
         ("net.mslice", ("--host", "192.0.2.1"), "cannot listen on port 0 of 192.0.2.1"),
         ("net.mslice", ("--host", "a..b"), "cannot listen on port 0 of a..b"),
     ],

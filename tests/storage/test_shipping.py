@@ -330,6 +330,56 @@ def test_a_look_up_leaves_the_batch_free(tmp_path):
     np.testing.assert_allclose(alone(0.5, ids), expected, rtol=1e-5)
 
 
+INDEXED = {
+    "first": (lambda h: h[:, 0], lambda h: h[:, 0]),
+    "last": (lambda h: h[:, -1], lambda h: h[:, -1]),
+    "halves": (
+        lambda h: h[..., :2, :].sum(1) * h[:, 1:].mean(1),
+        lambda h: h[:, :2].sum(1) * h[:, 1:].mean(1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_indexing_leaves_the_batch_free(tmp_path, name):
+    """JAX writes it otherwise then, and the programs differ, but not their answers."""
+    call, by_numpy = INDEXED[name]
+    x = weights(x=(4, 3, 6))["x"]
+    net = ms.upgrade(
+        lambda p, x: call(jnp.tanh(x @ p["a"])) @ p["b"], P, x, rates=RATES
+    )
+    alone = ms.load(ms.export(net, net.rates, tmp_path / "x"))
+    several = np.concatenate([x, 2 * x])
+    for rate, k in ((0.5, 8), (1.0, 16)):
+        expected = by_numpy(np.tanh(several @ P["a"][:, :k])) @ P["b"][:k]
+        np.testing.assert_allclose(alone(rate, several), expected, rtol=1e-4, atol=1e-5)
+    assert ms.load(ms.save(net, tmp_path / "net")).saved.batch is None
+
+
+def test_a_branch_on_the_size_of_the_batch_is_found_behind_a_layer_of_zeros(tmp_path):
+    """With such weights the answers are zeros, whatever the function does."""
+
+    def odd(p, x):
+        h = jnp.tanh(x @ p["a"])
+        return (h[:, 0] if x.shape[0] == 4 else h[:, 1]) @ p["b"]
+
+    p, x = {**P, "b": np.zeros_like(P["b"])}, weights(x=(4, 3, 6))["x"]
+    net = ms.upgrade(odd, p, x, rates=RATES)
+    with pytest.raises(ms.StorageError, match="the function is another one"):
+        ms.export(net, 0.5, tmp_path / "x")
+
+
+def test_len_of_a_free_batch_is_told_in_words(tmp_path):
+    net = ms.upgrade(
+        lambda p, x: mlp(p, x.reshape(len(x), -1)), P, weights(x=(4, 2, 3))["x"],
+        rates=RATES,
+    )  # fmt: skip
+    with pytest.raises(
+        ms.StorageError, match=r"len\(x\) of its array.* write x.shape\[0"
+    ):
+        ms.export(net, 0.5, tmp_path / "x")
+
+
 def test_a_program_that_is_not_for_a_platform(tmp_path):
     from jax.experimental import pallas as pl
 
@@ -362,6 +412,51 @@ def test_onnx(net, tmp_path):
     for x in (X, X[:1]):
         (y,) = session.run(["logits"], {"x": x})
         np.testing.assert_allclose(y, ms.slice_apply(net, x, 0.5), rtol=1e-4, atol=1e-5)
+
+
+class Pooled(nn.Module):
+    """Windows that reach over the edge; before it a function of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = jax.jit(lambda x: nn.max_pool(x, (2, 2), (2, 2)))(nn.Conv(8, (3, 3))(x))
+        x = nn.max_pool(x, (3, 2), (1, 2), ((2, 0), (0, 1)))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+def test_onnx_of_a_network_that_pools(tmp_path):
+    """jax2onnx pools over batch and channels too, which onnxruntime does not have."""
+    pytest.importorskip("jax2onnx", reason="needs the extra onnx")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    x, model = weights(x=(2, 8, 8, 3))["x"], Pooled()
+    net = ms.upgrade(model, model.init(jax.random.key(0), x), x, rates=RATES)
+    path = ms.export(net, 0.5, tmp_path / "half.onnx", to="onnx")
+    x = np.concatenate([x, -x, x[:1]])
+    (y,) = onnxruntime.InferenceSession(path).run(None, {"x": x})
+    np.testing.assert_allclose(y, ms.slice_apply(net, x, 0.5), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", ["other", "broken"])
+def test_an_onnx_model_that_is_another_function(net, tmp_path, monkeypatch, wrong):
+    jax2onnx = pytest.importorskip("jax2onnx", reason="needs the extra onnx")
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    right, says = jax2onnx.to_onnx, "output 'output' of a made-up batch is not what"
+
+    def other(function, *args, **settings):
+        return right(lambda x: [1.01 * y for y in function(x)], *args, **settings)
+
+    def broken(*args, **settings):
+        model = right(*args, **settings)
+        model.graph.node[0].op_type = "NoSuchOperation"
+        return model
+
+    if wrong == "broken":
+        says = "onnxruntime does not run what jax2onnx made of it"
+    monkeypatch.setattr(jax2onnx, "to_onnx", {"other": other, "broken": broken}[wrong])
+    with pytest.raises(ms.StorageError, match=says):
+        ms.export(net, 0.5, tmp_path / "x", to="onnx")
+    assert list(tmp_path.iterdir()) == []
+    assert ms.export(net, 0.5, tmp_path / "x", to="onnx", check=False).is_file()
 
 
 def test_tensorflow(net, tmp_path):
