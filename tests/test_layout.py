@@ -63,6 +63,7 @@ ORDER = {
         {
             "choice",
             "convolution",
+            "depthwise",
             "equations",
             "few_channels",
             "loop_parts",

@@ -3,42 +3,39 @@
     pip install -e ".[pytorch]"
     python -m experiments.benchmarks.vs_pytorch --out runs/vs_pytorch.json
 
-ResNet-29 and VGG-11 (group norm, 32 x 32 images, batch 64), with the same weights on
-both sides: logits at every rate and the losses of a step must agree before anything is
-timed. A training step over {1, .5, .25} (SGD with Nesterov momentum and weight decay)
-and inference at each rate run in turn, round after round; printed are medians over the
-rounds of PyTorch's time over ours, so 1 is as fast, and more is faster.
+Networks of nine makes (`pairs`), with the same weights on both sides: logits at every
+rate and the losses of two steps must agree before anything is timed. A training step
+over {1, .5, .25} (SGD with Nesterov momentum and weight decay) and inference at each
+rate for 1 and 16 examples run in turn in one process, round after round; ours under
+`ms.jit` and under `jax.jit`. Printed are medians over the rounds of PyTorch's time over
+ours, so 1 is as fast, and more is faster; then the geometric mean and the worst.
 
-On CPU both compute in float32, PyTorch eagerly, images channels last, which is its
-faster layout here. The process keeps the memory that either frees, as the recipes do:
-otherwise single rows depend on the system's memory. On a GPU both compute in bfloat16
-with float32 weights: PyTorch with autocast, channels_last and torch.compile.
+On CPU both compute in float32, PyTorch eagerly on all cores, images contiguous or
+channels last, whichever is faster in a row. Its narrow networks are narrow modules; in
+training they read cuts of the wide weights. The process keeps the memory that either
+frees, as the recipes do: otherwise single rows depend on the system's memory. On a GPU
+both compute in bfloat16 with float32 weights: PyTorch with autocast and torch.compile.
 
-Expected on two CPU cores: 1.0 or more in inference; in training 0.9 or more for VGG-11
-and 0.75 or more for ResNet-29 (`experiments/LOG.md` says why); on a GPU 1.2.
-`--profile` shows the share of each kind of operation in the time of our step. On CPU
-convolutions run in threads that XLA's profiler does not see, so their share is the
-remainder.
+What came out on two CPU cores: `experiments/LOG.md`. `--profile` shows the share of
+each kind of operation in the time of our step. On CPU convolutions run in threads that
+XLA's profiler does not see, so their share is the remainder.
 """
 
 # The checks of this project do not install PyTorch.
 # pyright: reportMissingImports=false
 
-import collections
 import dataclasses
-import glob
+import functools
+import math
 import os
 import pathlib
-import re
+import random
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import rich.box
 import rich.console
 import rich.table
@@ -46,11 +43,12 @@ import torch
 import tyro
 
 import mslice_jax as ms
-from experiments.benchmarks import in_pytorch
+from experiments.benchmarks.operation_times import shares
+from experiments.benchmarks.pairs import PAIRS
+from experiments.benchmarks.pairs.pair import RATES
+from experiments.benchmarks.pairs.sides import Ours, Theirs, agree
 from experiments.benchmarks.result import save
 from mslice_jax.cpu import memory
-from mslice_jax.models import CifarResNet, CifarVGG
-from mslice_jax.train import TrainState, make_train_step, sgd
 
 Call = Callable[[], Any]
 
@@ -59,16 +57,17 @@ Call = Callable[[], Any]
 class Config:
     """Settings of the measurement."""
 
-    models: tuple[str, ...] = ("vgg11", "resnet29")
-    """vgg11, or resnet and a depth of 9n + 2."""
-    step: tuple[float, ...] = (1.0, 0.5, 0.25)
-    """The rates of a training step."""
-    rates: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
-    """The rates of inference."""
-    batch_size: int = 64
-    image_size: int = 32
-    """Pixels on a side."""
+    only: tuple[str, ...] = ()
+    """Which networks, by name; all of them unless given."""
+    tasks: tuple[str, ...] = ("step", "inference")
+    """What to time: step, inference."""
+    batches: tuple[int, ...] = (1, 16)
+    """Examples of a call of inference."""
     rounds: int = 9
+    at_least: float = 0.02
+    """Seconds: a call that takes less is repeated so often in each round."""
+    tiny: bool = False
+    """Whether to take tiny networks, to see that all of this works."""
     onednn: bool = False
     """Whether oneDNN computes the convolutions of inference: jaxlib 0.11 on an x86 CPU.
     PyTorch uses its own oneDNN there anyway."""
@@ -80,125 +79,26 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One network and one task; times are medians, the ratio is paired."""
+    """One network and one task; times are medians, ratios are paired."""
 
-    model: str
-    what: str
-    examples_per_second: float
-    pytorch: float
-    """Images per second of PyTorch."""
-    ratio: float
-
-
-class Ours:
-    """The network sliced by this project, compiled for each rate."""
-
-    def __init__(self, name: str, config: Config):
-        shape = config.batch_size, config.image_size, config.image_size, 3
-        self.x = jax.random.normal(jax.random.key(0), shape)
-        self.labels = jnp.arange(config.batch_size) % 10
-        on_gpu = jax.default_backend() == "gpu"
-        self.dtype = jnp.bfloat16 if on_gpu else jnp.float32
-        model = network(name)
-        variables = jax.jit(model.init)(jax.random.key(1), self.x[:1])
-        rates = {1.0, *config.step, *config.rates}
-        net = ms.upgrade(
-            model, variables, self.x, rates=rates, groups=in_pytorch.GROUPS
-        )
-        self.params = jax.device_get(net.variables["params"])
-        optimizer = sgd(0.01, momentum=0.9, weight_decay=1e-4)
-        self._step = make_train_step(
-            optimizer, compute_dtype=self.dtype if on_gpu else None
-        )
-        options = {"xla_cpu_experimental_onednn_custom_call": True}
-        self._apply = ms.jit(
-            ms.slice_apply,
-            static_argnums=2,
-            compiler_options=options if config.onednn else None,
-        )
-        self._small = {rate: ms.extract(net, rate) for rate in config.rates}
-        if on_gpu:
-            self._small, self.x = jax.tree.map(self._cast, (self._small, self.x))
-        self._state = TrainState.create(net, optimizer, key=jax.random.key(2))
-
-    def _cast(self, x: jax.Array) -> jax.Array:
-        return x.astype(self.dtype) if x.dtype == jnp.float32 else x
-
-    def logits(self, rate: float) -> jax.Array:
-        """(b, 10)."""
-        small = self._small[rate]
-        return jax.block_until_ready(self._apply(small, self.x, rate))
-
-    def step(self, rates: tuple[float, ...]) -> dict[float, float]:
-        """One step; the loss of each rate."""
-        self._state, metrics = self._step(self._state, (self.x, self.labels), rates)
-        jax.block_until_ready(self._state)
-        return {rate: float(metrics[rate]["loss"]) for rate in rates}
-
-
-class Theirs:
-    """The network sliced in PyTorch."""
-
-    def __init__(self, name: str, ours: Ours):
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        on_gpu = self._device == "cuda"
-        model: Any = (
-            in_pytorch.SlicedVGG11()
-            if name == "vgg11"
-            else in_pytorch.SlicedResNet(int(name.removeprefix("resnet")))
-        )
-        in_pytorch.load(model, ours.params)
-        model = model.to(self._device).to(memory_format=torch.channels_last)
-        x = torch.from_numpy(np.array(ours.x, np.float32)).permute(0, 3, 1, 2)
-        self._x = x.to(self._device, memory_format=torch.channels_last)
-        self._labels = torch.from_numpy(np.array(ours.labels)).long().to(self._device)
-        self._autocast = torch.autocast(
-            self._device, dtype=torch.bfloat16, enabled=on_gpu
-        )
-        self._model = torch.compile(model, dynamic=False) if on_gpu else model
-        self._optimizer = torch.optim.SGD(
-            model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
-        )
-
-    def _wait(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-
-    @torch.inference_mode()
-    def logits(self, rate: float) -> np.ndarray:
-        """(b, 10)."""
-        with self._autocast:
-            logits = self._model(self._x, rate)
-        self._wait()
-        return logits.float().cpu().numpy()
-
-    def step(self, rates: tuple[float, ...]) -> dict[float, float]:
-        """One step; the loss of each rate."""
-        self._optimizer.zero_grad()
-        losses = {}
-        for rate in rates:
-            with self._autocast:
-                loss = torch.nn.functional.cross_entropy(
-                    self._model(self._x, rate).float(), self._labels
-                )
-            loss.backward()
-            losses[rate] = loss.detach()
-        self._optimizer.step()
-        self._wait()
-        return {rate: float(loss) for rate, loss in losses.items()}
-
-
-def network(name: str) -> CifarVGG | CifarResNet:
-    """The library's network."""
-    if name == "vgg11":
-        return CifarVGG(11)
-    return CifarResNet(depth=int(name.removeprefix("resnet")))
+    network: str
+    task: str
+    ms_jit_ms: float
+    pytorch_ms: float
+    ms_jit: float
+    """PyTorch's time over ours under ms.jit."""
+    jax_jit: float
+    """PyTorch's time over ours under jax.jit."""
+    layout: str
+    """Of PyTorch's images, the faster one."""
 
 
 def main(config: Config) -> dict[str, Any]:
     """Measures, prints, and returns the contents of `config.out`."""
     console = rich.console.Console(highlight=False)
     memory.keep_freed()
+    torch.set_num_threads(os.cpu_count() or 1)
+    names = config.only or tuple(PAIRS)
     result: dict[str, Any] = {
         "jax": jax.__version__,
         "torch": torch.__version__,
@@ -206,103 +106,131 @@ def main(config: Config) -> dict[str, Any]:
         "cores": os.cpu_count(),
     }
     if config.profile:
-        result["profile"] = {name: profile(name, config) for name in config.models}
-        for name, shares in result["profile"].items():
-            console.print(f"{name}, a step over {config.step}:")
-            for kind, share in shares.items():
+        result["profile"] = {name: profile(name, config) for name in names}
+        for name, parts in result["profile"].items():
+            console.print(f"{name}, a step over {RATES}:")
+            for kind, share in parts.items():
                 console.print(f"  {share:6.1%}  {kind}")
     else:
-        rows = [row for name in config.models for row in compare(name, config, console)]
+        rows = [row for name in names for row in compare(name, config, console)]
         result["rows"] = [dataclasses.asdict(row) for row in rows]
+        result["summary"] = summary(rows)
+        for task, numbers in result["summary"].items():
+            console.print(task, numbers)
     save(config.out, result)
     return result
 
 
 def compare(name: str, config: Config, console: rich.console.Console) -> list[Row]:
     """Checks that both compute the same, and times them in turn."""
-    ours = Ours(name, config)
-    theirs = Theirs(name, ours)
-    # bfloat16 has eight bits.
-    tolerance = 1e-4 if ours.dtype == jnp.float32 else 0.1
-    for rate in config.rates:
-        np.testing.assert_allclose(
-            np.asarray(ours.logits(rate), np.float32),
-            theirs.logits(rate),
-            rtol=tolerance,
-            atol=tolerance,
-        )
-    for _ in range(2):  # the second one sees the first one's update
-        losses = ours.step(config.step), theirs.step(config.step)
-        for rate in config.step:
-            np.testing.assert_allclose(*(x[rate] for x in losses), rtol=tolerance)
-    rows = []
-    calls: dict[str, tuple[Call, Call]] = {
-        f"step {config.step}": (
-            lambda: ours.step(config.step),
-            lambda: theirs.step(config.step),
-        )
+    pair = PAIRS[name](config.tiny)
+    net = pair.network()
+    onednn = {"xla_cpu_experimental_onednn_custom_call": True}
+    options = onednn if config.onednn else None
+    ours = {
+        "ms.jit": Ours(pair, net, ms.jit, options),
+        "jax.jit": Ours(pair, net, jax.jit, options),
     }
-    for rate in config.rates:
-        calls[f"inference {rate:g}"] = (
-            lambda rate=rate: ours.logits(rate),
-            lambda rate=rate: theirs.logits(rate),
-        )
+    formats = {"contiguous": torch.contiguous_format}
+    if pair.images:
+        formats["channels last"] = torch.channels_last
+    theirs = {name: Theirs(pair, net, each) for name, each in formats.items()}
+    for mine in ours.values():  # each with a twin that has taken no step
+        agree(pair, mine, Theirs(pair, net, torch.contiguous_format))
+    sides: dict[str, Any] = {**ours, **theirs}
+    tasks: dict[str, Callable[[Any], Any]] = {}
+    if "step" in config.tasks:
+        tasks["step"] = lambda side: side.step(RATES)
+    if "inference" in config.tasks:
+        for batch in config.batches:
+            for rate in RATES:
+                tasks[f"inference {rate:g}, batch {batch}"] = (
+                    lambda side, rate=rate, batch=batch: side.logits(rate, batch)
+                )
     table = rich.table.Table(title=name, box=rich.box.SIMPLE)
-    for heading in ("", "images/s", "PyTorch", "ratio"):
+    for heading in ("", "ms.jit/ms", "PyTorch/ms", "ms.jit", "jax.jit", "layout"):
         table.add_column(heading, justify="right")
-    for what, (mine, other) in calls.items():
-        seconds = in_turn(mine, other, config.rounds)
-        row = Row(
-            model=name,
-            what=what,
-            examples_per_second=config.batch_size / statistics.median(seconds[0]),
-            pytorch=config.batch_size / statistics.median(seconds[1]),
-            ratio=statistics.median(b / a for a, b in zip(*seconds, strict=True)),
-        )
+    rows = []
+    for what, run in tasks.items():
+        calls = {key: functools.partial(run, side) for key, side in sides.items()}
+        seconds = in_turn(calls, config.rounds, config.at_least)
+        row = _row(name, what, seconds, tuple(theirs))
         rows.append(row)
-        numbers = f"{row.examples_per_second:.1f}", f"{row.pytorch:.1f}"
-        table.add_row(what, *numbers, f"{row.ratio:.2f}")
+        table.add_row(*map(str, list(dataclasses.astuple(row))[1:]))
     console.print(table)
     return rows
 
 
-def in_turn(first: Call, second: Call, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each call in each round, the first round left out."""
-    seconds: tuple[list[float], list[float]] = [], []
-    for number in range(rounds + 1):
-        for call, into in zip((first, second), seconds, strict=True):
-            began = time.perf_counter()
+def _row(
+    name: str, what: str, seconds: Mapping[str, list[float]], layouts: tuple[str, ...]
+) -> Row:
+    medians = {key: statistics.median(each) for key, each in seconds.items()}
+    layout = min(layouts, key=medians.__getitem__)
+
+    def ratio(side: str) -> float:
+        pairs = zip(seconds[layout], seconds[side], strict=True)
+        return round(statistics.median(b / a for b, a in pairs), 3)
+
+    return Row(
+        network=name,
+        task=what,
+        ms_jit_ms=round(1e3 * medians["ms.jit"], 2),
+        pytorch_ms=round(1e3 * medians[layout], 2),
+        ms_jit=ratio("ms.jit"),
+        jax_jit=ratio("jax.jit"),
+        layout=layout,
+    )
+
+
+def in_turn(
+    calls: Mapping[str, Call], rounds: int, at_least: float
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round, in an order drawn anew.
+
+    Short calls are repeated: threads of one library spin for a while after its last
+    operation, and would slow down the other's.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        began = time.perf_counter()
+        call()
+        repeats[name] = math.ceil(at_least / (time.perf_counter() - began))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name in random.sample(list(calls), len(calls)):
+            call = calls[name]
             call()
-            if number:
-                into.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            seconds[name].append((time.perf_counter() - began) / repeats[name])
     return seconds
+
+
+def summary(rows: list[Row]) -> dict[str, dict[str, Any]]:
+    """The geometric mean and the worst of training and of inference."""
+    found = {}
+    for task in ("step", "inference"):
+        chosen = [row for row in rows if row.task.startswith(task)]
+        for jit in ("ms_jit", "jax_jit"):
+            if chosen:
+                ratios = {f"{r.network}, {r.task}": getattr(r, jit) for r in chosen}
+                worst = min(ratios, key=ratios.__getitem__)
+                mean = statistics.geometric_mean(ratios.values())
+                found[f"{task} {jit}"] = {
+                    "geometric mean": round(mean, 3),
+                    "worst": ratios[worst],
+                    "of": worst,
+                }
+    return found
 
 
 def profile(name: str, config: Config) -> dict[str, float]:
     """Shares of a step's time on the device, the largest kinds of operation first."""
-    ours = Ours(name, config)
-    ours.step(config.step)
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            began = time.perf_counter()
-            ours.step(config.step)
-            total = 1e9 * (time.perf_counter() - began)
-        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-        trace = jax.profiler.ProfileData.from_file(path)
-    times: collections.Counter[str] = collections.Counter()
-    for plane in trace.planes:
-        for line in plane.lines:
-            if line.name is None or "XLA" not in line.name:
-                continue
-            for event in line.events:
-                # Operations are named as in HLO, with a number: dot.12, add_fusion.3
-                if event.name and re.fullmatch(r"[a-z_\-]+(\.\d+)*", event.name):
-                    times[re.sub(r"(\.\d+)+$", "", event.name)] += event.duration_ns
-    if jax.default_backend() == "cpu":
-        for kind in [kind for kind in times if "conv" in kind]:
-            del times[kind]
-        times["convolutions, and waiting"] = int(total - sum(times.values()))
-    return {kind: spent / total for kind, spent in times.most_common(12)}
+    pair = PAIRS[name](config.tiny)
+    ours = Ours(pair, pair.network(), ms.jit)
+    return shares(lambda: ours.step(RATES))
 
 
 if __name__ == "__main__":

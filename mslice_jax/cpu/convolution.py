@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from . import few_channels, winograd
+from . import depthwise, few_channels, winograd
 
 COLUMNS = 4 * 2**20
 """How many bytes of columns are made at a time."""
@@ -43,7 +43,8 @@ def with_cpu_gradient(run: Form, params: dict[str, Any], library: str) -> Form:
 
     Args:
       run: (lhs, rhs) -> the convolution.
-      params: of `conv_general_dilated`, with one group and an undilated lhs.
+      params: of `conv_general_dilated`, with one group, or depthwise, and an undilated
+        lhs.
       library: "eigen" or "onednn", which computes the convolutions of the program.
     """
 
@@ -85,6 +86,9 @@ def _forms(
     def of(form: Callable[..., jax.Array], *more: Any) -> Form:
         return lambda lhs, rhs: form(lhs, rhs, params, *more)
 
+    if depthwise.applies(lhs, rhs, params):
+        taps = of(depthwise.convolve)
+        return _Forms(taps, of(depthwise.for_images), taps)
     products = of(_as_products)
     if _window_is_larger(lhs, rhs, params):
         return _Forms(products, products, products)

@@ -7,7 +7,7 @@ import jax
 
 from ..core.forms import Form, Forms
 from ..core.rules import Narrow
-from . import convolution, loops, pooling, work
+from . import convolution, depthwise, loops, pooling, work
 
 _SHARE = 0.02  # see `experiments/LOG.md`, 2026-11-28, "When does ms.jit gain?"
 
@@ -18,6 +18,8 @@ def suits(program: Any) -> bool:
 
 
 def _convolves(n: Narrow, lhs: Any, rhs: Any) -> bool:
+    if depthwise.applies(lhs, rhs, n.params):
+        return True
     return n.note is None and convolution.applies(lhs, n.params)
 
 
@@ -32,7 +34,7 @@ def _pools(n: Narrow, x: Any) -> bool:
 
 
 def _pool(n: Narrow, x: Any) -> Any:
-    return pooling.with_cpu_gradient(n.bind, x, n.params["window_dimensions"])
+    return pooling.with_cpu_gradient(n.bind, x, n.params)
 
 
 def _forms(library: str) -> Forms:
