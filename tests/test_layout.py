@@ -63,6 +63,7 @@ ORDER = {
         {
             "choice",
             "convolution",
+            "cotangents",
             "depthwise",
             "equations",
             "few_channels",
@@ -71,6 +72,7 @@ ORDER = {
             "memory",
             "pooling",
             "products",
+            "spread",
             "winograd",
             "work",
         },

@@ -136,7 +136,8 @@ def compare(name: str, config: Config, console: rich.console.Console) -> list[Ro
         formats["channels last"] = torch.channels_last
     theirs = {name: Theirs(pair, net, each) for name, each in formats.items()}
     for mine in ours.values():  # each with a twin that has taken no step
-        agree(pair, mine, Theirs(pair, net, torch.contiguous_format))
+        fresh = Theirs(pair, net, torch.contiguous_format)
+        agree(mine, fresh, config.batches[0])
     sides: dict[str, Any] = {**ours, **theirs}
     tasks: dict[str, Callable[[Any], Any]] = {}
     if "step" in config.tasks:

@@ -20,10 +20,13 @@ class Form:
     Attributes:
       applies: (equation, *operands) -> whether it can be, and gains from it.
       run: (equation, *operands) -> the results.
+      always: whether any network gains from it, and not those alone that the table
+        suits.
     """
 
     applies: Callable[..., bool]
     run: Callable[..., Any]
+    always: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +46,7 @@ class Forms:
     def of(self, narrow: Narrow, operands: Any) -> Form | None:
         """The form that applies to an equation; None if there is none."""
         form = self.table.get(narrow.eqn.primitive.name)
-        if form is None or not narrow.analysis.fact(self.suits):
+        if form is None or not (form.always or narrow.analysis.fact(self.suits)):
             return None
         return form if form.applies(narrow, *operands) else None
 

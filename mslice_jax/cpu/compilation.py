@@ -4,8 +4,9 @@ XLA's CPU backend gives convolutions to YNNPACK, whose filter gradients take up 
 times as long as those of XLA's own code, and whose forward pass of a convolutional
 network takes 1.3 to 1.5 times as long (`experiments/LOG.md`). An option of the compiler
 leaves it to products of matrices and to sums, and the evaluator is given the forms and
-derivatives of convolutions, poolings and loops that are fast then (`table`). A program
-with few convolutions and loops gains nothing from that: it is compiled as by `jax.jit`.
+derivatives of convolutions, poolings and loops that are fast then (`table`). The
+forward pass of a network with few convolutions and loops gains nothing from that: it is
+compiled as by `jax.jit`. A backward pass gains from the cotangents of products.
 
 The numbers are the same up to rounding. So this is not done behind a user's own
 `jax.jit`, which gets the primitives that the user wrote: there rate 1 is bit for bit
@@ -22,7 +23,7 @@ from jax.extend.core import get_opaque_trace_state
 
 from ..core.forms import active
 from .choice import Jitted
-from .table import EIGEN, ONEDNN, suits
+from .table import EIGEN, ONEDNN, gains
 
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 # Faster still, from jaxlib 0.11 on, but XLA cannot write such programs to a cache.
@@ -46,8 +47,9 @@ def jit(fun: Callable[..., Any], **options: Any) -> Any:
 
     The first call of a signature chooses: a program with a convolution, or with a loop
     that reads a weight at every turn, in a branch or a derivative too, gets the
-    options, and its networks the forms; one without is the program of `jax.jit`, bit
-    for bit. The function is traced once.
+    options, and its networks the forms. So does the gradient of a network that has
+    products. The forward pass of one without convolutions and such loops is the program
+    of `jax.jit`, bit for bit. The function is traced once.
 
     Results differ from those of `jax.jit` by rounding. On other platforms, with a
     jaxlib that does not know the options, and under another transformation (jit, grad,
@@ -74,7 +76,7 @@ def jit(fun: Callable[..., Any], **options: Any) -> Any:
     users = options.get("compiler_options") or {}
     forms = ONEDNN if users.get(_ONEDNN) else EIGEN
     return Jitted(
-        fun, suits, lambda: active(forms), known, options, outermost=_OUTERMOST
+        fun, gains, lambda: active(forms), known, options, outermost=_OUTERMOST
     )
 
 

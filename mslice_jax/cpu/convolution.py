@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from . import depthwise, few_channels, winograd
+from . import depthwise, few_channels, spread, winograd
 
 COLUMNS = 4 * 2**20
 """How many bytes of columns are made at a time."""
@@ -43,8 +43,7 @@ def with_cpu_gradient(run: Form, params: dict[str, Any], library: str) -> Form:
 
     Args:
       run: (lhs, rhs) -> the convolution.
-      params: of `conv_general_dilated`, with one group, or depthwise, and an undilated
-        lhs.
+      params: of `conv_general_dilated`, to which one of the forms applies.
       library: "eigen" or "onednn", which computes the convolutions of the program.
     """
 
@@ -89,6 +88,8 @@ def _forms(
     if depthwise.applies(lhs, rhs, params):
         taps = of(depthwise.convolve)
         return _Forms(taps, of(depthwise.for_images), taps)
+    if spread.applies(lhs, rhs, params):
+        return _Forms(run, run, of(spread.convolve))
     products = of(_as_products)
     if _window_is_larger(lhs, rhs, params):
         return _Forms(products, products, products)

@@ -7,7 +7,7 @@ import jax
 
 from ..core.forms import Form, Forms
 from ..core.rules import Narrow
-from . import convolution, depthwise, loops, pooling, work
+from . import convolution, cotangents, depthwise, loops, pooling, spread, work
 
 _SHARE = 0.02  # see `experiments/LOG.md`, 2026-11-28, "When does ms.jit gain?"
 
@@ -17,10 +17,20 @@ def suits(program: Any) -> bool:
     return work.share(program) >= _SHARE
 
 
+def gains(program: Any) -> bool:
+    """Whether a program is compiled in our way: it suits, or has a barrier of ours.
+
+    XLA takes barriers away before it fuses, unless our options say otherwise.
+    """
+    return suits(program) or work.has(program, "optimization_barrier")
+
+
 def _convolves(n: Narrow, lhs: Any, rhs: Any) -> bool:
     if depthwise.applies(lhs, rhs, n.params):
         return True
-    return n.note is None and convolution.applies(lhs, n.params)
+    return n.note is None and (
+        convolution.applies(lhs, n.params) or spread.applies(lhs, rhs, n.params)
+    )
 
 
 def _convolve(library: str, n: Narrow, lhs: Any, rhs: Any) -> Any:
@@ -37,10 +47,20 @@ def _pool(n: Narrow, x: Any) -> Any:
     return pooling.with_cpu_gradient(n.bind, x, n.params)
 
 
+def _multiplies(n: Narrow, lhs: Any, rhs: Any) -> bool:
+    del lhs, rhs
+    return cotangents.applies(n.eqn.outvars[0].aval)
+
+
+def _multiply(n: Narrow, lhs: Any, rhs: Any) -> Any:
+    return cotangents.made_once(n.bind(lhs, rhs))
+
+
 def _forms(library: str) -> Forms:
     convolve = Form(_convolves, functools.partial(_convolve, library))
     table = {
         "conv_general_dilated": convolve,
+        "dot_general": Form(_multiplies, _multiply, always=True),
         "reduce_window_max": Form(_pools, _pool),
         "scan": Form(loops.applies, loops.scan),
     }

@@ -46,6 +46,23 @@ def of_equation(eqn: Any) -> Work:
     return _Reading().of_eqn(eqn, None)
 
 
+def has(program: Any, name: str) -> bool:
+    """Whether a jaxpr has an equation of this primitive, in what it calls, too."""
+    return _has(program, name, set())
+
+
+def _has(program: Any, name: str, seen: set[int]) -> bool:
+    jaxpr = getattr(program, "jaxpr", program)
+    if id(jaxpr) in seen:
+        return False
+    seen.add(id(jaxpr))
+    return any(
+        eqn.primitive.name == name
+        or any(_has(called, name, seen) for called in _called(eqn.params))
+        for eqn in jaxpr.eqns
+    )
+
+
 class _Reading:
     """Reads a jaxpr once for each set of inputs that are the same at every turn."""
 

@@ -15,7 +15,7 @@ from ..cpu.compilation import jit
 from ..data import eval_batches
 from ..sliceable import Sliceable, slice_apply
 from .state import with_variables
-from .task import Task, as_arguments
+from .task import Task, as_arguments, predicted
 
 Evaluate = Callable[[Sliceable], Mapping[float, Any]]
 """network -> of each of its rates, ascending, the accuracy in [0, 1], or a mapping of
@@ -74,7 +74,7 @@ def evaluate_on(
     @functools.partial(jit, static_argnames="rate")
     def correct(net: Sliceable, images, labels, weights, *, rate: float) -> jax.Array:
         logits = slice_apply(net, normalize(images), rate)
-        return jnp.sum(weights * (jnp.argmax(logits, axis=-1) == labels))
+        return jnp.sum(weights * (predicted(logits) == labels))
 
     def evaluate(net: Sliceable) -> dict[float, float]:
         totals = dict.fromkeys(net.rates, 0.0)

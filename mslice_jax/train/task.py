@@ -116,7 +116,19 @@ class Task:
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The share of the labels (b,) that have the highest of the logits (b, classes)."""
-    return jnp.mean(jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels)
+    return jnp.mean(predicted(logits).astype(labels.dtype) == labels)
+
+
+def predicted(logits: jax.Array) -> jax.Array:
+    """The first of the highest logits (..., classes), int32 (...); classes if NaN.
+
+    As `jnp.argmax`, which takes XLA twenty times as long on CPU: it compares one after
+    the other, and these are two reductions of rows.
+    """
+    classes = logits.shape[-1]
+    highest = logits.max(axis=-1, keepdims=True)
+    places = jnp.arange(classes, dtype=jnp.int32)
+    return jnp.where(logits == highest, places, classes).min(axis=-1)
 
 
 def _are_classes(outputs: Any, targets: Any) -> bool:
@@ -165,7 +177,7 @@ def language_model(*, smoothing: float = 0.0) -> Task:
 
     def correct(logits: jax.Array, targets: Any) -> jax.Array:
         labels, _ = targets
-        right = jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+        right = predicted(logits).astype(labels.dtype) == labels
         weights = token_weights(targets)
         total = jnp.sum(weights)
         return jnp.sum(weights * right.astype(weights.dtype)) / jnp.where(

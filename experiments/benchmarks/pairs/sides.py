@@ -176,18 +176,25 @@ class Theirs:
             torch.cuda.synchronize()
 
 
-def agree(pair: Pair, ours: Ours, theirs: Theirs, steps: int = 2) -> None:
-    """Raises AssertionError unless logits at every rate and losses of steps agree."""
+def agree(ours: Ours, theirs: Theirs, batch: int = 1, steps: int = 2) -> None:
+    """Raises AssertionError unless logits at every rate and losses of steps agree.
+
+    Args:
+      ours: compiled.
+      theirs: with the same weights, as many steps behind it.
+      batch: examples of which logits are compared.
+      steps: over all rates; the second one sees the first one's update.
+    """
     # bfloat16 has eight bits.
     tolerance = 1e-3 if jax.default_backend() == "cpu" else 0.1
     for rate in RATES:
-        mine = np.asarray(ours.logits(rate, 2), np.float32)
+        mine = np.asarray(ours.logits(rate, batch), np.float32)
         scale = np.abs(mine).max()
         np.testing.assert_allclose(
-            mine / scale, theirs.logits(rate, 2) / scale, atol=tolerance
+            mine / scale, theirs.logits(rate, batch) / scale, atol=tolerance
         )
         assert scale > tolerance
-    for _ in range(steps):  # the second one sees the first one's update
+    for _ in range(steps):
         losses = ours.step(RATES), theirs.step(RATES)
         for rate in RATES:
             np.testing.assert_allclose(*(x[rate] for x in losses), rtol=tolerance)

@@ -1,0 +1,86 @@
+"""Transposed convolutions in training on CPU: of images that are spread by zeros.
+
+XLA's CPU backend makes the filter gradient of such a convolution thirty times as slow
+as its forward pass (`experiments/LOG.md`). But a pixel of the result sees, of every
+window, only the taps that do not fall on zeros: with pixels s apart there are s kinds
+of them along an axis, each the result of an ordinary convolution with every s-th tap.
+"""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether this convolution of one group spreads its images, and can be divided."""
+    del rhs
+    return (
+        any(step > 1 for step in params["lhs_dilation"])
+        and all(step == 1 for step in params["window_strides"])
+        and all(step == 1 for step in params["rhs_dilation"])
+        and params["feature_group_count"] == params["batch_group_count"] == 1
+        and all(isinstance(size, int) for size in lhs.shape)
+        and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+    )
+
+
+def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
+    """The convolution of images (lhs) with filters (rhs)."""
+    numbers, last = params["dimension_numbers"], lhs.ndim - 1
+    channels_last = (0, last, *range(1, last))
+    x = jnp.moveaxis(lhs, numbers.lhs_spec, channels_last)
+    filters_last = (last, last - 1, *range(last - 1))
+    kernel = jnp.moveaxis(rhs, numbers.rhs_spec, filters_last)
+    steps, sizes = params["lhs_dilation"], kernel.shape[: last - 1]
+    shape = [
+        (n - 1) * s + 1 + low + high - k + 1
+        for n, s, k, (low, high) in zip(
+            x.shape[1:-1], steps, sizes, params["padding"], strict=True
+        )
+    ]
+    counts = [-(-n // s) for n, s in zip(shape, steps, strict=True)]
+    parts = []
+    for kind in itertools.product(*map(range, steps)):
+        config, taps = [(0, 0, 0)], []
+        for at, n, s, k, count, (low, _) in zip(
+            kind, x.shape[1:-1], steps, sizes, counts, params["padding"], strict=True
+        ):
+            first = (low - at) % s  # the first tap that is not on zeros
+            taps.append(slice(first, None, s))
+            start = (at + first - low) // s  # the pixel that it is on
+            end = start + count + len(range(first, k, s)) - 1
+            config.append((-start, end - n, 0))
+        kernel_of_kind = kernel[tuple(taps)]
+        if kernel_of_kind.size == 0:  # no tap is
+            full = (x.shape[0], *counts, kernel.shape[-1])
+            dtype = params["preferred_element_type"] or x.dtype
+            parts.append(jnp.zeros(full, dtype))
+            continue
+        parts.append(
+            lax.conv_general_dilated(
+                # By itself: XLA has no fast code where padding is negative.
+                lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)]),
+                kernel_of_kind,
+                (1,) * (last - 1),
+                "VALID",
+                dimension_numbers=lax.ConvDimensionNumbers(
+                    channels_last, filters_last, channels_last
+                ),
+                precision=params["precision"],
+                preferred_element_type=params["preferred_element_type"],
+            )
+        )
+    # (s, s, b, h, w, c) -> (b, h, s, w, s, c) -> (b, h s, w s, c)
+    y = jnp.stack(parts).reshape(*steps, *parts[0].shape)
+    pixels = [i for axis in range(last - 1) for i in (last + axis, axis)]
+    y = y.transpose(last - 1, *pixels, y.ndim - 1)
+    y = y.reshape(
+        x.shape[0],
+        *(n * s for n, s in zip(counts, steps, strict=True)),
+        kernel.shape[-1],
+    )
+    y = lax.slice(y, (0,) * y.ndim, (x.shape[0], *shape, kernel.shape[-1]))
+    return jnp.moveaxis(y, channels_last, numbers.out_spec)

@@ -1,0 +1,100 @@
+"""Transposed convolutions as several ordinary ones, against XLA's own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+import mslice_jax as ms
+from mslice_jax.cpu import convolution, spread
+from tests.convolutions import NHWC, own_programs
+
+# images, filters, how far pixels are apart, padding, layout
+CASES = {
+    "windows_apart": ((2, 3, 4, 3), (2, 2, 3, 2), (2, 2), ((1, 1), (1, 1)), NHWC),
+    "overlapping": ((2, 3, 4, 3), (3, 4, 3, 2), (2, 2), ((2, 1), (2, 2)), NHWC),
+    "pixels_between": ((1, 3, 3, 2), (2, 1, 2, 2), (3, 2), ((1, 2), (0, 1)), NHWC),
+    "cut": ((2, 4, 4, 2), (3, 3, 2, 2), (2, 1), ((-1, 1), (1, -1)), NHWC),
+    "channels_first": (
+        (2, 3, 4, 3), (2, 3, 3, 3), (2, 3), ((1, 1), (3, 2)), ("NCHW", "OIHW", "NCHW"),
+    ),
+    "one_dimension": ((2, 5, 3), (4, 3, 2), (2,), ((2, 2),), ("NHC", "HIO", "NCH")),
+}  # fmt: skip
+
+
+def prepared(images, filters, apart, padding, layout):
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=s).astype(np.float32) for s in (images, filters))
+    plain = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(1,) * len(apart),
+        padding=padding,
+        lhs_dilation=apart,
+        dimension_numbers=layout,
+    )
+    (eqn,) = jax.make_jaxpr(plain)(x, w).jaxpr.eqns
+    cotangent = rng.normal(size=jax.eval_shape(plain, x, w).shape).astype(np.float32)
+    return plain, eqn.params, x, w, cotangent
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = np.max(np.abs(b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] * (at % 2))
+        for at, name in enumerate(CASES)
+    ],
+)
+def test_numbers_and_derivatives(name):
+    plain, params, x, w, ct = prepared(*CASES[name])
+    assert spread.applies(x, w, params)
+    ours = convolution.with_cpu_gradient(plain, params, "eigen")
+
+    def divided(x, w):
+        return spread.convolve(x, w, params)
+
+    assert_close(jax.jit(divided)(x, w), plain(x, w))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(convolve):
+        pull = jax.vjp(convolve, x, w)[1]
+        return pull(ct), jax.jvp(convolve, (x, w), (2 * x, jnp.cos(w)))
+
+    assert_close(derivatives(ours), derivatives(plain))
+
+
+@own_programs
+def test_in_a_network():
+    model = nn.Sequential(
+        [
+            nn.Conv(8, (3, 3), strides=2),
+            nn.relu,
+            nn.ConvTranspose(8, (3, 3), strides=(2, 2)),
+            nn.relu,
+            nn.Conv(2, (1, 1)),
+        ]
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+    variables = model.init(jax.random.key(1), x)
+    net = ms.upgrade(model, variables, x, rates=(0.5, 1.0))
+
+    def loss(net):
+        return jnp.square(ms.slice_apply(net, x, 0.5)).mean()
+
+    own, plain = ms.jit(jax.grad(loss)), jax.jit(jax.grad(loss))
+    assert_close(own(net), plain(net))
+
+    def spread_windows(jitted):
+        return jitted.lower(net).as_text().count("lhs_dilate = [2, 2]")
+
+    # Filters' gradient is no convolution of images that are spread any more.
+    assert spread_windows(own) < spread_windows(plain)
