@@ -74,32 +74,65 @@ def test_hand_written_networks_accept_the_models_weights(name: str) -> None:
     assert jax.eval_shape(by_hand(1.0).init, key, x)["params"] == zoo
 
 
-@pytest.mark.parametrize("name", ["resnet11", "vgg11"])
-def test_vs_pytorch(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+PAIRS = (
+    "decoder", "fast_cnn", "gru", "lstm", "mobilenet_v2", "resnet29", "unet", "vgg11",
+    "vit",
+)  # fmt: skip
+
+
+def test_pairs_are_tested() -> None:
+    pytest.importorskip("torch", reason="PyTorch (extra pytorch) is not installed")
+    from experiments.benchmarks.pairs import PAIRS as pairs
+
+    assert sorted(pairs) == sorted(PAIRS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] * (name != "gru"))
+        for name in PAIRS
+    ],
+)
+def test_both_of_a_pair_compute_the_same(name: str) -> None:
+    pytest.importorskip("torch", reason="PyTorch (extra pytorch) is not installed")
+    import torch
+
+    import mslice_jax as ms
+    from experiments.benchmarks.pairs import PAIRS as pairs
+    from experiments.benchmarks.pairs.sides import Ours, Theirs, agree
+
+    pair = pairs[name](True)
+    net = pair.network()
+    theirs = Theirs(pair, net, torch.contiguous_format)
+    agree(Ours(pair, net, ms.jit), theirs, batch=2)
+
+
+@pytest.mark.nightly
+def test_vs_pytorch(capsys: pytest.CaptureFixture[str]) -> None:
     """Both sides must compute the same before they are timed: `compare` asserts it."""
     pytest.importorskip("torch", reason="PyTorch (extra pytorch) is not installed")
     from experiments.benchmarks import vs_pytorch
 
     config = vs_pytorch.Config(
-        models=(name,), step=(1.0, 0.5), rates=(0.5,), batch_size=2, image_size=8,
-        rounds=1,
-    )  # fmt: skip
+        only=("vgg11",), batches=(1,), rounds=1, at_least=0.0, tiny=True
+    )
     result = vs_pytorch.main(config)
-    assert [row["what"] for row in result["rows"]] == [
-        "step (1.0, 0.5)", "inference 0.5",
+    assert [row["task"] for row in result["rows"]] == [
+        "step", *(f"inference {rate:g}, batch 1" for rate in (1.0, 0.5, 0.25)),
     ]  # fmt: skip
-    assert all(row["ratio"] > 0 for row in result["rows"])
-    assert name in capsys.readouterr().out
+    assert all(row["ms_jit"] > 0 for row in result["rows"])
+    slowest = min(row["ms_jit"] for row in result["rows"][1:])
+    assert result["summary"]["inference ms_jit"]["worst"] == slowest
+    assert "vgg11" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_profile_of_vs_pytorch() -> None:
     pytest.importorskip("torch", reason="PyTorch (extra pytorch) is not installed")
     from experiments.benchmarks import vs_pytorch
 
-    config = vs_pytorch.Config(
-        models=("resnet11",), step=(0.5,), rates=(), batch_size=2, image_size=8,
-        profile=True,
-    )  # fmt: skip
-    shares = vs_pytorch.main(config)["profile"]["resnet11"]
+    config = vs_pytorch.Config(only=("resnet29",), tiny=True, profile=True)
+    shares = vs_pytorch.main(config)["profile"]["resnet29"]
     assert any("conv" in kind for kind in shares)
     assert 0.5 < sum(shares.values()) <= 1.0 + 1e-9

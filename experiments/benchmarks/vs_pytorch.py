@@ -66,6 +66,9 @@ class Config:
     rounds: int = 9
     at_least: float = 0.02
     """Seconds: a call that takes less is repeated so often in each round."""
+    processor_time: bool = False
+    """Whether to compare the processor time of each, where other processes run, too:
+    on one core (`taskset -c 0`), for threads that wait for others count as busy."""
     tiny: bool = False
     """Whether to take tiny networks, to see that all of this works."""
     onednn: bool = False
@@ -97,13 +100,13 @@ def main(config: Config) -> dict[str, Any]:
     """Measures, prints, and returns the contents of `config.out`."""
     console = rich.console.Console(highlight=False)
     memory.keep_freed()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     names = config.only or tuple(PAIRS)
     result: dict[str, Any] = {
         "jax": jax.__version__,
         "torch": torch.__version__,
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
+        "cores": cores(),
     }
     if config.profile:
         result["profile"] = {name: profile(name, config) for name in names}
@@ -119,6 +122,12 @@ def main(config: Config) -> dict[str, Any]:
             console.print(task, numbers)
     save(config.out, result)
     return result
+
+
+def cores() -> int:
+    """How many this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def compare(name: str, config: Config, console: rich.console.Console) -> list[Row]:
@@ -154,7 +163,8 @@ def compare(name: str, config: Config, console: rich.console.Console) -> list[Ro
     rows = []
     for what, run in tasks.items():
         calls = {key: functools.partial(run, side) for key, side in sides.items()}
-        seconds = in_turn(calls, config.rounds, config.at_least)
+        clock = time.process_time if config.processor_time else time.perf_counter
+        seconds = in_turn(calls, config.rounds, config.at_least, clock)
         row = _row(name, what, seconds, tuple(theirs))
         rows.append(row)
         table.add_row(*map(str, list(dataclasses.astuple(row))[1:]))
@@ -184,7 +194,10 @@ def _row(
 
 
 def in_turn(
-    calls: Mapping[str, Call], rounds: int, at_least: float
+    calls: Mapping[str, Call],
+    rounds: int,
+    at_least: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call in each round, in an order drawn anew.
 
@@ -194,18 +207,18 @@ def in_turn(
     repeats = {}
     for name, call in calls.items():
         call()
-        began = time.perf_counter()
+        began = clock()
         call()
-        repeats[name] = math.ceil(at_least / (time.perf_counter() - began))
+        repeats[name] = math.ceil(at_least / (clock() - began))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name in random.sample(list(calls), len(calls)):
             call = calls[name]
             call()
-            began = time.perf_counter()
+            began = clock()
             for _ in range(repeats[name]):
                 call()
-            seconds[name].append((time.perf_counter() - began) / repeats[name])
+            seconds[name].append((clock() - began) / repeats[name])
     return seconds
 
 

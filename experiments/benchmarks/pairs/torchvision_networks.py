@@ -22,8 +22,9 @@ def mobilenet_v2(tiny: bool) -> Pair:
     return _pair(
         model,
         lambda: torchvision.models.mobilenet_v2(num_classes=10, dropout=0.0),
-        batch=2 if tiny else 32,
-        size=32 if tiny else 64,
+        batch=4 if tiny else 32,
+        # Fewer pixels leave the last norms two numbers, whose signs are all they keep.
+        size=64,
         norm="shared",
     )
 
