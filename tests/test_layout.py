@@ -63,7 +63,7 @@ ORDER = {
         {
             "choice",
             "convolution",
-            "cotangents",
+            "dense",
             "depthwise",
             "equations",
             "few_channels",

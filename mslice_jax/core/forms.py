@@ -4,6 +4,8 @@ The evaluator runs an equation as the primitive that the user wrote, unless the 
 that is traced has a table of forms. `mslice_jax.cpu` has one, for `ms.jit`.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +51,13 @@ class Forms:
         if form is None or not (form.always or narrow.analysis.fact(self.suits)):
             return None
         return form if form.applies(narrow, *operands) else None
+
+
+@functools.cache
+def without(forms: Forms, name: str) -> Forms:
+    """The same table but for the form of one primitive, which runs as it is."""
+    table = {key: form for key, form in forms.table.items() if key != name}
+    return dataclasses.replace(forms, table=table)
 
 
 active: Any = jax.make_user_context(None)

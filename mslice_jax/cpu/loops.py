@@ -14,7 +14,6 @@ stay read the weight as it is summed over: with few rows the other order takes t
 three times as long, and so would the backward loop. It gets a transposed weight.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from ..core.forms import active, without
 from ..core.rules import RULES, Narrow
 from ..core.rules.loops import counts_of_scan
 from . import work
@@ -43,9 +43,12 @@ def scan(n: Narrow, *operands: Any) -> Sequence[Any]:
     """The loop, with fewer products in it."""
     consts, carried = counts_of_scan(n.params)
     first = [x[0] for x in operands[consts + carried :]]
-    body = jax.make_jaxpr(lambda *xs: tuple(n.call(0, *xs)))(
-        *operands[: consts + carried], *first
-    )
+    # Products are looked for: inside of a function with a derivative they hide.
+    forms = active.value
+    with active(forms and without(forms, "dot_general")):
+        body = jax.make_jaxpr(lambda *xs: tuple(n.call(0, *xs)))(
+            *operands[: consts + carried], *first
+        )
     parts = take_apart(body.jaxpr, consts, carried, n.params["length"])
     if not parts.made and not parts.moved:
         return RULES["scan"].narrow(n, *operands)
@@ -156,12 +159,7 @@ def _loop(parts: Parts, carry_vars: Any, out_vars: Any, options: Any) -> Any:
         outs, linear, met = jax.linearize(
             run, [others[i] for i in moving], still, has_aux=True
         )
-        moves = {
-            i: jax.vmap(functools.partial(products[i].plain, weight=of_weights[i]))(
-                met[i]
-            )
-            for i in still
-        }
+        moves = {i: products[i].of_turns(met[i], of_weights[i]) for i in still}
         return outs, linear([of_others[i] for i in moving], moves)
 
     loop.defjvp(tangent, symbolic_zeros=True)

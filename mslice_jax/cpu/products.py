@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from .dense import flat
 from .equations import bind
 
 
@@ -38,10 +39,19 @@ class Product:
         """The weight with the axes that are summed over after those that are not."""
         return _transposed(weight, [*self._batch, *self._free, *self._summed])
 
-    def plain(self, other: Any, weight: Any) -> Any:
-        """The product as it was written."""
-        operands = [other, weight] if self._place else [weight, other]
-        return bind(self.eqn, operands)[0]
+    def of_turns(self, others: Any, weight: Any) -> Any:
+        """The products of all turns of a loop, (turns, ...), as one product."""
+        params, (summed, batch) = self.eqn.params, self._other_axes
+        if self._place and not batch:
+            summed = tuple(axis + 1 for axis in summed)
+            numbers = (summed, tuple(self._summed)), ((), ())
+            return flat(others, weight, {**params, "dimension_numbers": numbers})
+
+        def product(other: Any) -> Any:
+            operands = [other, weight] if self._place else [weight, other]
+            return bind(self.eqn, operands)[0]
+
+        return jax.vmap(product)(others)
 
     def __call__(self, other: Any, summed_first: Any) -> Any:
         """The product with the weight of `summed_first`."""

@@ -7,7 +7,7 @@ import jax
 
 from ..core.forms import Form, Forms
 from ..core.rules import Narrow
-from . import convolution, cotangents, depthwise, loops, pooling, spread, work
+from . import convolution, dense, depthwise, loops, pooling, spread, work
 
 _SHARE = 0.02  # see `experiments/LOG.md`, 2026-11-28, "When does ms.jit gain?"
 
@@ -49,11 +49,11 @@ def _pool(n: Narrow, x: Any) -> Any:
 
 def _multiplies(n: Narrow, lhs: Any, rhs: Any) -> bool:
     del lhs, rhs
-    return cotangents.applies(n.eqn.outvars[0].aval)
+    return dense.applies(n.eqn.outvars[0].aval, n.params)
 
 
 def _multiply(n: Narrow, lhs: Any, rhs: Any) -> Any:
-    return cotangents.made_once(n.bind(lhs, rhs))
+    return dense.with_cpu_gradient(n.bind, n.params)(lhs, rhs)
 
 
 def _forms(library: str) -> Forms:

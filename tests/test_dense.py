@@ -1,4 +1,4 @@
-"""Cotangents of products on CPU: the same derivatives, from another program."""
+"""Products on CPU: the same derivatives, from another program."""
 
 import jax
 import jax.numpy as jnp
