@@ -67,8 +67,8 @@ class Config:
     at_least: float = 0.02
     """Seconds: a call that takes less is repeated so often in each round."""
     processor_time: bool = False
-    """Whether to compare the processor time of each, where other processes run, too:
-    on one core (`taskset -c 0`), for threads that wait for others count as busy."""
+    """Whether to compare processor time, where other processes run, too: on one core
+    (`taskset -c 0`), for threads that wait for others count as busy."""
     tiny: bool = False
     """Whether to take tiny networks, to see that all of this works."""
     onednn: bool = False
@@ -126,8 +126,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def cores() -> int:
     """How many this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0))  # Linux
 
 
 def compare(name: str, config: Config, console: rich.console.Console) -> list[Row]:

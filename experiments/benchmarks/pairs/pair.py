@@ -77,8 +77,14 @@ class Pair:
 
     def cuts(self, net: Any, rate: float) -> dict[str, "Cut"]:
         """How the tensors of a rate are cut out of the wide ones."""
-        paths, tree = jax.tree.flatten(net.variables)
-        places = [jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape) for x in paths]
+        leaves, tree = jax.tree.flatten(net.variables)
+        ends = np.cumsum([x.size for x in leaves])
+        # Several leaves may be one tensor. float32 tells whole numbers up to 2**24.
+        assert ends[-1] < 2**24
+        places = [
+            jnp.arange(end - x.size, end, dtype=jnp.float32).reshape(x.shape)
+            for x, end in zip(leaves, ends, strict=True)
+        ]
         numbered = net.replace(jax.tree.unflatten(tree, places))
         full = self.tensors(_leaves(numbered.variables))
         narrow = self.tensors(_leaves(ms.extract(numbered, rate).variables))
