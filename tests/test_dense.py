@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 import mslice_jax as ms
+from mslice_jax.cpu import dense
 from tests.convolutions import own_programs
 
 
@@ -70,3 +71,45 @@ def test_derivatives(net_and_texts):
         )
 
     assert_close(ms.jit(derivatives)(net, x), jax.jit(derivatives)(net, x))
+
+
+PRODUCTS = {
+    # lhs, rhs, the same in NumPy's words, whether it is one of matrices
+    "texts": ((2, 3, 4), (4, 5), "abk,kc->abc", True),
+    "heads": ((2, 3, 4), (4, 2, 3), "abk,khd->abhd", True),
+    "from_heads": ((2, 3, 2, 4), (2, 4, 5), "abhd,hdc->abc", True),
+    "weights_of_an_embedding": ((2, 3, 4), (6, 4), "abk,ck->abc", True),
+    "no_rows": ((0, 3, 4), (4, 5), "abk,kc->abc", True),
+    "summed_first": ((4, 2), (4, 5), "ka,kc->ac", False),
+    "batch": ((2, 3, 4), (2, 4, 5), "bak,bkc->bac", False),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_as_products_of_matrices(name):
+    lhs_shape, rhs_shape, words, as_matrices = PRODUCTS[name]
+    rng = np.random.default_rng(0)
+    lhs, rhs = rng.normal(size=lhs_shape), rng.normal(size=rhs_shape)
+    lhs, rhs = lhs.astype(np.float32), rhs.astype(np.float32)
+    axes = words.split("->")[0].split(",")
+    batch = [a for a in axes[0] if a in axes[1] and a in words.split("->")[1]]
+    summed = [a for a in axes[0] if a in axes[1] and a not in batch]
+    numbers = tuple(
+        tuple(tuple(each.index(a) for a in group) for each in axes)
+        for group in (summed, batch)
+    )
+    params = {
+        "dimension_numbers": numbers,
+        "precision": None,
+        "preferred_element_type": None,
+    }
+    run = jax.jit(lambda x, y: dense.flat(x, y, params))
+    found, expected = run(lhs, rhs), np.einsum(words, lhs, rhs)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    (eqn,) = (
+        eqn
+        for eqn in jax.make_jaxpr(lambda x, y: dense.flat(x, y, params))(lhs, rhs).eqns
+        if eqn.primitive.name == "dot_general"
+    )
+    assert (eqn.invars[0].aval.shape != lhs_shape) == as_matrices

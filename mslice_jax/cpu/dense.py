@@ -24,9 +24,12 @@ Product = Callable[[Any, Any], jax.Array]
 """(lhs, rhs) -> the product."""
 
 
-def applies(out: Any, params: dict[str, Any]) -> bool:
-    """Whether a product of this type has a cotangent; not one its user shards."""
-    return jnp.issubdtype(out.dtype, jnp.floating) and params["out_sharding"] is None
+def applies(eqn: Any) -> bool:
+    """Whether a `dot_general` has a cotangent, and its user says no sharding."""
+    avals = [var.aval for var in (*eqn.invars, *eqn.outvars)]
+    return eqn.params.get("out_sharding") is None and all(
+        jnp.issubdtype(aval.dtype, jnp.floating) for aval in avals
+    )
 
 
 def with_cpu_gradient(run: Product, params: dict[str, Any]) -> Product:
@@ -79,11 +82,15 @@ def flat(lhs: Any, rhs: Any, params: dict[str, Any]) -> jax.Array:
     summed = math.prod(lhs.shape[lhs.ndim - count :])
     rows = lhs.shape[: lhs.ndim - count]
     if tuple(of_rhs) == first:
-        columns, matrix, axis = rhs.shape[count:], (summed, -1), 0
+        columns, axis = rhs.shape[count:], 0
+        matrix = summed, math.prod(columns)
     else:
-        columns, matrix, axis = rhs.shape[: rhs.ndim - count], (-1, summed), 1
-    numbers = (((1,), (axis,)), ((), ()))
+        columns, axis = rhs.shape[: rhs.ndim - count], 1
+        matrix = math.prod(columns), summed
     out = lax.dot_general(
-        lhs.reshape(-1, summed), rhs.reshape(matrix), numbers, **options
+        lhs.reshape(math.prod(rows), summed),
+        rhs.reshape(matrix),
+        (((1,), (axis,)), ((), ())),
+        **options,
     )
     return out.reshape(*rows, *columns)

@@ -49,7 +49,7 @@ def _pool(n: Narrow, x: Any) -> Any:
 
 def _multiplies(n: Narrow, lhs: Any, rhs: Any) -> bool:
     del lhs, rhs
-    return dense.applies(n.eqn.outvars[0].aval, n.params)
+    return dense.applies(n.eqn)
 
 
 def _multiply(n: Narrow, lhs: Any, rhs: Any) -> Any:
