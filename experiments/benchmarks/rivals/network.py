@@ -13,11 +13,11 @@ RATES = (0.25, 0.5, 0.75, 1.0)
 SHAPE = (32, 32, 3)
 _IMAGES = 16
 
-# Large enough for 10 ms on a core, and wide rather than deep, so that at each rate
+# Large enough for 10 ms on an idle core, and wide rather than deep, so that at each rate
 # matrix products take most of the time.
 WIDE = VisionTransformer(
     patch_size=4,
-    layers=3,
+    layers=7,
     heads=8,
     hidden=384,
     mlp=1536,
