@@ -137,7 +137,7 @@ class Executor:
         *,
         threads: int | None = None,
     ) -> "Executor":
-        """Compiles every program, and cuts the narrow weights as far as they are kept.
+        """Compiles every program and runs it once, cuts narrow weights that are kept.
 
         Args:
           progress: called with how many programs are compiled, and of how many.
@@ -154,6 +154,7 @@ class Executor:
             what = self._offer, self._leaves, self._counter
             self._loaded = Loaded(*what, progress=progress, threads=threads)
             self._leaves = []  # others may take their place
+            measuring.link(self.rates, self.signature, self.run)
         return self
 
     def check(self, request: Mapping[str, Any]) -> Rows:

@@ -33,14 +33,38 @@ def times(
     Raises:
       ValueError: if `repeats` is below 1.
     """
+    return in_turn(
+        _calls(rates, signature, run), repeats, warm=1, before=lambda key: cut(key[0])
+    )
+
+
+def link(
+    rates: Sequence[Any],
+    signature: Signature,
+    run: Callable[[Any, Sequence[Rows]], Any],
+) -> None:
+    """Runs every program once.
+
+    The first run links what was compiled or loaded, on CPU for 60 ms: as long as many
+    batches take.
+    """
+    for call in _calls(rates, signature, run).values():
+        call()
+
+
+def _calls(
+    rates: Sequence[Any],
+    signature: Signature,
+    run: Callable[[Any, Sequence[Rows]], Any],
+) -> dict[Key, Callable[[], Any]]:
+    """A full batch of one-row requests for every program."""
     rows = {length: drawn(signature, 1, length, 0) for length in signature.lengths}
 
     def batch(rate: Any, size: int, length: int | None) -> Callable[[], Any]:
         return lambda: run(rate, [rows[length]] * size)
 
     keys = itertools.product(rates, signature.batches, signature.lengths)
-    runs = {key: batch(*key) for key in keys}
-    return in_turn(runs, repeats, warm=1, before=lambda key: cut(key[0]))
+    return {key: batch(*key) for key in keys}
 
 
 def check_keys(rates: Sequence[Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import mslice_jax as ms
 from mslice_jax.serve import Executor, InvalidRequest
+from mslice_jax.serve.loaded import Loaded
 from tests.serve.networks import (
     RATES,
     Normed,
@@ -157,6 +158,19 @@ def test_nothing_compiles_once_it_is_ready(compilations, limit):
         found.measure(1)
     assert names == []
     assert found.compilations == 8
+
+
+def test_every_program_has_run_once_it_is_ready(monkeypatch):
+    ran = []
+
+    def answers(self, part, checked):
+        ran.append((part.rate, sum(rows.rows for rows in checked)))
+        return answer(self, part, checked)
+
+    answer = Loaded.answers
+    monkeypatch.setattr(Loaded, "answers", answers)
+    Executor(two_inputs_net(), batch_sizes=(2, 5)).prepare()
+    assert sorted(ran) == [(rate, size) for rate in RATES for size in (2, 5)]
 
 
 def test_the_counter_notices_a_program(executor):

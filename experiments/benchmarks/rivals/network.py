@@ -13,8 +13,8 @@ RATES = (0.25, 0.5, 0.75, 1.0)
 SHAPE = (32, 32, 3)
 _IMAGES = 16
 
-# Large enough for 10 ms on an idle core, and wide rather than deep, so that at each rate
-# matrix products take most of the time.
+# Large enough for 10 ms on an idle core, and wide rather than deep, so that matrix
+# products take most of the time at each rate.
 WIDE = VisionTransformer(
     patch_size=4,
     layers=7,
