@@ -165,11 +165,26 @@ def test_a_function_is_traced_once_for_each_signature(compilations):
     for x in (IMAGES, ROWS, ROWS[:1], IMAGES[:1]):
         np.testing.assert_array_equal(fun(x), either(x))
     assert shapes == [(2, 6, 6, 3), (2, 3), (1, 3), (1, 6, 6, 3)]
-    fun(IMAGES), fun(IMAGES[:1])  # what was there before it had both kinds
+    for x in (IMAGES, ROWS, ROWS[:1], IMAGES[:1]):
+        fun(x)  # what was there before it had both kinds
     with compilations() as names:
         for x in (ROWS, IMAGES, ROWS[:1], IMAGES[:1]):
             fun(x)
     assert names == [] and len(shapes) == 4
+
+
+@pytest.mark.parametrize("inputs", [(ROWS, ROWS[:1]), (ROWS, IMAGES, ROWS[:1])])
+def test_what_was_compiled_runs_without_python(inputs):
+    fun, _ = counted()
+    for x in inputs * 2:
+        fun(x)
+    # With this, JAX raises where it does not know a signature by its fast path.
+    jax.config.update("jax_no_tracing", True)
+    try:
+        for x in inputs:
+            fun(x)
+    finally:
+        jax.config.update("jax_no_tracing", False)
 
 
 def test_ahead_of_time(compilations):

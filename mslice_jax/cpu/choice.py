@@ -1,12 +1,15 @@
 """A function that is compiled in one of two ways: its program says in which.
 
 Both ways are a `jax.jit` of the same function, so that JAX keeps one trace for the two.
-A call goes to the way that was chosen last. What that has compiled it runs, at the cost
-of a call of `jax.jit`; for anything else it would trace the function, which raises
-`_Undecided` instead. Then the function is traced, and its program chooses.
+The program of the first call chooses, and the next calls go the same way, at the cost
+of a call of `jax.jit`. A way that traces the function notes that: the signature is new,
+and its program is looked at after the call, which costs no second trace.
 
-A function with signatures of both kinds asks a third program, which computes nothing
-and returns the choice: JAX keeps that by signature, as it keeps compiled programs.
+If that one should go the other way, the function has signatures of both kinds. Then a
+third program is asked first, which computes nothing and returns the choice: JAX keeps
+that by signature, as it keeps compiled programs. (Nothing may end such a call with an
+exception: JAX would run the signature without its fast path from then on, half a
+millisecond slower for a hundred arrays.)
 """
 
 import contextlib
@@ -14,15 +17,11 @@ import dataclasses
 import functools
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.extend.core import get_opaque_trace_state
-
-
-class _Undecided(Exception):
-    """Nothing was chosen yet for this signature."""
 
 
 @jax.tree_util.register_static
@@ -63,17 +62,14 @@ class Jitted:
         @functools.wraps(fun)
         def traced(*args: Any, **kwargs: Any) -> Any:
             # Outside of a trace somebody looks for the operation that made a NaN.
-            if not self._is_asked and get_opaque_trace_state() != outermost:
-                raise _Undecided
+            if get_opaque_trace_state() != outermost:
+                self._here.has_traced = True
             with within():
                 return fun(*args, **kwargs)
 
         @functools.wraps(fun)
         def choice(*args: Any, **kwargs: Any) -> _Choice:
-            del args, kwargs
-            if not self._is_asked:
-                raise _Undecided
-            return self._here.choice
+            return _Choice(self._way_of(args, kwargs) is self._special)
 
         choice.__name__ = "choice"
 
@@ -85,36 +81,37 @@ class Jitted:
         alike = {name: options[name] for name in names if name in options}
         self._choice = jax.jit(choice, **alike)
         # The way of all signatures so far, or what asks for that of each.
-        self._call: Callable[..., Any] = self._undecided
-        self._is_mixed = False
-        self._lock, self._here = threading.Lock(), threading.local()
+        self._call: Callable[..., Any] | None = None
+        self._lock, self._here = threading.Lock(), _Here()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if get_opaque_trace_state() != self._outermost:
             return self._inside(*args, **kwargs)
-        try:
-            return self._call(*args, **kwargs)
-        except _Undecided:
-            pass  # not here, where errors of the function would tell of this one
-        return self._first_call(args, kwargs)
+        call = self._call
+        if call is None:
+            if jax.config.values["jax_disable_jit"]:
+                return self._fun(*args, **kwargs)
+            call = self._chosen(args, kwargs)
+        self._here.has_traced = False
+        out = call(*args, **kwargs)
+        if self._here.has_traced:
+            self._chosen(args, kwargs)
+        return out
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
     def trace(self, *args: Any, **kwargs: Any) -> Any:
         """As of `jax.jit`."""
-        with self._asked():
-            return self._chosen(args, kwargs).trace(*args, **kwargs)
+        return self._chosen(args, kwargs).trace(*args, **kwargs)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """As of `jax.jit`."""
-        with self._asked():
-            return self._chosen(args, kwargs).lower(*args, **kwargs)
+        return self._chosen(args, kwargs).lower(*args, **kwargs)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """As of `jax.jit`."""
-        with self._asked():
-            return self._chosen(args, kwargs).eval_shape(*args, **kwargs)
+        return self._chosen(args, kwargs).eval_shape(*args, **kwargs)
 
     def clear_cache(self) -> None:
         """As of `jax.jit`."""
@@ -122,43 +119,27 @@ class Jitted:
         for jitted in ways:
             jitted.clear_cache()
 
-    def _first_call(self, args: Any, kwargs: Any) -> Any:
-        if jax.config.values["jax_disable_jit"]:
-            return self._fun(*args, **kwargs)
-        with self._asked():
-            way = self._chosen(args, kwargs)
-            if self._is_mixed:
-                self._here.choice = _Choice(way is self._special)
-                self._choice(*args, **kwargs)
-            return way(*args, **kwargs)
-
     def _chosen(self, args: Any, kwargs: Any) -> Any:
-        """Traces the function, unless JAX has its trace, and chooses."""
-        program = self._plain.trace(*args, **kwargs).jaxpr
-        way = self._special if self._is_special(program) else self._plain
+        """The way of a signature, which the next calls take, too."""
+        way = self._way_of(args, kwargs)
         with self._lock:
-            if self._call == self._undecided:
+            if self._call is None:
                 self._call = way
-            elif self._call is not way and not self._is_mixed:
-                self._call, self._is_mixed = self._by_signature, True
+            elif self._call is not way:
+                self._call = self._by_signature
         return way
 
-    def _undecided(self, *args: Any, **kwargs: Any) -> Any:
-        raise _Undecided
+    def _way_of(self, args: Any, kwargs: Any) -> Any:
+        """Traces the function, unless JAX has its trace, and chooses."""
+        program = self._plain.trace(*args, **kwargs).jaxpr
+        return self._special if self._is_special(program) else self._plain
 
     def _by_signature(self, *args: Any, **kwargs: Any) -> Any:
         special = self._choice(*args, **kwargs).special
         return (self._special if special else self._plain)(*args, **kwargs)
 
-    @property
-    def _is_asked(self) -> bool:
-        return getattr(self._here, "asked", False)
 
-    @contextlib.contextmanager
-    def _asked(self) -> Iterator[None]:
-        before = self._is_asked
-        self._here.asked = True
-        try:
-            yield
-        finally:
-            self._here.asked = before
+class _Here(threading.local):
+    """What a thread knows: whether the function was traced since its call began."""
+
+    has_traced = False
