@@ -52,10 +52,12 @@ class Images:
     Attributes:
       settings: the class of the flags, which say how a network is built.
       enlarge: pixels of a digit are enlarged to squares of so many by so many.
+      exclude: patterns of parameters that keep their size, as `upgrade` takes them.
     """
 
     settings: type[ImageSettings] = Settings
     enlarge: int = 1
+    exclude: str | None = None
 
     quantity = ACCURACY
     pictures = ("accuracy_vs_flops.png", "accuracy_over_epochs.png")
@@ -99,16 +101,41 @@ class Images:
         """The initial network, and its name."""
         model = _model(recipe, settings, dataset)
         key, _ = jax.random.split(jax.random.key(settings.seed))
-        variables = initialize(model, key, jnp.zeros((1, *dataset.image_shape)))
+        variables = self.initial(model, key, dataset)
         call = auxiliary.call(model, key)
 
         def upgrade(variables: Any) -> ms.Sliceable:
-            return _upgraded(model, settings, dataset, variables, **call)
+            return self._upgraded(model, settings, dataset, variables, **call)
 
         net = weights.begin(
             settings.weights, variables, upgrade, optional=auxiliary.HEADS
         )
         return net, settings.title(model)
+
+    def initial(self, model: nn.Module, key: jax.Array, dataset: Any) -> Any:
+        """The initial variables."""
+        return initialize(model, key, jnp.zeros((1, *dataset.image_shape)))
+
+    def _upgraded(
+        self,
+        model: nn.Module,
+        settings: ImageSettings,
+        dataset: inputs.Inputs,
+        variables: Any,
+        **call: Any,
+    ) -> ms.Sliceable:
+        shape = (cast(int, settings.batch_size), *dataset.image_shape)
+        return ms.upgrade(
+            model,
+            variables,
+            jax.ShapeDtypeStruct(shape, jnp.float32),
+            rates=settings.rates,
+            groups=settings.groups,
+            norm=_norm(settings),
+            shards=cast(int, settings.shards),
+            exclude=self.exclude,
+            call=call,
+        )
 
     def step(self, settings: ImageSettings, dataset: inputs.Inputs) -> dict[str, Any]:
         """Augmentation, and the loss."""
@@ -185,7 +212,7 @@ class Images:
             model = _shipped_model(recipe, settings, dataset)
             image = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
             types = jax.eval_shape(model.init, jax.random.key(0), image)
-            bare = _upgraded(model, settings, dataset, types)
+            bare = self._upgraded(model, settings, dataset, types)
             net = bare.replace(auxiliary.without_variables(net.variables))
         if _norm(settings) != "shared":
             return net
@@ -236,26 +263,6 @@ def _shipped_model(
 ) -> nn.Module:
     model = _model(recipe, settings, images)
     return auxiliary.without_heads(model) if auxiliary.has_heads(model) else model
-
-
-def _upgraded(
-    model: nn.Module,
-    settings: ImageSettings,
-    dataset: inputs.Inputs,
-    variables: Any,
-    **call: Any,
-) -> ms.Sliceable:
-    shape = (cast(int, settings.batch_size), *dataset.image_shape)
-    return ms.upgrade(
-        model,
-        variables,
-        jax.ShapeDtypeStruct(shape, jnp.float32),
-        rates=settings.rates,
-        groups=settings.groups,
-        norm=_norm(settings),
-        shards=cast(int, settings.shards),
-        call=call,
-    )
 
 
 def _norm(settings: ImageSettings) -> str | None:

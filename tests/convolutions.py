@@ -16,20 +16,29 @@ own_programs = pytest.mark.skipif(
 )
 
 
-def prepared(lhs, rhs, strides, padding, dilation, layout):
+def convolved(lhs, rhs, layout, **params):
     """XLA's convolution, its parameters, random lhs and rhs, and a cotangent."""
     rng = np.random.default_rng(0)
     x, w = (rng.normal(size=shape).astype(np.float32) for shape in (lhs, rhs))
     xla = functools.partial(
-        lax.conv_general_dilated,
-        window_strides=strides,
-        padding=padding,
-        rhs_dilation=dilation,
-        dimension_numbers=layout,
+        lax.conv_general_dilated, dimension_numbers=layout, **params
     )
     (eqn,) = jax.make_jaxpr(xla)(x, w).jaxpr.eqns
     cotangent = rng.normal(size=jax.eval_shape(xla, x, w).shape).astype(np.float32)
     return xla, eqn.params, x, w, cotangent
+
+
+def prepared(lhs, rhs, strides, padding, dilation, layout):
+    """The same, of a convolution of one group."""
+    params = {"window_strides": strides, "padding": padding, "rhs_dilation": dilation}
+    return convolved(lhs, rhs, layout, **params)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    """Up to so much of the largest entry of each array."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        atol = tolerance * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 def params_of(lhs, rhs, **changed):

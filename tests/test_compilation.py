@@ -14,6 +14,7 @@ import mslice_jax as ms
 from mslice_jax.core.forms import active
 from mslice_jax.cpu import compilation
 from mslice_jax.cpu.table import EIGEN
+from tests.convolutions import assert_close
 
 
 class Small(nn.Module):
@@ -54,12 +55,6 @@ def whatever_is_in_it(fun):
             return fun(*args)
 
     return jax.jit(traced, compiler_options=compilation._known_options())
-
-
-def assert_close(found, expected, tolerance=1e-5):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        scale = np.abs(b).max()
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
 
 
 def scatters(jitted, *args):

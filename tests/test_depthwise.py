@@ -11,7 +11,7 @@ from jax import lax
 
 import mslice_jax as ms
 from mslice_jax.cpu import convolution, depthwise
-from tests.convolutions import NHWC, own_programs
+from tests.convolutions import NHWC, assert_close, convolved, own_programs
 
 # images, window, strides, padding, dilation of the window, layout
 CASES = {
@@ -36,31 +36,21 @@ CASES = {
 
 
 def prepared(images, window, strides, padding, dilation, layout):
-    """XLA's convolution, its parameters, images, filters, and a cotangent."""
-    rng = np.random.default_rng(0)
+    """See `convolved`; of images, with a filter for each channel."""
     numbers = lax.conv_dimension_numbers(images, (1,) * len(images), layout)
     channels = images[numbers.lhs_spec[1]]
     shape = [0] * len(images)
     for axis, size in zip(numbers.rhs_spec, (channels, 1, *window), strict=True):
         shape[axis] = size
-    plain = functools.partial(
-        lax.conv_general_dilated,
+    return convolved(
+        images,
+        shape,
+        layout,
         window_strides=strides,
         padding=padding,
         rhs_dilation=dilation,
-        dimension_numbers=layout,
         feature_group_count=channels,
     )
-    x, w = (rng.normal(size=s).astype(np.float32) for s in (images, shape))
-    (eqn,) = jax.make_jaxpr(plain)(x, w).jaxpr.eqns
-    cotangent = rng.normal(size=jax.eval_shape(plain, x, w).shape).astype(np.float32)
-    return plain, eqn.params, x, w, cotangent
-
-
-def assert_close(found, expected, tolerance=1e-5):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        scale = np.max(np.abs(b))
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,18 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import mslice_jax as ms
 from mslice_jax.cpu import convolution, few_channels
-from tests.convolutions import NHWC, own_programs, params_of, prepared, windows
+from tests.convolutions import (
+    NHWC,
+    assert_close,
+    own_programs,
+    params_of,
+    prepared,
+    windows,
+)
 
 # lhs, rhs, strides, padding, dilation of the window, layout
 CASES = {
@@ -39,14 +45,6 @@ NOT_FOR_IMAGES = ("inputs", "much_padding", "rows_of_two", "strided")
 def of_case(name):
     """The plain convolution, its parameters, lhs, rhs, and a cotangent."""
     return prepared(*CASES[name])
-
-
-def assert_close(found, expected):
-    for mine, other in zip(
-        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-    ):
-        largest = np.abs(other).max()
-        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("name", CASES)

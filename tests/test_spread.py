@@ -4,14 +4,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import linen as nn
-from jax import lax
 
 import mslice_jax as ms
 from mslice_jax.cpu import convolution, spread
-from tests.convolutions import NHWC, own_programs
+from tests.convolutions import NHWC, assert_close, convolved, own_programs
 
 # images, filters, how far pixels are apart, padding, layout
 CASES = {
@@ -27,24 +25,15 @@ CASES = {
 
 
 def prepared(images, filters, apart, padding, layout):
-    rng = np.random.default_rng(0)
-    x, w = (rng.normal(size=s).astype(np.float32) for s in (images, filters))
-    plain = functools.partial(
-        lax.conv_general_dilated,
+    """See `convolved`; of images whose pixels are apart."""
+    return convolved(
+        images,
+        filters,
+        layout,
         window_strides=(1,) * len(apart),
         padding=padding,
         lhs_dilation=apart,
-        dimension_numbers=layout,
     )
-    (eqn,) = jax.make_jaxpr(plain)(x, w).jaxpr.eqns
-    cotangent = rng.normal(size=jax.eval_shape(plain, x, w).shape).astype(np.float32)
-    return plain, eqn.params, x, w, cotangent
-
-
-def assert_close(found, expected, tolerance=1e-5):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        scale = np.max(np.abs(b))
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize(

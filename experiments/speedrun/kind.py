@@ -8,14 +8,14 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 import mslice_jax as ms
 from mslice_jax import data
 from mslice_jax.train import Batch
 
-from .. import auxiliary, inputs, weights
+from .. import auxiliary, inputs
 from ..images import Images
-from ..kind import initialize
 from ..measure import Numbers, measure_on
 from . import augment, optimizer, views, whitening
 from .settings import SpeedSettings
@@ -26,32 +26,12 @@ class SpeedImages(Images):
     """Data sets of images in memory, for `network.SpeedNet`."""
 
     settings: type[SpeedSettings] = SpeedSettings
+    exclude: str | None = "whitening"
 
-    def network(
-        self, recipe: Any, settings: Any, dataset: Any
-    ) -> tuple[ms.Sliceable, str]:
-        """The initial network, which whitens the patches of the training images."""
-        sizes = settings.sizes(dataset.image_shape[0])
-        model = recipe.model(**sizes, num_classes=dataset.num_classes)
-        key, _ = jax.random.split(jax.random.key(settings.seed))
-        variables = initialize(model, key, jnp.zeros((1, *dataset.image_shape)))
-        variables = {**variables, "whitening": {"kernel": _whitening(dataset)}}
-        shape = (cast(int, settings.batch_size), *dataset.image_shape)
-
-        def upgrade(variables: Any) -> ms.Sliceable:
-            return ms.upgrade(
-                model,
-                variables,
-                jax.ShapeDtypeStruct(shape, jnp.float32),
-                rates=settings.rates,
-                groups=settings.groups,
-                norm=settings.norm,
-                shards=cast(int, settings.shards),
-                exclude="whitening",
-            )
-
-        net = weights.begin(settings.weights, variables, upgrade)
-        return net, settings.title(model)
+    def initial(self, model: nn.Module, key: jax.Array, dataset: Any) -> Any:
+        """The initial variables: the first layer whitens patches of training images."""
+        variables = super().initial(model, key, dataset)
+        return {**variables, "whitening": {"kernel": _whitening(dataset)}}
 
     def step(self, settings: Any, dataset: Any) -> dict[str, Any]:
         """Normalization, and the loss."""
