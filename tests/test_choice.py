@@ -173,6 +173,15 @@ def test_a_function_is_traced_once_for_each_signature(compilations):
     assert names == [] and len(shapes) == 4
 
 
+def test_a_signature_of_the_other_kind_goes_its_own_way(compilations):
+    fun, _ = counted()
+    fun(ROWS), fun(IMAGES)  # the second goes the way of the first, and is looked at
+    for expected in (1, 0):
+        with compilations() as names:
+            fun(IMAGES), fun(ROWS)
+        assert sum("fun" in name for name in names) == expected
+
+
 @pytest.mark.parametrize("inputs", [(ROWS, ROWS[:1]), (ROWS, IMAGES, ROWS[:1])])
 def test_what_was_compiled_runs_without_python(inputs):
     fun, _ = counted()
