@@ -1,5 +1,6 @@
 """The speed run: network, images, optimizer, and the recipe as a command."""
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -135,6 +136,24 @@ def small(count=9, flip=True):
         x_test=x, y_test=np.arange(count, dtype=np.int32), num_classes=count,
         mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), pad=4, flip=flip,
     )  # fmt: skip
+
+
+def test_the_initial_network_whitens_training_images():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (50, 6, 6, 3)).astype(np.uint8)
+    images[:, :, :, 1] = images[:, :, :, 0] // 2 + images[:, :, :, 1] // 2
+    dataset = dataclasses.replace(
+        small(), x_train=images, y_train=np.zeros(50, np.int32), mean=(128.0,) * 3,
+        std=(50.0, 70.0, 90.0),
+    )  # fmt: skip
+    variables = KIND.initial(SpeedNet(width=1 / 8), jax.random.key(0), dataset)
+    kernel = np.asarray(variables["whitening"]["kernel"]).reshape(12, 24)[:, :12]
+    x = (images - 128.0) / np.array([50.0, 70.0, 90.0])
+    patches = [
+        x[:, i : i + 2, j : j + 2].reshape(50, 12) for i in range(5) for j in range(5)
+    ]
+    found = np.concatenate(patches) @ kernel
+    np.testing.assert_allclose(found.T @ found / len(found), np.eye(12), atol=0.02)
 
 
 def test_images_are_shifted_within_a_mirror():
