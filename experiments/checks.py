@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "num_random": ("of at least 0", lambda n: n >= 0),
     "progressive_epochs": ("of at least 1", lambda n: n >= 1),
     "distill": ("from 0 to 1", lambda x: 0 <= x <= 1),
+    "distill_from": ("of at least 0", lambda n: n >= 0),
     "temperature": ("above 0", lambda x: 0 < x < math.inf),
     "label_smoothing": ("in [0, 1)", lambda x: 0 <= x < 1),
     "epochs": ("of at least 1", lambda n: n >= 1),
@@ -60,6 +61,7 @@ def check_flags(settings: Training) -> None:
       settings: as they were given, before `resolve`.
     """
     check_ranges(vars(settings))
+    _check_loss_weights(settings)
     for name, reason in _without_effect(settings):
         raise ValueError(f"{flag(name)} has no effect: {reason}")
 
@@ -72,20 +74,35 @@ def check_ranges(values: Mapping[str, Any]) -> None:
             raise ValueError(f"expected {flag(name)} {expected}, got {value}.")
 
 
+def _check_loss_weights(settings: Training) -> None:
+    """Raise ValueError unless there is a weight for each rate."""
+    weights = settings.loss_weights
+    if weights is None:
+        return
+    if len(weights) != len(settings.rates) or not all(
+        0 <= weight < math.inf for weight in weights
+    ):
+        raise ValueError(
+            f"expected --loss-weights, a number of at least 0 for each of the "
+            f"{len(settings.rates)} rates, got {weights}."
+        )
+
+
 def _without_effect(settings: Training) -> Iterator[tuple[str, str]]:
     """Flags without effect, each with the reason."""
     given = {name for name, value in vars(settings).items() if value is not None}
-    if "temperature" in given and not settings.distill:
-        yield (
-            "temperature",
-            "it softens what --distill teaches, which is not given. Give --distill "
-            "0.5, for example, or leave it out.",
-        )
-    if settings.distill and len(settings.rates) == 1:
+    for name in ("temperature", "distill_from", "teacher"):
+        if name in given and not settings.distill:
+            yield (
+                name,
+                "it is about --distill, which is not given. Give --distill 0.5, for "
+                "example, or leave it out.",
+            )
+    if settings.distill and len(settings.rates) == 1 and "teacher" not in given:
         yield (
             "distill",
             "the widest rate teaches the others, and there is only one. Give more "
-            "--rates, or leave it out.",
+            "--rates, or a --teacher, or leave it out.",
         )
     if "num_random" in given and settings.schedule in ("static", "cyclic"):
         yield (
@@ -138,6 +155,11 @@ def check_lengths(settings: Training) -> None:
             f"expected --accumulate to divide the batch of {batch_size} examples "
             f"(--batch-size) into equal parts, got {settings.accumulate}. "
             f"{' and '.join(map(str, near))} do."
+        )
+    if (settings.distill_from or 0) >= epochs:
+        raise ValueError(
+            f"expected --distill-from to be before the end of the run, after fewer "
+            f"than {epochs} epochs (--epochs), got {settings.distill_from}."
         )
     if settings.progressive_epochs is not None:
         last = settings.progressive_epochs * (len(settings.rates) - 1)

@@ -3,12 +3,18 @@
     python -m experiments.compare_schedules
     python -m experiments.compare_schedules --schemes independent random_min_max static
     python -m experiments.compare_schedules --recipe language_model --epochs 2
+    python -m experiments.compare_schedules --schemes static "static --distill 0.3"
     python -m experiments.compare_schedules --dataset cifar10 --data-dir DIR --depth 11
 
 `SCHEMES` of `experiments.comparison.schemes` says what each scheme trains. Any flag of
-the recipe may follow, and holds for all runs; two belong to one scheme: --rate-weights
-to weighted, and --distill, the share of the loss, to sandwich_distill (0.5 if not
-given). All runs have the same number of updates, however many rates a step trains.
+the recipe may follow, and holds for all runs. What a scheme is to do otherwise stands
+behind its name, in quotes::
+
+    --schemes independent static "static --distill 0.3" "static --epochs 12"
+
+Runs have the same number of updates, however many rates a step trains, unless a scheme
+has --epochs of its own; the column "FLOPs" has what training costs beside the first
+row. All rates in each step cost as much as the separate networks together.
 
 Without arguments: ResNet-8 on scikit-learn's digits, 5 epochs, all nine schemes, two
 seeds. These 24 runs take five minutes of processor time on one core. At full width the
@@ -28,14 +34,16 @@ The separately trained networks are those of the recipe with one rate alone, so 
 same architecture as what is sliced, with its initial weights.
 """
 
+import collections
 import dataclasses
 import json
+import math
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import tyro
 from rich import box
@@ -50,7 +58,7 @@ from mslice_jax.train import CheckpointError, NotFiniteError
 from .comparison import outcome
 from .comparison.flags import one_line
 from .comparison.picture import plot
-from .comparison.schemes import DISTILLED, WEIGHTED, Member, members
+from .comparison.schemes import SCHEMES, Member, Scheme, as_scheme, members
 from .measure import ACCURACY
 from .prepare import Recipe, checked, named, prepare
 from .process import keep_compiled_programs, print_anything
@@ -65,18 +73,6 @@ SETTINGS, RESULTS, TABLE, PICTURE = (
     "schemes.png",
 )
 
-Scheme = Literal[
-    "independent",
-    "static",
-    "random",
-    "weighted",
-    "random_min",
-    "random_max",
-    "random_min_max",
-    "sandwich",
-    "sandwich_distill",
-]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
@@ -84,8 +80,9 @@ class Flags:
 
     recipe: str = "cifar_resnet"
     """A recipe of experiments: cifar_resnet, cifar_vgg, language_model, ..."""
-    schemes: tuple[Scheme, ...] = Scheme.__args__  # type: ignore[attr-defined]
-    """The rows of the table."""
+    schemes: tuple[str, ...] = tuple(SCHEMES)
+    """The rows of the table: static, random_min_max, ..., alone or with flags of its
+    own in quotes, as in "static --distill 0.3"."""
     rates: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     """Slice rates in (0, 1], the columns of the table."""
     seeds: tuple[int, ...] = (0, 1)
@@ -100,18 +97,26 @@ SHORT = {"cifar_resnet": {"widen": 1.0, "epochs": 5}}
 # What the comparison decides, and how.
 _DECIDED = {
     "schedule": "Choose --schemes",
-    "num_random": "Choose --schemes",
-    "progressive_epochs": "Choose --schemes",
     "seed": "Give --seeds",
     "resume": "Choose another --workdir",
+    "workdir": "Give it once, for all runs",
     "distributed": "Leave it out",
 }
 
-# Settings that belong to one scheme.
-_OF_ONE = {"rate_weights": WEIGHTED, "distill": DISTILLED, "temperature": DISTILLED}
+# What is about several rates: separate networks would have no use for it.
+_OF_SCHEMES = (
+    "num_random",
+    "rate_weights",
+    "progressive_epochs",
+    "distill",
+    "temperature",
+    "distill_from",
+    "teacher",
+    "loss_weights",
+)
 
 # Settings that do not change what comes out, or belong to single runs.
-_FREE = (*_DECIDED, "workdir", "fsdp", "workers", "tensorboard")
+_FREE = (*_DECIDED, *_OF_SCHEMES, "fsdp", "workers", "tensorboard")
 
 
 class TrainingError(Exception):
@@ -196,26 +201,45 @@ def _given(recipe: Recipe, flags: Flags, rest: list[str]) -> Any:
     """The settings that all runs share, from flags of the recipe."""
     given = one_line(lambda: parse(recipe.name, "", rest, recipe.kind.settings))
     usual = recipe.kind.settings()
-
-    def is_given(name: str) -> bool:
-        return getattr(given, name) != getattr(usual, name)
-
-    for name, advice in _DECIDED.items():
-        if is_given(name):
-            raise ValueError(f"{flag(name)} is up to the comparison. {advice}.")
-    for name, scheme in _OF_ONE.items():
-        if is_given(name) and scheme not in flags.schemes:
+    _check_decided(given, usual)
+    for name in _OF_SCHEMES:
+        if getattr(given, name) != getattr(usual, name):
             raise ValueError(
-                f"{flag(name)} has no effect: it is for the scheme {scheme}, which is "
-                "not among --schemes. Leave it out."
+                f"{flag(name)} belongs to a scheme. Write it behind its name: "
+                f'--schemes "static {flag(name)} ..."'
             )
     return given
 
 
+def _check_decided(given: Any, usual: Any) -> None:
+    for name, advice in _DECIDED.items():
+        if getattr(given, name) != getattr(usual, name):
+            raise ValueError(f"{flag(name)} is up to the comparison. {advice}.")
+
+
+def _own(recipe: Recipe, scheme: Scheme, given: Any) -> Any:
+    """The settings of a scheme: those of all runs, and its own flags."""
+    try:
+        found = one_line(
+            lambda: parse(
+                recipe.name, "", [*scheme.flags], recipe.kind.settings, default=given
+            )
+        )
+        _check_decided(found, given)
+    except ValueError as error:
+        raise ValueError(f"{scheme.text}: {error}") from error
+    return found
+
+
 def planned(recipe: Recipe, flags: Flags, given: Any, workdir: Path) -> list[Member]:
     """All runs, their settings checked as far as that needs no data."""
+    schemes = [as_scheme(text) for text in flags.schemes]
+    folders = [scheme.folder for scheme in schemes]
+    if len({*folders}) < len(folders):
+        raise ValueError(f"expected each of --schemes once, got {flags.schemes}.")
+    each = [(scheme, _own(recipe, scheme, given)) for scheme in schemes]
     runs = []
-    for run in members(flags.schemes, flags.rates, flags.seeds, given, workdir):
+    for run in members(each, flags.rates, flags.seeds, workdir):
         try:
             _, schedule = checked(recipe, run.settings)
         except ValueError as error:
@@ -305,6 +329,16 @@ def _rates_of(run: Member) -> dict[str, dict[str, float]]:
     return cast(dict[str, Any], _summary(run))["rates"]
 
 
+def _training_flops(summary: dict[str, Any]) -> float:
+    """FLOPs of all forward passes of a run; NaN where they were not counted.
+
+    A backward pass has about twice as many, at each rate.
+    """
+    each = summary.get("examples", {"": math.nan})
+    of = {name: found.get("flops") for name, found in summary["rates"].items()}
+    return sum(n * (math.nan if of.get(r) is None else of[r]) for r, n in each.items())
+
+
 def _cells(runs: Sequence[Member], name: str) -> dict[str, dict[float, outcome.Cell]]:
     """The table of one of the numbers of finished runs."""
     values: dict[str, dict[float, list[float]]] = {}
@@ -324,18 +358,25 @@ def write(
 ) -> None:
     """Write results, table and picture of finished runs, and show the table."""
     quantity = recipe.kind.quantity
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float] = collections.defaultdict(float)
+    flops: dict[str, float] = collections.defaultdict(float)
     for run in runs:
-        took = cast(dict[str, Any], _summary(run))["train_seconds"]
-        seconds[run.scheme] = seconds.get(run.scheme, 0.0) + took
+        summary = cast(dict[str, Any], _summary(run))
+        seconds[run.scheme] += summary["train_seconds"]
+        flops[run.scheme] += _training_flops(summary)
     found = _cells(runs, quantity.name)
     further = {name: _cells(runs, name) for name in _further(runs, quantity.name)}
     summary = cast(dict[str, Any], _summary(runs[0]))
+    first = flops[runs[0].scheme]
+    cost = {name: each / first if first else math.nan for name, each in flops.items()}
     results = {
         **{name: summary[name] for name in ("recipe", "dataset", "model", "epochs")},
         "quantity": quantity.name,
         "seeds": list(flags.seeds),
         "train_seconds": {name: round(took, 1) for name, took in seconds.items()},
+        "training_flops": {
+            name: each if math.isfinite(each) else None for name, each in flops.items()
+        },
         "schemes": outcome.as_json(found),
         **{name: outcome.as_json(each) for name, each in further.items()},
     }
@@ -345,7 +386,7 @@ def write(
     axis = f"{quantity.name}{', %' if quantity is ACCURACY else ''}, held-out examples"
     title = f"{summary['model']} on {summary['dataset']}, {summary['epochs']} epochs"
     passes = {run.scheme: run.passes for run in runs}
-    table = outcome.rows(found, passes, scale=scale)
+    table = outcome.rows(found, passes, cost, scale=scale)
     several = len(flags.seeds) > 1
     caption = f"{title}; {axis}; seeds {', '.join(map(str, flags.seeds))}: mean"
     caption += " ± standard deviation." if several else "."
@@ -356,7 +397,7 @@ def write(
         caption += ", ± standard error." if several else "."
     written = outcome.markdown(table, caption)
     for name, each in further.items():
-        rows = outcome.rows(each, passes, scale=scale)
+        rows = outcome.rows(each, passes, cost, scale=scale)
         written += "\n" + outcome.markdown(rows, f"The same, {name.replace('_', ' ')}.")
     (workdir / TABLE).write_text(written)
     plot(workdir / PICTURE, found, title=title, axis=axis, scale=scale)
@@ -366,7 +407,7 @@ def write(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
     shown.caption, shown.caption_justify = caption, "left"
-    for scheme, _, *row in table:
+    for scheme, _, _, *row in table:
         if not shown.columns:
             shown.add_column(scheme, no_wrap=True)
             for rate in row:

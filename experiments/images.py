@@ -95,6 +95,10 @@ class Images:
         count = inputs.num_train(dataset)
         return data.steps_per_epoch(count, cast(int, settings.batch_size))
 
+    def classes(self, dataset: inputs.Inputs) -> int:
+        """Classes of the labels."""
+        return dataset.num_classes
+
     def network(
         self, recipe: Any, settings: ImageSettings, dataset: inputs.Inputs
     ) -> tuple[ms.Sliceable, str]:

@@ -68,6 +68,10 @@ class Kind(Protocol):
         """Batches per epoch."""
         ...
 
+    def classes(self, dataset: Any) -> int:
+        """Length of the logits."""
+        ...
+
     def network(
         self, recipe: Any, settings: Any, dataset: Any
     ) -> tuple[ms.Sliceable, str]:

@@ -18,7 +18,6 @@ from rich.console import Console
 from mslice_jax.schedules import Schedule, make_schedule, progressive
 from mslice_jax.train import (
     Checkpoints,
-    Distillation,
     Placement,
     TrainState,
     TrainStep,
@@ -28,6 +27,7 @@ from mslice_jax.train import (
 )
 
 from . import checks, norm_scales, optimizers
+from .distillation import distillation
 from .images import KEPT, Images
 from .kind import Kind
 from .screen import busy
@@ -139,6 +139,12 @@ def prepare(recipe: Recipe, settings: Training, console: Console) -> Run:
             settings, net, schedule, steps_per_epoch
         )
     given = kind.step(settings, dataset)
+    given["distillation"] = distillation(
+        settings,
+        steps_per_epoch,
+        kind.example(settings, dataset),
+        kind.classes(dataset),
+    )
     train_step = _train_step(settings, given, optimizer, placement)
     _, run_key = jax.random.split(jax.random.key(settings.seed))
     state = TrainState.create(
@@ -233,14 +239,10 @@ def _train_step(
     placement: Placement | None,
 ) -> TrainStep:
     """The training step of flags and data; ValueError for a flag out of its range."""
-    distillation = None
-    if settings.distill:
-        distillation = Distillation(
-            weight=settings.distill, temperature=cast(float, settings.temperature)
-        )
+    weights = settings.loss_weights
     return make_train_step(
         optimizer,
-        distillation=distillation,
+        loss_weights=dict(zip(settings.rates, weights, strict=True)) if weights else {},
         compute_dtype=jnp.bfloat16 if settings.bfloat16 else None,
         accumulate=settings.accumulate,
         remat=settings.remat,

@@ -22,6 +22,7 @@ once. A run leaves in its workdir::
 ``python -m experiments.evaluate WORKDIR`` evaluates the trained network again.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -208,6 +209,7 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
         "seed": run.settings.seed,
         "epochs": outcome.progress.epoch,
         "train_seconds": round(outcome.progress.train_seconds, 1),
+        "examples": {rate_key(rate): n for rate, n in _trained_on(run).items()},
         **as_summary(numbers, profiles, kind.quantity, further),
     }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -231,6 +233,13 @@ def finish(run: Run, outcome: Outcome, numbers: Numbers, console: Console) -> No
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _trained_on(run: Run) -> dict[float, int]:
+    """How many examples each rate was trained on, those of all epochs together."""
+    steps = cast(int, run.settings.epochs) * run.steps_per_epoch
+    drawn = collections.Counter(r for step in range(steps) for r in run.schedule(step))
+    return {r: drawn[r] * cast(int, run.settings.batch_size) for r in sorted(drawn)}
 
 
 def costs(net: ms.Sliceable, example: Any, console: Console) -> Profile:

@@ -91,6 +91,14 @@ class Training:
     rest comes from the labels."""
     temperature: Float = None
     """Temperature of the softmax for --distill; 1 if not given."""
+    distill_from: Int = None
+    """Epochs before --distill begins; from the start if not given."""
+    teacher: Place = None
+    """Workdir of another run, whose network at its widest teaches all rates with
+    --distill, in place of the widest of the step."""
+    loss_weights: Floats = None
+    """What the loss of each of --rates is multiplied with, in their order; 1 if not
+    given."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
     epochs: Int = None
@@ -261,8 +269,12 @@ def parse(
     description: str,
     args: list[str] | None,
     kind: type[S] = Settings,
+    *,
+    default: S | None = None,
 ) -> S:
     """Settings of a kind from the command line, and from --config's file below it.
+
+    Without a file what is not given is that of `default`.
 
     Exits with code 2 for a flag that is not understood.
 
@@ -277,7 +289,9 @@ def parse(
         kind,
         prog=program,
         description=description,
-        default=kind() if config is None else read_settings(config, name, kind),
+        default=(
+            default or kind() if config is None else read_settings(config, name, kind)
+        ),
         args=args,
     )
 
@@ -386,12 +400,16 @@ def resolve(settings: S, name: str, defaults: Any) -> S:
         missing["weight_decay"] = optimizers.USUAL[optimizer].weight_decay
     if settings.num_random is None:
         missing["num_random"] = _to_draw(settings)
-    if settings.temperature is None and settings.distill:
-        missing["temperature"] = 1.0
+    if settings.distill:
+        missing |= {
+            name: value
+            for name, value in {"temperature": 1.0, "distill_from": 0}.items()
+            if getattr(settings, name) is None
+        }
     if settings.shards is None:
         missing["shards"] = settings.fsdp
     missing["workdir"] = local(settings.workdir or Path("runs") / name, "--workdir")
-    for place in ("data_dir", "text", "weights"):
+    for place in ("data_dir", "text", "weights", "teacher"):
         if (given := getattr(settings, place, None)) is not None:
             missing[place] = local(given, flag(place))
     resolved = dataclasses.replace(settings, **missing)
@@ -456,7 +474,7 @@ _FREE = (
 
 
 # None means without effect for these, whatever they were before.
-_IDLE = ("num_random", "temperature", "weight_decay")
+_IDLE = ("num_random", "temperature", "distill_from", "weight_decay")
 
 
 def changed(saved: dict[str, Any], settings: Training) -> list[str]:

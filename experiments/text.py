@@ -156,6 +156,10 @@ class Texts:
         rows, columns = _shape(settings)
         return data.text_steps(len(dataset.train), rows, columns)
 
+    def classes(self, dataset: data.Text) -> int:
+        """Tokens of the vocabulary."""
+        return len(dataset.vocabulary)
+
     def network(
         self, recipe: Any, settings: TextSettings, dataset: data.Text
     ) -> tuple[ms.Sliceable, str]:

@@ -1,5 +1,6 @@
 """The comparison of schemes: its arithmetic, its runs, and what it refuses."""
 
+import dataclasses
 import json
 import math
 import re
@@ -10,7 +11,13 @@ from experiments import compare_schedules
 from experiments.compare_schedules import main
 from experiments.comparison import outcome
 from experiments.comparison.flags import reason
-from experiments.comparison.schemes import SCHEMES, Member, changes, ends_first
+from experiments.comparison.schemes import (
+    SCHEMES,
+    Member,
+    as_scheme,
+    changes,
+    ends_first,
+)
 from experiments.screen import Bar
 from experiments.settings import Settings
 from mslice_jax.schedules import make_schedule
@@ -35,16 +42,17 @@ def test_means_deviations_and_differences_by_hand():
     assert found["static"][0.5].difference == pytest.approx(-0.1)
     assert found["static"][0.5].error == pytest.approx(0.1 / math.sqrt(3))
 
-    table = outcome.rows(found, {"independent": 1, "static": 2}, scale=100)
+    passes, cost = {"independent": 1, "static": 2}, {"independent": 1, "static": 1.125}
+    table = outcome.rows(found, passes, cost, scale=100)
     assert table == [
-        ["scheme", "rates a step", "r = 1", "r = 0.5"],
-        ["independent", "1", "80.00 ± 10.00", "60.00 ± 0.00"],
-        ["static", "2", "82.00 ± 11.14 (+2.00 ± 1.15)"]
+        ["scheme", "rates a step", "FLOPs", "r = 1", "r = 0.5"],
+        ["independent", "1", "1.00", "80.00 ± 10.00", "60.00 ± 0.00"],
+        ["static", "2", "1.12", "82.00 ± 11.14 (+2.00 ± 1.15)"]
         + ["50.00 ± 10.00 (-10.00 ± 5.77)"],
     ]
     assert outcome.markdown(table, "Below.").splitlines()[1:3] == [
-        "| --- | ---: | ---: | ---: |",
-        "| independent | 1 | 80.00 ± 10.00 | 60.00 ± 0.00 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| independent | 1 | 1.00 | 80.00 ± 10.00 | 60.00 ± 0.00 |",
     ]
 
 
@@ -52,10 +60,16 @@ def test_one_seed_has_no_deviation():
     found = outcome.cells({"independent": {1.0: [3.0]}, "static": {1.0: [4.5]}})
     cell = found["static"][1.0]
     assert (cell.deviation, cell.difference, cell.error) == (None, 1.5, None)
-    table = outcome.rows(found, {"independent": 1, "static": 2})
-    assert table[2] == ["static", "2", "4.50 (+1.50)"]
+    cost = {"independent": 1.0, "static": math.nan}
+    table = outcome.rows(found, {"independent": 1, "static": 2}, cost)
+    assert table[2] == ["static", "2", "", "4.50 (+1.50)"]
     alone = outcome.cells({"static": {1.0: [4.5, 5.5]}})
     assert alone["static"][1.0].difference is None
+
+
+def settled(text, given, rates=RATES):
+    """The settings of a scheme's runs."""
+    return dataclasses.replace(given, **changes(as_scheme(text), rates, given))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +86,7 @@ def test_one_seed_has_no_deviation():
     ],
 )
 def test_rates_that_a_scheme_trains(scheme, always, count):
-    of = changes(scheme, RATES, Settings())
+    of = vars(settled(scheme, Settings()))
     schedule = make_schedule(
         of["schedule"],
         of["rates"],
@@ -90,24 +104,37 @@ def test_rates_that_a_scheme_trains(scheme, always, count):
     assert of["distill"] == (0.5 if scheme == "sandwich_distill" else 0)
 
 
-def test_flags_of_one_scheme():
+def test_a_scheme_keeps_its_own_flags():
     given = Settings(rate_weights=(1, 2, 3, 4), distill=0.7, temperature=2.0)
-    assert changes("weighted", RATES, given)["rate_weights"] == (1, 2, 3, 4)
-    assert changes("random", RATES, given)["rate_weights"] is None
-    taught = changes("sandwich_distill", RATES, given)
-    assert (taught["distill"], taught["temperature"]) == (0.7, 2.0)
-    assert changes("sandwich", RATES, given)["temperature"] is None
-    assert changes("independent", (0.5,), given)["rates"] == (0.5,)
+    assert settled("weighted --rate-weights ...", given).rate_weights == (1, 2, 3, 4)
+    taught = settled("sandwich_distill --distill ...", given)
+    assert (taught.distill, taught.temperature) == (0.7, 2.0)
+    assert settled("independent", Settings(), (0.5,)).rates == (0.5,)
+    assert settled("random --num-random 3", Settings(num_random=3)).num_random == 3
+    more = Settings(rates=(1.0, 0.875, 0.5))
+    assert settled("static --rates ...", more, (1.0, 0.5)).rates == (1.0, 0.875, 0.5)
+    assert settled("sandwich --rates ...", more, (1.0, 0.5)).rates == more.rates
+    with pytest.raises(ValueError, match="those of the table, got none of 0.25"):
+        settled("static --rates ...", more, (1.0, 0.25))
     assert ends_first((0.5, 1.0)) == (0.25, 0.5)
     assert set(compare_schedules.Flags().schemes) == set(SCHEMES)
+
+
+def test_folders_of_schemes():
+    scheme = as_scheme("static --distill 0.3 --epochs 3")
+    assert scheme.folder == "static-distill-0.3-epochs-3"
+    alone = as_scheme("independent --lr .1")
+    assert alone.of_rate(0.5) == "independent-0.5-lr-.1"
+    assert as_scheme("independent").of_rate(1.0) == "independent-1.0"
 
 
 class Killed(BaseException):
     """Ends the process as SIGKILL does: nothing is saved on the way."""
 
 
-ARGS = "--schemes independent static --rates 1 .5 --epochs 2 --train-examples 70"
-ARGS = [*ARGS.split(), "--batch-size", "64", "--max-test-examples", "80"]
+LATE = "static --epochs 2 --distill .5 --distill-from 1 --loss-weights 1 2"
+ARGS = "--rates 1 .5 --epochs 1 --train-examples 70 --batch-size 64"
+ARGS = ["--schemes", "independent", LATE, *ARGS.split(), "--max-test-examples", "80"]
 
 
 def numbers(folder):
@@ -126,7 +153,7 @@ def killed(tmp_path_factory):
 
     def count(self, step, losses, examples_per_second):
         steps.append((tuple(losses), step))
-        if len(steps) == 6:
+        if len(steps) == 4:
             raise Killed
         stepped(self, step, losses, examples_per_second)
 
@@ -143,39 +170,42 @@ def killed(tmp_path_factory):
 def test_a_comparison_that_was_killed_goes_on(killed, capsys):
     folder, before, after, unfinished = killed
     # One step an epoch. Of the last run the first epoch was saved, the second lost.
-    assert before == [
-        ((1.0,), 1), ((1.0,), 2), ((0.5,), 1), ((0.5,), 2), ((1.0, 0.5), 1),
-        ((1.0, 0.5), 2),
-    ]  # fmt: skip
+    both = (1.0, 0.5)
+    assert before == [((1.0,), 1), ((0.5,), 1), (both, 1), (both, 2)]
     assert unfinished
-    assert after == [((1.0, 0.5), 2)]
-    assert "Resumed at step 1" in (folder / "static/seed-0/log.txt").read_text()
+    assert after == [(both, 2)]
+    late = "static-epochs-2-distill-.5-distill-from-1-loss-weights-1-2"
+    assert "Resumed at step 1" in (folder / late / "seed-0/log.txt").read_text()
 
     found = numbers(folder)
-    for scheme, run in (("static", "static"), ("independent", "independent-0.5")):
+    for scheme, run in ((LATE, late), ("independent", "independent-0.5")):
         summary = json.loads((folder / run / "seed-0/summary.json").read_text())
         cell = found["schemes"][scheme]["0.5"]
         assert cell["values"] == [summary["rates"]["0.5"]["accuracy"]]
-    assert found["schemes"]["static"]["0.5"]["difference"] == pytest.approx(
-        found["schemes"]["static"]["0.5"]["mean"]
+        assert summary["examples"]["0.5"] == 64 * (2 if scheme == LATE else 1)
+    assert found["schemes"][LATE]["0.5"]["difference"] == pytest.approx(
+        found["schemes"][LATE]["0.5"]["mean"]
         - found["schemes"]["independent"]["0.5"]["mean"]
     )
+    # Both rates in twice the steps: twice what the separate networks cost together.
+    flops = found["training_flops"]
+    assert flops[LATE] == pytest.approx(2 * flops["independent"])
     assert (folder / "schemes.png").read_bytes().startswith(b"\x89PNG")
     lines = (folder / "results.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[:4]] == [
-        "| scheme", "| ---", "| independent", "| static"
+        "| scheme", "| ---", "| independent", f"| {LATE}"
     ]  # fmt: skip
 
     # Group by group, after each epoch once.
-    scales = (folder / "static/seed-0/norm_scales.jsonl").read_text().splitlines()
+    scales = (folder / late / "seed-0/norm_scales.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in scales] == [1, 2]
-    assert (folder / "static/seed-0/norm_scales.png").exists()
+    assert (folder / late / "seed-0/norm_scales.png").exists()
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--epochs", "3"], "--epochs was 2 and is 3"),
+        (["--epochs", "3"], "--epochs was 1 and is 3"),
         (["--rates", "1", ".25"], r"--rates was \[1.0, 0.5\] and is \[1.0, 0.25\]"),
     ],
 )
@@ -213,7 +243,7 @@ def test_a_shortened_default_command(tmp_path, capsys):
     ("args", "message"),
     [
         ("--schedule static", "--schedule is up to the comparison. Choose --schemes"),
-        ("--num-random 2", "--num-random is up to the comparison"),
+        ("--num-random 2", "--num-random belongs to a scheme. Write it behind its"),
         ("--seed 3", "--seed is up to the comparison. Give --seeds"),
         ("--no-resume", "--resume is up to the comparison"),
         ("--rates 1", "at least two --rates"),
@@ -222,17 +252,25 @@ def test_a_shortened_default_command(tmp_path, capsys):
         ("--seeds 0 0", "--seeds to be at least one, none twice, got (0, 0)"),
         ("--seeds -1 0", "from 0 to 2^32 - 1, got -1"),
         ("--schemes static static", "--schemes to be at least one, none twice"),
-        ("--schemes sometimes", "invalid choice 'sometimes'"),
+        ("--schemes sometimes", "there is no scheme 'sometimes'. --schemes takes"),
+        (["--schemes", "static --seed 1"], "static --seed 1: --seed is up to the"),
+        (["--schemes", "static --units 1"], "Unrecognized options: --units, 1"),
+        (["--schemes", "static --lr .1", "static -lr .1"], "each of --schemes once"),
+        (["--schemes", "independent --distill .5"], "there is only one"),
+        (["--schemes", "static --loss-weights 1 2"], "each of the 4 rates, got (1.0"),
+        (["--schemes", "static --rates 1 .5"], "got none of 0.25, 0.75"),
         ("--recipe nothing", "there is no recipe 'nothing'"),
         ("--recipe evaluate", "there is no recipe 'evaluate'"),
         ("--units 3", "Unrecognized options: --units, 3"),
         ("--epochs q", "expected a whole number, got 'q'"),
         ("--epochs 0", "--epochs of at least 1, got 0"),
         ("--depth 10", "expected a depth of 9n + 2"),
-        ("--distill 2", "--distill from 0 to 1, got 2"),
-        ("--rate-weights 1 2", "expected one weight for each of the 4 rates"),
-        ("--schemes static --distill .5", "for the scheme sandwich_distill"),
-        ("--schemes static --rate-weights 1 2", "it is for the scheme weighted"),
+        (["--schemes", "static --distill 2"], "--distill from 0 to 1, got 2"),
+        (
+            ["--schemes", "weighted --rate-weights 1 2"],
+            "expected one weight for each of the 4 rates",
+        ),
+        ("--distill .5", "--distill belongs to a scheme"),
         ("--dataset npz --data-dir nowhere.npz", "nowhere.npz"),
         ("--batch-size 5000", "--batch-size"),
     ],
@@ -241,7 +279,7 @@ def test_settings_that_do_not_fit_end_with_one_line(
     args, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert main(args.split()) == 2
+    assert main(args.split() if isinstance(args, str) else args) == 2
     error = capsys.readouterr().err
     assert message in error, error
     assert error.startswith("error: ") and error.count("\n") == 1

@@ -134,6 +134,8 @@ def test_a_run_ends_with_a_table_a_summary_and_a_picture(finished):
         "optimizer": "sgd",
         "seed": 0,
         "epochs": 1,
+        # Three steps of 64.
+        "examples": {"1.0": 192, "0.5": 192},
         "latency_device": "cpu",
         "latency_batch": 1,
     }
@@ -241,7 +243,16 @@ def test_a_workdir_of_another_run_is_refused(finished, capsys, args, message):
         (["--distributed"], "leave --distributed out"),
         # Flags without effect.
         (["--temperature", "2"], "--temperature has no effect: .* --distill"),
+        (["--teacher", "runs"], "--teacher has no effect: .* --distill"),
+        (["--distill-from", "2"], "--distill-from has no effect: .* --distill"),
         (["--distill", "0.5", "--rates", "1"], "--distill has no effect"),
+        (
+            ["--distill", "0.5", "--distill-from", "16"],
+            "fewer than 16 epochs .*, got 16",
+        ),
+        (["--distill", "0.5", "--teacher", "nobody"], "--teacher: there is no nobody"),
+        (["--loss-weights", "1", "2"], "for each of the 4 rates, got .1.0, 2.0."),
+        (["--loss-weights", "1", "2", "3", "-1"], "at least 0 for each of the 4"),
         (["--schedule", "cyclic", "--num-random", "1"], "--num-random has no effect"),
         (["--optimizer", "adam", "--weight-decay", "0.1"], "has no effect: .* adamw"),
         (["--image-size", "64"], "--image-size has no effect: .* imagenet or folder"),

@@ -86,6 +86,7 @@ def as_json(found: Mapping[str, Mapping[float, Cell]]) -> dict[str, Any]:
 def rows(
     found: Mapping[str, Mapping[float, Cell]],
     passes: Mapping[str, int],
+    cost: Mapping[str, float],
     *,
     scale: float = 1.0,
 ) -> list[list[str]]:
@@ -94,12 +95,18 @@ def rows(
     Args:
       found: from `cells`.
       passes: rates that a step of each scheme trains.
+      cost: FLOPs of the training, beside those of the first scheme; NaN if not known.
       scale: what values are multiplied with, 100 for per cent.
     """
     rates = sorted(next(iter(found.values())), reverse=True)
-    head = ["scheme", "rates a step", *(f"r = {rate:g}" for rate in rates)]
+    head = ["scheme", "rates a step", "FLOPs", *(f"r = {rate:g}" for rate in rates)]
     return [head] + [
-        [scheme, str(passes[scheme]), *(_text(row[rate], scale) for rate in rates)]
+        [
+            scheme,
+            str(passes[scheme]),
+            "" if math.isnan(cost[scheme]) else f"{cost[scheme]:.2f}",
+            *(_text(row[rate], scale) for rate in rates),
+        ]
         for scheme, row in found.items()
     ]
 

@@ -2,10 +2,13 @@
 
 Section 3.3 of the paper schedules the rates of a step: all of them (static), drawn
 alike or with weights (R-uniform, R-weighted), and with fixed ends (R-min, R-max,
-R-min-max). The sandwich is that of slimmable networks (Yu and Huang, ICCV 2019).
+R-min-max). The sandwich is that of slimmable networks (Yu and Huang, ICCV 2019). Flags
+of the recipe may follow the name, and hold for this scheme alone.
 """
 
 import dataclasses
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ SCHEMES = {
     "random_max": "the widest, and one drawn",
     "random_min_max": "the widest, the narrowest, and one drawn between them",
     "sandwich": "the widest, the narrowest, and two drawn from a finer grid",
-    DISTILLED: "the same, and the widest teaches the others",
+    DISTILLED: "the same with --distill 0.5: the widest teaches the others",
 }
 """What a step trains, by the name of the scheme."""
 
@@ -33,7 +36,7 @@ class Member:
     """One run of a comparison.
 
     Attributes:
-      scheme: its name, one of `SCHEMES`.
+      scheme: as it was given: one of `SCHEMES`, and flags of its own.
       seed: of weights, data order and rates.
       measured: the rates that it stands for in the table.
       folder: of the run, below the folder of the comparison.
@@ -52,30 +55,71 @@ class Member:
         return ", ".join(self.folder.parts).replace("-", " ")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A row of the table.
+
+    Attributes:
+      text: as it was given.
+      name: one of `SCHEMES`.
+      flags: what followed the name.
+    """
+
+    text: str
+    name: str
+    flags: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """The text as the name of a folder, such as "static-distill-0.3"."""
+        return re.sub(r"[^\w.]+", "-", self.text).strip("-")
+
+    def of_rate(self, rate: float) -> str:
+        """The folder of the network that is trained at one rate alone."""
+        own = self.folder.removeprefix(INDEPENDENT)
+        return f"{INDEPENDENT}-{rate_key(rate)}{own}"
+
+
+def as_scheme(text: str) -> Scheme:
+    """A scheme from its name and flags; ValueError for a name that there is not.
+
+    Example:
+      >>> as_scheme("static --distill .3").flags
+      ('--distill', '.3')
+    """
+    name, *flags = shlex.split(text) or [""]
+    if name not in SCHEMES:
+        raise ValueError(
+            f"there is no scheme {name!r}. --schemes takes {', '.join(SCHEMES)}, and "
+            'flags behind a name in quotes: "static --distill 0.3".'
+        )
+    return Scheme(text=text, name=name, flags=tuple(flags))
+
+
 def members(
-    schemes: Sequence[str],
+    schemes: Sequence[tuple[Scheme, Any]],
     rates: Sequence[float],
     seeds: Sequence[int],
-    given: Any,
     workdir: Path,
 ) -> list[Member]:
     """All runs of a comparison, one seed after the other.
 
     Args:
-      schemes: names of `SCHEMES`.
+      schemes: each with the settings of the recipe that its runs share.
       rates: the rates of the table, at least two.
       seeds: one run each; `independent` has one for each rate besides.
-      given: settings of the recipe that all runs share.
       workdir: the folder of the comparison.
+
+    Raises:
+      ValueError: for --rates of a scheme that lack one of the table.
     """
     found = []
     for seed in seeds:
-        for scheme in schemes:
-            parts = [(r,) for r in rates] if scheme == INDEPENDENT else [tuple(rates)]
+        for scheme, given in schemes:
+            alone = scheme.name == INDEPENDENT
+            parts = [(r,) for r in rates] if alone else [tuple(rates)]
             for part in parts:
-                name = scheme
-                if scheme == INDEPENDENT:
-                    name = f"{scheme}-{rate_key(part[0])}"
+                name = scheme.of_rate(part[0]) if alone else scheme.folder
                 folder = Path(name) / f"seed-{seed}"
                 settings = dataclasses.replace(
                     given,
@@ -85,7 +129,7 @@ def members(
                 )
                 found.append(
                     Member(
-                        scheme=scheme,
+                        scheme=scheme.text,
                         seed=seed,
                         measured=part,
                         folder=folder,
@@ -95,37 +139,40 @@ def members(
     return found
 
 
-def changes(scheme: str, rates: Sequence[float], given: Any) -> dict[str, Any]:
-    """The settings of a scheme.
+def changes(scheme: Scheme, rates: Sequence[float], given: Any) -> dict[str, Any]:
+    """The settings that a scheme decides.
 
     Args:
-      scheme: a name of `SCHEMES`.
+      scheme: its name, and whether its flags have --rates.
       rates: the rates of the table.
-      given: settings with weights for `weighted`, and share and temperature for the
-        distillation, where they are not the defaults.
+      given: settings of the recipe, with the flags of the scheme.
+
+    Raises:
+      ValueError: for --rates that lack one of the table.
     """
-    of: dict[str, Any] = {
-        "rates": tuple(rates),
-        "schedule": scheme,
-        "num_random": None,
-        "rate_weights": None,
-        "distill": 0.0,
-        "temperature": None,
-    }
-    if scheme == INDEPENDENT:
+    if scheme.name != INDEPENDENT and "--rates" in scheme.flags:
+        if missing := set(rates) - set(given.rates):
+            raise ValueError(
+                f"{scheme.text}: expected --rates with those of the table, got none of "
+                f"{', '.join(f'{rate:g}' for rate in sorted(missing))}."
+            )
+        rates = given.rates
+    of: dict[str, Any] = {"rates": tuple(rates), "schedule": scheme.name}
+    if scheme.name == INDEPENDENT:
         of |= {"schedule": "static"}
-    if scheme == "random":
-        of |= {"num_random": min(2, len(rates) - 1)}
-    if scheme == WEIGHTED:
+    if scheme.name == "random":
+        of |= {"num_random": given.num_random or min(2, len(rates) - 1)}
+    if scheme.name == WEIGHTED:
         weights = given.rate_weights or ends_first(rates)
         drawn = min(2, len(rates) - 1, sum(weight > 0 for weight in weights))
-        of |= {"schedule": "random", "num_random": drawn, "rate_weights": weights}
-    if scheme in ("sandwich", DISTILLED):
-        grid = with_midpoints(rates)
-        of |= {"rates": grid, "schedule": "random_min_max"}
-        of |= {"num_random": min(2, len(grid) - 2)}
-    if scheme == DISTILLED:
-        of |= {"distill": given.distill or 0.5, "temperature": given.temperature}
+        of |= {"schedule": "random", "num_random": given.num_random or drawn}
+        of |= {"rate_weights": weights}
+    if scheme.name in ("sandwich", DISTILLED):
+        grid = rates if "--rates" in scheme.flags else with_midpoints(rates)
+        of |= {"rates": tuple(grid), "schedule": "random_min_max"}
+        of |= {"num_random": given.num_random or min(2, len(grid) - 2)}
+    if scheme.name == DISTILLED:
+        of |= {"distill": given.distill or 0.5}
     return of
 
 

@@ -114,21 +114,34 @@ class Distillation:
 
     Attributes:
       weight: share of the loss that comes from the teacher, in [0, 1]; the rest comes
-        from the labels.
+        from the labels. Or a schedule, step -> share, as Optax has them: a teacher
+        that is trained at the same time knows nothing at first.
       temperature: both predictions are softened by it; the loss is multiplied by its
         square, so that gradients stay as large (Hinton et al., 2015).
       teacher: images as the network takes them -> logits (b, classes).
+
+    Raises:
+      ValueError: for a weight or a temperature out of its range.
+
+    Example:
+      >>> late = Distillation(weight=lambda step: 0.3 * (step >= 500))
+      >>> float(late.share(499)), float(late.share(500))
+      (0.0, 0.3)
     """
 
-    weight: float = 1.0
+    weight: float | optax.Schedule = 1.0
     temperature: float = 1.0
     teacher: Callable[[Any], jax.Array] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
+        if not callable(self.weight) and not 0 <= self.weight <= 1:
             raise ValueError(f"expected a weight in [0, 1], got {self.weight}.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"expected a temperature above 0, got {self.temperature}.")
+
+    def share(self, step: Any) -> Any:
+        """The weight in a step; 0 is the first."""
+        return self.weight(step) if callable(self.weight) else self.weight
 
     def loss(
         self,

@@ -171,8 +171,8 @@ class Objective:
             of_teacher = self.distillation.loss(
                 self.task.logits(outputs), taught, self._weights(targets)
             )
-            of_labels = 1 - self.distillation.weight
-            loss = of_labels * loss + self.distillation.weight * of_teacher
+            soft = self.distillation.share(state.step)
+            loss = (1 - soft) * loss + soft * of_teacher
         results = {"loss": loss, **self.task.measure(outputs, targets)}
         weighted = self.loss_weights.get(rate, 1.0) * loss
         if share is not None:

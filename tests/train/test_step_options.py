@@ -1,5 +1,6 @@
 """Options of a step beyond the original, against the same written out by hand."""
 
+import dataclasses
 import functools
 
 import jax
@@ -122,6 +123,36 @@ def test_an_external_teacher_teaches_all_rates(net, small):
         distillation=Distillation(teacher=teacher),
     )
     assert_close(found, jax.tree.map(jnp.add, *slopes))
+
+
+def test_a_teacher_that_begins_later(net, small):
+    x, y = small.batch()
+    params = net.variables["params"]
+
+    def student_loss(params, share):
+        targets = jax.nn.softmax(narrow_logits(net.variables["params"], x, 8))
+        log_p = jax.nn.log_softmax(narrow_logits(params, x, 4))
+        soft = -jnp.mean(jnp.sum(targets * log_p, axis=1))
+        return (1 - share) * label_loss(params, x, y, 4) + share * soft
+
+    late = Distillation(weight=lambda step: 0.25 * (step >= 3))
+    train_step = make_train_step(GRADIENT, distillation=late)
+    start = TrainState.create(net, GRADIENT, key=jax.random.key(7))
+    for step, share in ((2, 0.0), (3, 0.25)):
+        state = dataclasses.replace(
+            jax.tree.map(jnp.copy, start), step=jnp.asarray(step, jnp.int32)
+        )
+        state, metrics = train_step(state, (x, y), (1.0, 0.5))
+        moved = state.net.variables["params"]
+        expected = jax.tree.map(
+            lambda p, wide, narrow: p - wide - narrow,
+            params,
+            jax.grad(label_loss)(params, x, y, 8),
+            jax.grad(student_loss)(params, share),
+        )
+        assert_close(moved, expected)
+        loss = student_loss(params, share)
+        np.testing.assert_allclose(metrics[0.5]["loss"], loss, rtol=1e-6)
 
 
 def test_loss_weights(net, small):
