@@ -107,6 +107,23 @@ def test_kernels_begin_as_the_identity():
     assert abs(narrow).sum() == 4
 
 
+def test_other_ways_for_kernels_to_begin():
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")
+
+    def kernel(init):
+        variables = SpeedNet(width=1 / 8, kernel_init=init).init(
+            jax.random.key(0), jnp.zeros(x.shape)
+        )
+        return np.asarray(variables["params"]["group2_conv1"]["kernel"]).reshape(-1, 32)
+
+    filters = kernel("orthogonal")  # of 9 x 8 entries each
+    np.testing.assert_allclose(filters.T @ filters, np.eye(32), atol=1e-5)
+    spread = kernel("uniform")
+    assert 0.9 / 72**0.5 < abs(spread).max() <= 1 / 72**0.5 and (spread != 0).all()
+    with pytest.raises(ValueError, match="identity, orthogonal, uniform, got 'zero'"):
+        SpeedNet(kernel_init="zero")
+
+
 def test_outputs_of_the_first_layer_are_uncorrelated():
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=(60, 9, 9, 2)) @ np.array([[2.0, 0.3], [0.0, 0.1]])

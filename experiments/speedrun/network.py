@@ -21,6 +21,8 @@ PATCH = 2
 CHANNELS = (64, 256, 256)
 """Channels of the three groups."""
 
+_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # ±1/√fan_in
+
 _SCALE = 1 / 9  # of the logits: with the initial weights they are nearly alike
 
 
@@ -37,9 +39,11 @@ class SpeedNet(nn.Module):
       whitening_bias: whether the first layer has a bias, which is trained. Without one
         a training step needs no gradient there, where the images are largest.
       momentum: of the running statistics, as Flax has it: the share that stays.
+      kernel_init: how convolutions begin, one of `INITS`.
 
     Raises:
-      ValueError: at construction, for channels that are no whole number.
+      ValueError: at construction, for channels that are no whole number, or an unknown
+        `kernel_init`.
 
     Example:
       >>> import jax
@@ -53,8 +57,13 @@ class SpeedNet(nn.Module):
     width: float = 1
     whitening_bias: bool = True
     momentum: float = 0.6
+    kernel_init: str = "identity"
 
     def __post_init__(self):
+        if self.kernel_init not in INITS:
+            raise ValueError(
+                f"expected one of {', '.join(INITS)}, got {self.kernel_init!r}."
+            )
         widened(CHANNELS[0], self.width)
         super().__post_init__()
 
@@ -94,7 +103,7 @@ class SpeedNet(nn.Module):
                         for n, m in zip(x.shape[1:3], even, strict=True)
                     ],
                     use_bias=False,
-                    kernel_init=identity,
+                    kernel_init=INITS[self.kernel_init],
                     name=f"{name}conv{layer}",
                 )(x)
                 if pools:
@@ -107,9 +116,8 @@ class SpeedNet(nn.Module):
                 )(x)
                 x = nn.gelu(x, approximate=False)
         x = x.max(axis=(1, 2))
-        bound = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         dense = nn.Dense(
-            self.num_classes, use_bias=False, kernel_init=bound, name="head"
+            self.num_classes, use_bias=False, kernel_init=_uniform, name="head"
         )
         return _SCALE * dense(x)
 
@@ -132,11 +140,18 @@ def identity(
       ([[1.0, 0.0], [0.0, 1.0]], 2.0)
     """
     *window, into, out = shape
-    uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    kernel = uniform(key, shape, dtype)
+    kernel = _uniform(key, shape, dtype)
     passed = min(into, out)
     at = tuple(size // 2 for size in window)
     kernel = kernel.at[..., :passed].set(0)
     return kernel.at[(*at, slice(None, passed), slice(None, passed))].set(
         jnp.eye(passed, dtype=dtype)
     )
+
+
+INITS = {
+    "identity": identity,
+    "orthogonal": nn.initializers.orthogonal(),
+    "uniform": _uniform,
+}
+"""How convolutions begin: as the identity, with orthogonal filters, or at random."""

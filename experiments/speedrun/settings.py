@@ -54,6 +54,9 @@ class SpeedSettings(ImageSettings):
     their sum, is divided: 0 leaves the sum, 1 makes it the mean. (Between, a shared
     part of the last layer moves neither too far for the wide rates nor too little for
     the narrow ones.)"""
+    init: Literal["identity", "orthogonal", "uniform"] = "identity"
+    """Convolutions begin as the identity, with orthogonal filters, or uniformly at
+    random."""
     lookahead: bool = False
     """Put weights back on their average every five steps, after three epochs, as
     airbench94 does with sgd."""
@@ -84,9 +87,13 @@ class SpeedSettings(ImageSettings):
             )
 
     def sizes(self, image_size: int) -> dict[str, Any]:
-        """Width, and whether the first layer has a bias."""
+        """Width, whether the first layer has a bias, and how convolutions begin."""
         del image_size
-        return {"width": self.width, "whitening_bias": self.whitening_epochs > 0}
+        return {
+            "width": self.width,
+            "whitening_bias": self.whitening_epochs > 0,
+            "kernel_init": self.init,
+        }
 
     def title(self, model: Any) -> str:
         """Such as "SpeedNet x0.5"."""
