@@ -320,9 +320,11 @@ def _value(run: Member, name: str, rate: float) -> float:
 
 
 def _further(runs: Sequence[Member], quantity: str) -> list[str]:
-    """What all runs were measured by besides, such as "accuracy_6_views"."""
+    """What all runs were measured by besides: "accuracy_6_views", and "loss"."""
     each = [set(r) for run in runs for r in _rates_of(run).values()]
-    return sorted(n for n in set.intersection(*each) if n.startswith(f"{quantity}_"))
+    found = set.intersection(*each)
+    views = sorted(name for name in found if name.startswith(f"{quantity}_"))
+    return [*views, *found & {"loss"}]
 
 
 def _rates_of(run: Member) -> dict[str, dict[str, float]]:
@@ -397,8 +399,13 @@ def write(
         caption += ", ± standard error." if several else "."
     written = outcome.markdown(table, caption)
     for name, each in further.items():
-        rows = outcome.rows(each, passes, cost, scale=scale)
-        written += "\n" + outcome.markdown(rows, f"The same, {name.replace('_', ' ')}.")
+        said = "loss, nats" if name == "loss" else name.replace("_", " ")
+        rows = (
+            outcome.rows(each, passes, cost, digits=4)
+            if name == "loss"
+            else outcome.rows(each, passes, cost, scale=scale)
+        )
+        written += "\n" + outcome.markdown(rows, f"The same, {said}.")
     (workdir / TABLE).write_text(written)
     plot(workdir / PICTURE, found, title=title, axis=axis, scale=scale)
 

@@ -236,7 +236,8 @@ def test_a_shortened_default_command(tmp_path, capsys):
     assert found["sandwich_distill"]["0.5"]["error"] == error
     assert "accuracy r1 " in capsys.readouterr().out
     assert (tmp_path / "schemes.png").read_bytes().startswith(b"\x89PNG")
-    assert len((tmp_path / "results.md").read_text().splitlines()) == 2 + 3 + 2
+    text = (tmp_path / "results.md").read_text()
+    assert len(text.splitlines()) == 2 * (2 + 3 + 2) + 1 and "loss, nats" in text
 
 
 @pytest.mark.parametrize(
@@ -312,7 +313,9 @@ def test_measurements_besides_have_a_table_of_their_own(tmp_path):
         settings = Settings(workdir=folder)
         member = {"scheme": scheme, "seed": 0, "measured": (1.0,), "folder": folder}
         runs.append(Member(**member, settings=settings))
-    assert compare_schedules._further(runs, "accuracy") == ["accuracy_2_views"]
+    assert compare_schedules._further(runs, "accuracy") == [
+        "accuracy_2_views", "loss"
+    ]  # fmt: skip
     found = compare_schedules._cells(runs, "accuracy_2_views")
     cell = found["static"][1.0]
     assert (cell.values, cell.difference) == ((0.75,), 0.25)

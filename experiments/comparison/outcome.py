@@ -89,6 +89,7 @@ def rows(
     cost: Mapping[str, float],
     *,
     scale: float = 1.0,
+    digits: int = 2,
 ) -> list[list[str]]:
     """The table in text, its head first.
 
@@ -97,6 +98,7 @@ def rows(
       passes: rates that a step of each scheme trains.
       cost: FLOPs of the training, beside those of the first scheme; NaN if not known.
       scale: what values are multiplied with, 100 for per cent.
+      digits: after the point.
     """
     rates = sorted(next(iter(found.values())), reverse=True)
     head = ["scheme", "rates a step", "FLOPs", *(f"r = {rate:g}" for rate in rates)]
@@ -105,21 +107,21 @@ def rows(
             scheme,
             str(passes[scheme]),
             "" if math.isnan(cost[scheme]) else f"{cost[scheme]:.2f}",
-            *(_text(row[rate], scale) for rate in rates),
+            *(_text(row[rate], scale, digits) for rate in rates),
         ]
         for scheme, row in found.items()
     ]
 
 
-def _text(cell: Cell, scale: float) -> str:
-    def with_error(value: float, error: float | None, form: str) -> str:
-        text = f"{scale * value:{form}}"
-        return text if error is None else f"{text} ± {scale * error:.2f}"
+def _text(cell: Cell, scale: float, digits: int) -> str:
+    def with_error(value: float, error: float | None, sign: str = "") -> str:
+        text = f"{scale * value:{sign}.{digits}f}"
+        return text if error is None else f"{text} ± {scale * error:.{digits}f}"
 
-    text = with_error(cell.mean, cell.deviation, ".2f")
+    text = with_error(cell.mean, cell.deviation)
     if cell.difference is None:
         return text
-    return f"{text} ({with_error(cell.difference, cell.error, '+.2f')})"
+    return f"{text} ({with_error(cell.difference, cell.error, '+')})"
 
 
 def markdown(table: Sequence[Sequence[str]], caption: str) -> str:
