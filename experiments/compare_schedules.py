@@ -34,10 +34,8 @@ The separately trained networks are those of the recipe with one rate alone, so 
 same architecture as what is sliced, with its initial weights.
 """
 
-import collections
 import dataclasses
 import json
-import math
 import shlex
 import signal
 import sys
@@ -46,32 +44,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from mslice_jax import data
-from mslice_jax.core.rates import check_rates, rate_key
+from mslice_jax.core.rates import check_rates
 from mslice_jax.cpu import memory
 from mslice_jax.train import CheckpointError, NotFiniteError
 
-from .comparison import outcome
+from .comparison import report, results
 from .comparison.flags import one_line
-from .comparison.picture import plot
 from .comparison.schemes import SCHEMES, Member, Scheme, as_scheme, members
-from .measure import ACCURACY
 from .prepare import Recipe, checked, named, prepare
 from .process import keep_compiled_programs, print_anything
 from .recipe import fail, finish, fit
 from .screen import busy
 from .settings import ImageDefaults, as_json, flag, local, parse, resolve
 
-SETTINGS, RESULTS, TABLE, PICTURE = (
-    "settings.json",
-    "results.json",
-    "results.md",
-    "schemes.png",
-)
+SETTINGS = "settings.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +142,7 @@ def main(args: Sequence[str] | None = None, recipe: Recipe | None = None) -> int
             stopped = train(recipe, run, what, console, keep)
             if stopped is not None:
                 return _interrupted(stopped, args)
-        write(recipe, flags, runs, workdir, console)
+        report.write(recipe.kind.quantity, flags.seeds, runs, workdir, console)
     except TrainingError as error:
         return fail(error, 1)
     except (ValueError, OSError, CheckpointError) as error:
@@ -284,7 +273,7 @@ def train(
       keep: called when the folder of the comparison is there.
     """
     workdir = cast(Path, run.settings.workdir)
-    if _summary(run) is None:
+    if results.summary(run) is None:
         with busy(console, what):
             ready = prepare(recipe, run.settings, console)
             keep()
@@ -300,132 +289,11 @@ def train(
                 raise TrainingError(f"{run}: {error}") from error
     quantity = recipe.kind.quantity
     values = "  ".join(
-        f"r{rate:g} {quantity.short(_value(run, quantity.name, rate))}"
+        f"r{rate:g} {quantity.short(results.value(run, quantity.name, rate))}"
         for rate in run.measured
     )
     console.print(f"{what}: {quantity.name} {values}{quantity.unit}", highlight=False)
     return None
-
-
-def _summary(run: Member) -> dict[str, Any] | None:
-    """What a finished run left; None for one that is not finished."""
-    try:
-        return json.loads((run.settings.workdir / "summary.json").read_text())
-    except (OSError, ValueError):  # not there, or half-written
-        return None
-
-
-def _value(run: Member, name: str, rate: float) -> float:
-    return _rates_of(run)[rate_key(rate)][name]
-
-
-def _further(runs: Sequence[Member], quantity: str) -> list[str]:
-    """What all runs were measured by besides: "accuracy_6_views", and "loss"."""
-    each = [set(r) for run in runs for r in _rates_of(run).values()]
-    found = set.intersection(*each)
-    views = sorted(name for name in found if name.startswith(f"{quantity}_"))
-    return [*views, *found & {"loss"}]
-
-
-def _rates_of(run: Member) -> dict[str, dict[str, float]]:
-    return cast(dict[str, Any], _summary(run))["rates"]
-
-
-def _training_flops(summary: dict[str, Any]) -> float:
-    """FLOPs of all forward passes of a run; NaN where they were not counted.
-
-    A backward pass has about twice as many, at each rate.
-    """
-    each = summary.get("examples", {"": math.nan})
-    of = {name: found.get("flops") for name, found in summary["rates"].items()}
-    return sum(n * (math.nan if of.get(r) is None else of[r]) for r, n in each.items())
-
-
-def _cells(runs: Sequence[Member], name: str) -> dict[str, dict[float, outcome.Cell]]:
-    """The table of one of the numbers of finished runs."""
-    values: dict[str, dict[float, list[float]]] = {}
-    for run in runs:
-        for rate in run.measured:
-            row = values.setdefault(run.scheme, {}).setdefault(rate, [])
-            row.append(_value(run, name, rate))
-    return outcome.cells(values)
-
-
-def write(
-    recipe: Recipe,
-    flags: Flags,
-    runs: Sequence[Member],
-    workdir: Path,
-    console: Console,
-) -> None:
-    """Write results, table and picture of finished runs, and show the table."""
-    quantity = recipe.kind.quantity
-    seconds: dict[str, float] = collections.defaultdict(float)
-    flops: dict[str, float] = collections.defaultdict(float)
-    for run in runs:
-        summary = cast(dict[str, Any], _summary(run))
-        seconds[run.scheme] += summary["train_seconds"]
-        flops[run.scheme] += _training_flops(summary)
-    found = _cells(runs, quantity.name)
-    further = {name: _cells(runs, name) for name in _further(runs, quantity.name)}
-    summary = cast(dict[str, Any], _summary(runs[0]))
-    first = flops[runs[0].scheme]
-    cost = {name: each / first if first else math.nan for name, each in flops.items()}
-    results = {
-        **{name: summary[name] for name in ("recipe", "dataset", "model", "epochs")},
-        "quantity": quantity.name,
-        "seeds": list(flags.seeds),
-        "train_seconds": {name: round(took, 1) for name, took in seconds.items()},
-        "training_flops": {
-            name: each if math.isfinite(each) else None for name, each in flops.items()
-        },
-        "schemes": outcome.as_json(found),
-        **{name: outcome.as_json(each) for name, each in further.items()},
-    }
-    (workdir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
-
-    scale = 100.0 if quantity is ACCURACY else 1.0
-    axis = f"{quantity.name}{', %' if quantity is ACCURACY else ''}, held-out examples"
-    title = f"{summary['model']} on {summary['dataset']}, {summary['epochs']} epochs"
-    passes = {run.scheme: run.passes for run in runs}
-    table = outcome.rows(found, passes, cost, scale=scale)
-    several = len(flags.seeds) > 1
-    caption = f"{title}; {axis}; seeds {', '.join(map(str, flags.seeds))}: mean"
-    caption += " ± standard deviation." if several else "."
-    if any(
-        cell.difference is not None for row in found.values() for cell in row.values()
-    ):
-        caption += " In brackets: more than separately trained networks have"
-        caption += ", ± standard error." if several else "."
-    written = outcome.markdown(table, caption)
-    for name, each in further.items():
-        said = "loss, nats" if name == "loss" else name.replace("_", " ")
-        rows = (
-            outcome.rows(each, passes, cost, digits=4)
-            if name == "loss"
-            else outcome.rows(each, passes, cost, scale=scale)
-        )
-        written += "\n" + outcome.markdown(rows, f"The same, {said}.")
-    (workdir / TABLE).write_text(written)
-    plot(workdir / PICTURE, found, title=title, axis=axis, scale=scale)
-
-    # Close, to fit into 80 columns.
-    shown = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    shown.caption, shown.caption_justify = caption, "left"
-    for scheme, _, _, *row in table:
-        if not shown.columns:
-            shown.add_column(scheme, no_wrap=True)
-            for rate in row:
-                shown.add_column(rate, justify="right")
-            continue
-        close = (text.replace(" (", "\n(").replace(" ± ", "±") for text in row)
-        shown.add_row(scheme, *close)
-    console.print(shown)
-    console.print(
-        f"Table, picture and numbers are in {workdir}.", highlight=False, soft_wrap=True
-    )
 
 
 def _interrupted(stopped: signal.Signals, args: list[str]) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import compare_schedules
 from experiments.compare_schedules import main
-from experiments.comparison import outcome
+from experiments.comparison import outcome, results
 from experiments.comparison.flags import reason
 from experiments.comparison.schemes import (
     SCHEMES,
@@ -313,14 +313,14 @@ def test_measurements_besides_have_a_table_of_their_own(tmp_path):
         settings = Settings(workdir=folder)
         member = {"scheme": scheme, "seed": 0, "measured": (1.0,), "folder": folder}
         runs.append(Member(**member, settings=settings))
-    assert compare_schedules._further(runs, "accuracy") == [
+    assert results.further(runs, "accuracy") == [
         "accuracy_2_views", "loss"
     ]  # fmt: skip
-    found = compare_schedules._cells(runs, "accuracy_2_views")
+    found = results.cells(runs, "accuracy_2_views")
     cell = found["static"][1.0]
     assert (cell.values, cell.difference) == ((0.75,), 0.25)
     # A run of before has nothing of the kind.
     (tmp_path / "static" / "summary.json").write_text(
         json.dumps({"rates": {"1.0": {"accuracy": 0.5}}})
     )
-    assert compare_schedules._further(runs, "accuracy") == []
+    assert results.further(runs, "accuracy") == []

@@ -1,5 +1,6 @@
 """The picture of a comparison: a panel for each rate, a line for each scheme."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def plot(
         axes.tick_params(axis="y", length=0, labelsize=9)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-    panels[0].set_yticks(range(len(schemes)), [s.replace("_", " ") for s in schemes])
+    names = [textwrap.fill(name.replace("_", " "), 30) for name in schemes]
+    panels[0].set_yticks(range(len(schemes)), names)
     panels[0].set_ylim(len(schemes) - 0.4, -0.6)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     key = "dots: seeds, bars: standard deviation"
