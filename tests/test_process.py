@@ -20,8 +20,28 @@ print(faults)
 """
 
 
-def faults(*args):
-    command = [sys.executable, "-c", TOUCH, *args]
+# Calls a program that needs 144 MB on the way, in a thread of XLA's, and prints the
+# number of page faults of the last call.
+CALL = """
+import resource, sys
+if "experiments" in sys.argv:
+    import experiments
+import jax, jax.numpy as jnp
+from mslice_jax.cpu import memory
+
+memory.keep_freed()
+program = jax.jit(lambda x: jnp.tanh(x[:, None] * x[None]) @ x)
+x = jnp.ones(6000)
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    program(x).block_until_ready()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+def faults(*args, script=TOUCH):
+    command = [sys.executable, "-c", script, *args]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
@@ -30,6 +50,12 @@ def test_freed_memory_is_kept():
     if faults() < 1000:
         pytest.skip("the system does not hand out memory in pages of 4 kB here")
     assert faults("keep") < 1000
+
+
+def test_memory_of_programs_is_kept_in_commands():
+    if faults(script=CALL) < 10_000:
+        pytest.skip("the C library keeps large blocks of threads here")
+    assert faults("experiments", script=CALL) < 1000
 
 
 @pytest.mark.parametrize("told", [None, "elsewhere"])

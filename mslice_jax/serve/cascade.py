@@ -140,7 +140,7 @@ class Cascade:
         return sum(flops * number for flops, number in each)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> "Cascade":
-        """Compiles every program, and cuts the narrow weights.
+        """Compiles every program and runs it once, cuts the narrow weights.
 
         Args:
           progress: called with how many programs are compiled, and of how many.
@@ -158,7 +158,26 @@ class Cascade:
         with self._counter:
             self._weights = self._networks.cut(self._variables)
         self._variables = []  # the full weights are needed no longer
+        self._link()
         return self
+
+    def _link(self) -> None:
+        """Runs every program once: on CPU the first run takes 60 ms longer."""
+        types = self._networks.signature.types(1, None)
+        for stage, queries, first, size in self._programs:
+            arrays = [np.zeros((queries, first, *x.shape[1:]), x.dtype) for x in types]
+            at = jax.device_put(arrays, self._networks.device)
+            everyone = np.zeros((queries, size), np.int32)
+            self._run(self._weights[stage], at, first, stage, everyone)
+
+    def _run(
+        self, weights: Any, at: Any, first: int, stage: int, left: np.ndarray
+    ) -> np.ndarray:
+        """The scores (queries, size) of those who are left, (queries, size)."""
+        program = self._programs[stage, len(left), first, left.shape[1]]
+        ids = jax.device_put(left, self._networks.device) if stage else None
+        with self._counter:
+            return np.asarray(program(weights, at, ids))
 
     def swap(self, variables: Any) -> None:
         """Exchanges the weights, without compiling.
@@ -226,13 +245,10 @@ class Cascade:
         first = bucket(self.candidates, n, "candidates")
         left = np.zeros(queries, np.int64)
         left[:asked] = n if counts is None else counted(counts, asked, n)
-        device = self._networks.device
-        at = jax.device_put([filled(x, queries, first) for x in arrays], device)
+        filled_up = [filled(x, queries, first) for x in arrays]
+        at = jax.device_put(filled_up, self._networks.device)
 
-        def score(stage: int, size: int, indices: np.ndarray) -> np.ndarray:
-            program = self._programs[stage, queries, first, size]
-            ids = jax.device_put(indices, device) if stage else None
-            with self._counter:
-                return np.asarray(program(weights[stage], at, ids))
+        def score(stage: int, indices: np.ndarray) -> np.ndarray:
+            return self._run(weights[stage], at, first, stage, indices)
 
         return ranked(score, self._keeps, left, first)[:asked]

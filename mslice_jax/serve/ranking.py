@@ -46,7 +46,7 @@ def ranked(
     for stage, keep in enumerate(keeps):
         scored.append(left)
         if left.any():
-            scores = score(stage, size, indices)
+            scores = score(stage, indices)
             order, left = survivors(scores, left, keep)
             indices = np.take_along_axis(indices, order, axis=1)
             scores = np.take_along_axis(scores, order, axis=1)
