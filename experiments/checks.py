@@ -31,7 +31,6 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "head_lr": ("above 0", lambda x: 0 < x < math.inf),
     "peak": ("in [0, 1)", lambda x: 0 <= x < 1),
     "divide": ("from 0 to 1", lambda x: 0 <= x <= 1),
-    "head_power": ("from 0 to 1", lambda x: 0 <= x <= 1),
     "whitening_epochs": ("of at least 0", lambda n: n >= 0),
     "translate": ("of at least 0", lambda n: n >= 0),
     "groups": ("of at least 1", lambda n: n >= 1),

@@ -406,16 +406,6 @@ def test_rates_that_train_a_weight_are_counted(network):
     assert parts["group1_norm1"]["0.5"]["bias"] == [(4,)]
 
 
-def test_the_narrowest_rate_of_a_weight(network):
-    found: Any = optimizer.narrowest(network)
-    expected = np.ones((3, 3, 24, 8), np.float32)
-    expected[..., :4] = 0.5
-    np.testing.assert_array_equal(found["group1_conv1"]["kernel"], expected)
-    np.testing.assert_array_equal(found["head"]["kernel"][:, 0], [0.5] * 16 + [1] * 16)
-    # Batch norms are of one rate each.
-    np.testing.assert_array_equal(found["group1_norm1"]["1.0"]["bias"], [1.0] * 8)
-
-
 def test_a_part_of_an_update_is_orthogonal_by_itself():
     kernel = np.random.default_rng(3).normal(size=(3, 3, 4, 6)).astype(np.float32)
     parts = [(3, 3, 4, 6), (3, 3, 2, 3)]

@@ -102,13 +102,11 @@ def optimization(
         "norm": group(settings.bias_lr),
         "whitening": optimizer.Group(early, momentum),
     }
+    drawn = [schedule(step) for step in range(min(steps, 200))]
     divisors = None
-    if len(settings.rates) > 1:
-        drawn = [schedule(step) for step in range(min(steps, 200))]
+    if settings.divide and len(settings.rates) > 1:
         found = optimizer.counts(net, drawn)
         divisors = jax.tree.map(lambda n: n**settings.divide, found)
-        kernel = optimizer.narrowest(net)["head"]["kernel"] / max(settings.rates)
-        divisors["head"]["kernel"] *= kernel**settings.head_power
     lookahead = None
     if settings.lookahead:
         lookahead = optimizer.Lookahead(start=3 * steps_per_epoch, steps=steps)

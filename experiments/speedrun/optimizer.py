@@ -131,25 +131,6 @@ def counts(net: ms.Sliceable, drawn: Sequence[Sequence[float]]) -> Any:
     return jax.tree_util.tree_map_with_path(count, net.variables["params"])
 
 
-def narrowest(net: ms.Sliceable) -> Any:
-    """For each entry the narrowest of the rates that have it.
-
-    Args:
-      net: at full width; every axis keeps its leading entries.
-    """
-    widths = {rate: shapes(net, rate) for rate in sorted(net.rates, reverse=True)}
-
-    def of(path: Any, x: jax.Array) -> jax.Array:
-        found = jnp.full(x.shape, max(net.rates))
-        for rate, sizes in widths.items():
-            shape = sizes.get(path_parts(path))
-            if shape is not None:
-                found = found.at[tuple(map(slice, shape))].set(rate)
-        return found
-
-    return jax.tree_util.tree_map_with_path(of, net.variables["params"])
-
-
 def build(
     groups: dict[str, Group],
     parts: Any,

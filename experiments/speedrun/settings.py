@@ -60,10 +60,6 @@ class SpeedSettings(ImageSettings):
     init: Literal["identity", "orthogonal", "uniform"] = "identity"
     """Convolutions begin as the identity, with orthogonal filters, or uniformly at
     random."""
-    head_power: float = 0.0
-    """How much faster the last layer learns what narrow rates have of it: an entry that
-    the rate r is the narrowest to have by r to minus this power. 1 is what muP says of
-    a network of that width alone."""
     lookahead: bool = False
     """Put weights back on their average every five steps, after three epochs, as
     airbench94 does with sgd."""
