@@ -82,8 +82,8 @@ def optimization(
     steps, size = settings.epochs * steps_per_epoch, settings.batch_size
     muon = settings.optimizer == "muon"
     shape = optimizer.Triangle(steps=steps, peak=settings.peak, muon=muon)
-    parts = optimizer.nested(net) if settings.nested else optimizer.reached(net)
-    head = settings.head_lr * 256 / parts["head"]["kernel"][0][0]
+    corners = optimizer.reached(net)
+    head = settings.head_lr * 256 / corners["head"]["kernel"][0]
     # Losses are means over a batch; those of the flags are sums.
     kernels = shape.times(settings.lr * (1 if muon else size))
     decay = settings.weight_decay
@@ -110,7 +110,7 @@ def optimization(
     lookahead = None
     if settings.lookahead:
         lookahead = optimizer.Lookahead(start=3 * steps_per_epoch, steps=steps)
-    built = optimizer.build(groups, parts, divisors=divisors, lookahead=lookahead)
+    built = optimizer.build(groups, corners, divisors=divisors, lookahead=lookahead)
     return built, kernels
 
 

@@ -74,30 +74,15 @@ def kind_of(path: Any) -> str:
 
 
 def reached(net: ms.Sliceable) -> Any:
-    """For each parameter the shape of what the widest rate has of it, in a list.
+    """For each parameter the shape of what the widest rate has of it.
 
     Of a network that is trained at all widths it is the whole; of one that is trained
     at r = .25 alone, a corner.
     """
-    return jax.tree.map(lambda each: each[:1], nested(net), is_leaf=_is_shapes)
-
-
-def _is_shapes(x: Any) -> bool:
-    return isinstance(x, list)
-
-
-def nested(net: ms.Sliceable) -> Any:
-    """For each parameter the shapes of what the rates have of it, the widest first.
-
-    Those of rates that have as much of it as another one are there once.
-    """
-    each = [shapes(net, rate) for rate in sorted(net.rates, reverse=True)]
-
-    def of(path: Any, x: jax.Array) -> list[Shape]:
-        found = [sizes[path_parts(path)] for sizes in each if path_parts(path) in sizes]
-        return list(dict.fromkeys(found)) or [x.shape]
-
-    return jax.tree_util.tree_map_with_path(of, net.variables["params"])
+    sizes = shapes(net, max(net.rates))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: sizes.get(path_parts(path), x.shape), net.variables["params"]
+    )
 
 
 def shapes(net: ms.Sliceable, rate: float) -> dict[tuple[str, ...], Shape]:
@@ -133,7 +118,7 @@ def counts(net: ms.Sliceable, drawn: Sequence[Sequence[float]]) -> Any:
 
 def build(
     groups: dict[str, Group],
-    parts: Any,
+    corners: Any,
     *,
     divisors: Any = None,
     lookahead: Lookahead | None = None,
@@ -142,8 +127,7 @@ def build(
 
     Args:
       groups: by `kind_of` of a weight.
-      parts: for each parameter shapes of leading parts of it, the widest first: what
-        is trained of it, and what is orthogonal by itself, each within the one before.
+      corners: from `reached`.
       divisors: of the gradient, for each entry; 1 unless given.
       lookahead: no average unless given.
     """
@@ -162,19 +146,19 @@ def build(
             group = groups[kind_of(path)]
             return group.momentum * before + grad + group.decay * p
 
-        def moved(path: Any, grad: Any, p: Any, buffer: Any, parts: list[Shape]) -> Any:
+        def moved(path: Any, grad: Any, p: Any, buffer: Any, corner: Shape) -> Any:
             group = groups[kind_of(path)]
             rate = group.rate(state.count)
             wanted = grad + group.decay * p + group.momentum * buffer
             if not group.muon:
                 return p - rate * wanted
-            at = tuple(map(slice, parts[0]))
-            new = with_norm(p[at]) - rate * orthogonal_parts(wanted, parts)
+            at = tuple(map(slice, corner))
+            new = with_norm(p[at]) - rate * orthogonal(wanted[at])
             return p.at[at].set(new)
 
         over = jax.tree_util.tree_map_with_path
         momenta = over(momentum, grads, params, state.momenta)
-        new = over(moved, grads, params, momenta, parts)
+        new = over(moved, grads, params, momenta, corners)
         slow, count = state.slow, state.count + 1
         if lookahead is not None:
             slow, new = _pulled(lookahead, count, slow, new)
@@ -227,24 +211,6 @@ def orthogonal(kernel: jax.Array, *, steps: int = 3) -> jax.Array:
         x = a * x + (b * square + c * square @ square) @ x
     x = x.T if tall else x
     return x.reshape(kernel.shape)
-
-
-def orthogonal_parts(kernel: jax.Array, parts: Sequence[Shape]) -> jax.Array:
-    """The first part of a kernel as `orthogonal` has it, each further one by itself.
-
-    A filter (..., out) of a part with a share s of the inputs gets the norm √s, which
-    is what it has within the whole.
-
-    Args:
-      kernel: (..., in, out).
-      parts: shapes of leading parts, each within the one before.
-    """
-    found = orthogonal(kernel[tuple(map(slice, parts[0]))])
-    for shape in parts[1:]:
-        at = tuple(map(slice, shape))
-        share = math.prod(shape[:-1]) / math.prod(parts[0][:-1])
-        found = found.at[at].set(math.sqrt(share) * orthogonal(kernel[at]))
-    return found
 
 
 class Triangle(NamedTuple):

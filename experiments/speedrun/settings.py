@@ -54,9 +54,6 @@ class SpeedSettings(ImageSettings):
     their sum, is divided: 0 leaves the sum, 1 makes it the mean. (Between, a shared
     part of the last layer moves neither too far for the wide rates nor too little for
     the narrow ones.)"""
-    nested: bool = False
-    """Let muon make the part of each rate orthogonal by itself, the widest first, so
-    that what narrow rates want is not lost among what wide ones want."""
     init: Literal["identity", "orthogonal", "uniform"] = "identity"
     """Convolutions begin as the identity, with orthogonal filters, or uniformly at
     random."""
