@@ -53,11 +53,13 @@ class Images:
       settings: the class of the flags, which say how a network is built.
       enlarge: pixels of a digit are enlarged to squares of so many by so many.
       exclude: patterns of parameters that keep their size, as `upgrade` takes them.
+      follow: patterns of lines whose numbers are made of the narrow sizes, likewise.
     """
 
     settings: type[ImageSettings] = Settings
     enlarge: int = 1
     exclude: str | None = None
+    follow: str | None = None
 
     quantity = ACCURACY
     pictures = ("accuracy_vs_flops.png", "accuracy_over_epochs.png")
@@ -138,6 +140,7 @@ class Images:
             norm=_norm(settings),
             shards=cast(int, settings.shards),
             exclude=self.exclude,
+            follow=self.follow,
             call=call,
         )
 

@@ -219,6 +219,14 @@ def test_a_folder_of_another_comparison_is_refused(killed, capsys, args, message
     assert {path: path.stat().st_mtime for path in folder.rglob("*")} == before
 
 
+def test_flags_newer_than_a_comparison_do_not_stop_it(tmp_path):
+    (tmp_path / "settings.json").write_text('{"recipe": "cifar_vgg", "lr": 0.1}')
+    now = {"recipe": "cifar_vgg", "lr": 0.1, "flag_of_today": 3}
+    compare_schedules.check_same(tmp_path, now)
+    with pytest.raises(ValueError, match="--lr was 0.1 and is 0.2"):
+        compare_schedules.check_same(tmp_path, {**now, "lr": 0.2})
+
+
 @pytest.mark.nightly
 def test_a_shortened_default_command(tmp_path, capsys):
     flags = "--schemes independent random_min_max sandwich_distill --rates 1 .5"

@@ -27,6 +27,7 @@ class SpeedImages(Images):
 
     settings: type[SpeedSettings] = SpeedSettings
     exclude: str | None = "whitening"
+    follow: str | None = "network.py:* (SpeedNet.__call__)"  # the scale of the logits
 
     def initial(self, model: nn.Module, key: jax.Array, dataset: Any) -> Any:
         """The initial variables: the first layer whitens patches of training images."""
@@ -83,7 +84,6 @@ def optimization(
     muon = settings.optimizer == "muon"
     shape = optimizer.Triangle(steps=steps, peak=settings.peak, muon=muon)
     corners = optimizer.reached(net)
-    head = settings.head_lr * 256 / corners["head"]["kernel"][0]
     # Losses are means over a batch; those of the flags are sums.
     kernels = shape.times(settings.lr * (1 if muon else size))
     decay = settings.weight_decay
@@ -98,7 +98,7 @@ def optimization(
         "kernel": optimizer.Group(kernels, 0.6, muon=True)
         if muon
         else group(settings.lr),
-        "head": group(head),
+        "head": group(settings.head_lr),
         "norm": group(settings.bias_lr),
         "whitening": optimizer.Group(early, momentum),
     }

@@ -41,8 +41,7 @@ class SpeedSettings(ImageSettings):
     """Learning rate of biases of norms, of the loss of an example; with muon .053, with
     sgd 64 times that of kernels if not given."""
     head_lr: Float = None
-    """Learning rate of the last layer with 256 channels, of the loss of an example; of
-    fewer it is higher in proportion (muP)."""
+    """Learning rate of the last layer, of the loss of an example; it fits any width."""
     weight_decay: Float = None
     """Share of biases and of the last layer (of sgd of all weights) that a step takes
     away per example of its batch, 2e-6 if not given."""
