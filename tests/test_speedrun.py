@@ -447,11 +447,11 @@ def test_measurements_besides():
 
 def test_the_defaults():
     found = resolved("--dataset", "cifar10")
-    assert (found.optimizer, found.lr, found.batch_size) == ("muon", 0.24, 2000)
+    assert (found.optimizer, found.lr, found.batch_size) == ("muon", 0.12, 500)
     assert (found.epochs, found.width, found.schedule) == (8, 1.0, "static")
     assert found.weight_decay == 2e-6 and found.warmup_epochs == 0
-    quarter = resolved("--dataset", "cifar10", "--batch-size", "500")
-    assert quarter.lr == 0.12
+    public = resolved("--dataset", "cifar10", "--batch-size", "2000")
+    assert public.lr == 0.24
     sgd = resolved("--dataset", "cifar10", "--optimizer", "sgd")
     assert (sgd.lr, sgd.bias_lr, sgd.peak) == (1.5e-3, 64 * 1.5e-3, 0.23)
     for given in ([], ["--dataset", "cifar100"]):
