@@ -40,6 +40,33 @@ print(faults)
 """
 
 
+# The same in a thread, which has heaps of its own: two blocks of 40 MB are in two of them.
+IN_A_THREAD = """
+import ctypes, resource, sys, threading
+from mslice_jax.cpu import memory
+
+if "keep" in sys.argv:
+    memory.keep_freed()
+c = ctypes.CDLL(None)
+c.malloc.restype, size = ctypes.c_void_p, 40 * 2**20
+
+def touch():
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [ctypes.c_void_p(c.malloc(size)) for _ in range(2)]
+        for block in blocks:
+            ctypes.memset(block, 1, size)
+        for block in reversed(blocks):
+            c.free(block)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    print(faults)
+
+thread = threading.Thread(target=touch)
+thread.start()
+thread.join()
+"""
+
+
 def faults(*args, script=TOUCH):
     command = [sys.executable, "-c", script, *args]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -56,6 +83,12 @@ def test_memory_of_programs_is_kept_in_commands():
     if faults(script=CALL) < 10_000:
         pytest.skip("the C library keeps large blocks of threads here")
     assert faults("experiments", script=CALL) < 1000
+
+
+def test_memory_that_a_thread_freed_is_kept():
+    if faults(script=IN_A_THREAD) < 1000:
+        pytest.skip("the system does not hand out memory in pages of 4 kB here")
+    assert faults("keep", script=IN_A_THREAD) < 1000
 
 
 @pytest.mark.parametrize("told", [None, "elsewhere"])

@@ -13,7 +13,9 @@ from collections.abc import Callable
 import jax
 
 # Options of `mallopt`, see its manual page.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+# glibc gives what other threads allocate heaps of this size.
+_HEAP = 64 * 2**20
 
 
 def keep_freed() -> None:
@@ -30,6 +32,9 @@ def keep_freed() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+        # XLA's threads allocate its buffers, too. A heap of theirs that becomes empty is
+        # unmapped whatever the threshold, unless so much has to be left to spare.
+        mallopt(_M_TOP_PAD, _HEAP)
 
 
 def give_back() -> None:
