@@ -178,7 +178,7 @@ def results(run, net, rate=0.5, x=X):
     """What a loop gives, and the gradients of its number."""
 
     def number(net, x):
-        outs = run(net, x, rate)
+        outs = jax.tree.leaves(run(net, x, rate))
         floats = [out for out in outs if out.dtype == x.dtype]
         return sum(jnp.sum(jnp.sin(out)) for out in floats), outs
 
@@ -298,6 +298,30 @@ def test_what_is_left_in_the_loops():
     assert products(forward, ours, net) == [(ROWS, 2 * CHANNELS)]
     assert products(backward, ours, net) == [(ROWS, CHANNELS), (ROWS, 2 * CHANNELS)]
     assert {INPUTS, STATE} <= set(products(backward, ms.slice_apply, net))
+
+
+def test_the_rows_of_a_turn_are_copied_before_they_are_read():
+    """Those of numbers: of three arrays that the loop runs along, one is of keys."""
+
+    def run(p, x):
+        def turn(h, xs):
+            x, count, key = xs
+            here = x[:, :1] + x[:, 1:2] + jax.random.uniform(key, (ROWS, 1)) + count
+            return jnp.tanh(h @ p["hh"] + here), None
+
+        counts, keys = jnp.arange(TURNS), jax.random.split(jax.random.key(0), TURNS)
+        first = jnp.zeros((ROWS, len(p["hh"])))
+        return lax.scan(turn, first, (x, counts, keys))[0] @ p["out"]
+
+    p = {name: weights()[name] for name in ("hh", "out")}
+    net = ms.upgrade(run, p, X, rates=RATES)
+    copied = [
+        shape
+        for name, shape in in_loops(forward, ours, net)
+        if name == "optimization_barrier"
+    ]
+    assert copied == [(ROWS, 6)]
+    assert_close(results(ours, net), results(ms.slice_apply, net))
 
 
 def test_what_memory_does_not_hold_stays_in_the_loop(monkeypatch):

@@ -32,8 +32,8 @@ def keep_freed() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
-        # XLA's threads allocate its buffers, too. A heap of theirs that becomes empty is
-        # unmapped whatever the threshold, unless so much has to be left to spare.
+        # XLA's threads allocate its buffers, too. A heap of theirs that becomes empty
+        # is unmapped whatever the threshold, unless so much has to be left to spare.
         mallopt(_M_TOP_PAD, _HEAP)
 
 
