@@ -63,6 +63,78 @@ def test_numbers(name):
     assert_close(found, plain(x, w))
 
 
+# lhs, rhs, strides, padding, layout, and how many pixels at a time gain
+FORWARD = {
+    "odd_rows": ((1, 24, 31, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, 4),
+    "even_window": ((2, 20, 19, 8), (2, 4, 8, 32), (1, 1), ((0, 1), (2, 1)), NHWC, 2),
+    "strided": ((2, 63, 17, 12), (3, 3, 12, 24), (2, 1), ((1, 0), (0, 1)), NHWC, 2),
+    "channels_first": (
+        (3, 5, 16, 14), (9, 5, 3, 5), (1, 1), ((1, 1), (2, 2)),
+        ("NCHW", "OIHW", "NCHW"), 2,
+    ),
+    "one_dimension": (
+        (4, 150, 2), (5, 2, 9), (1,), ((4, 0),), ("NHC", "HIO", "NHC"), 4,
+    ),
+    "vectors": ((2, 20, 20, 16), (3, 3, 16, 20), (1, 1), ((1, 1), (1, 1)), NHWC, 1),
+    "filters": ((2, 20, 20, 12), (3, 3, 12, 25), (1, 1), ((1, 1), (1, 1)), NHWC, 1),
+    "few_pixels": ((1, 20, 20, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, 1),
+    "short_rows": ((2, 70, 5, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_some_pixels_at_a_time_where_the_forward_pass_gains(name):
+    lhs, rhs, strides, padding, layout, pixels = FORWARD[name]
+    dilation = (1,) * len(strides)
+    plain, params, x, w, _ = prepared(lhs, rhs, strides, padding, dilation, layout)
+    assert few_channels.pixels_at_a_time(x, w, params) == pixels
+    found = few_channels.convolve(x, w, params, 2 if pixels == 1 else pixels)
+    assert_close(found, plain(x, w))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "changed"),
+    [
+        (((2, 20, 20, 4), (3, 1, 4, 16)), {}),
+        (((2, 20, 20, 4), (3, 3, 4, 16)), {"window_strides": (1, 2)}),
+        (((2, 20, 20, 4), (3, 3, 4, 16)), {"rhs_dilation": (1, 2)}),
+        (((2, 20, 20, 4), (3, 3, 2, 16)), {"feature_group_count": 2}),
+        (((2, 20, 20, 4), (3, 3, 4, 16)), {"batch_group_count": 2}),
+        (((2, 20, 20, 4), (3, 3, 4, 16)), {"lhs_dilation": (2, 1)}),
+        (((0, 20, 20, 4), (3, 3, 4, 16)), {}),
+    ],
+    ids=["one_pixel", "strided", "dilated", "groups", "batches", "spread", "no_images"],
+)  # fmt: skip
+def test_forward_passes_that_are_left_to_xla(shapes, changed):
+    lhs, rhs = (jnp.zeros(shape) for shape in shapes)
+    params = params_of(lhs, rhs, **changed)
+    assert few_channels.pixels_at_a_time(lhs, rhs, params) == 1
+
+
+@own_programs
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "window"),
+    [
+        ((2, 17, 18, 12), (3, 3, 12, 12), ["3x4x12x24"]),  # two pixels at a time
+        ((1, 31, 31, 6), (3, 3, 6, 64), ["3x3x6x64"]),
+        ((2, 9, 9, 3), (2, 2, 3, 24), []),  # a product of columns
+    ],
+)
+def test_derivatives_of_what_gains_forward_alone(lhs, rhs, window):
+    plain, params, x, w, cotangent = prepared(
+        lhs, rhs, (1, 1), ((0, 1), (1, 0)), (1, 1), NHWC
+    )
+    ours = convolution.with_cpu_gradient(plain, params, "eigen")
+    assert windows(ms.jit, ours, x, w) == window
+
+    def derivatives(convolve, jit):
+        return jit(
+            lambda x, w: (convolve(x, w), jax.vjp(convolve, x, w)[1](cotangent))
+        )(x, w)
+
+    assert_close(derivatives(ours, ms.jit), derivatives(plain, jax.jit))
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NOT_FOR_IMAGES])
 def test_numbers_for_images(name):
     plain, params, x, w, cotangent = of_case(name)
@@ -152,3 +224,6 @@ def test_half_precision_is_left_to_xla():
     _, params, x, w, _ = of_case("same")
     half = jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16)
     assert not few_channels.applies(*half, params)
+    _, params, x, w, _ = prepared(*FORWARD["odd_rows"][:4], (1, 1), NHWC)
+    half = jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16)
+    assert few_channels.pixels_at_a_time(*half, params) == 1

@@ -1,4 +1,4 @@
-"""Convolutions to few channels, in programs of our own on CPU: four pixels at a time.
+"""Convolutions of few channels, in programs of our own on CPU: a few pixels at a time.
 
 XLA's CPU backend multiplies a matrix of windows with one of filters, which is slow
 where there are but four or eight of them, as in the narrow networks that this package
@@ -7,9 +7,13 @@ made of, and computes the four: its filters are the original ones, once for each
 shifted, with zeros beside them. There are a fourth as many windows; for three taps that
 is twice the multiplications, in a half to a third of the time (`experiments/LOG.md`).
 
+Of few channels XLA copies windows into the matrix number by number, which takes longer
+than the product. Half or a quarter as many windows help there, too.
+
 The sums have the same terms, and zeros.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -18,6 +22,13 @@ from jax import lax
 
 PIXELS = 4
 _CHANNELS = 8  # with more of them XLA is fast enough
+# (channels, filters, pixels at a time): up to so many of both. Of 3 x 3 windows on 8
+# images of 32 x 32, time over XLA's: 3 to 16 channels .54, 6 to 32 .67, 8 to 32 .86, 12
+# to 12 .66, 24 to 24 .81; no gain, or hardly one, had 3 to 64 (.86, and .97 of one
+# image), 12 to 32 (.97), 16 to 16 (.94), 24 to 48 (1.03).
+_GAINS = ((4, 32, 4), (8, 32, 2), (24, 24, 2))
+_LANES = 16  # of a vector: so many channels XLA copies at once
+_LEAST = 512  # pixels; with 256 the time was 1.1 times XLA's
 
 
 def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
@@ -26,6 +37,41 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     reach = _reach(rhs, params)[-1]
     width = lhs.shape[numbers.lhs_spec[-1]] + low + high - reach
     return _gains(rhs, rhs.shape[numbers.rhs_spec[0]], width, params)
+
+
+def pixels_at_a_time(lhs: Any, rhs: Any, params: dict[str, Any]) -> int:
+    """So many the forward pass of this convolution gains from; 1 if from none.
+
+    Rows need not have a multiple of them.
+    """
+    numbers = params["dimension_numbers"]
+    filters, channels, *windows = (rhs.shape[i] for i in numbers.rhs_spec)
+    if not (
+        params["feature_group_count"] == params["batch_group_count"] == 1
+        and all(step == 1 for step in params["lhs_dilation"])
+        and windows[-1] > 1
+        and channels % _LANES > 0
+        and params["window_strides"][-1] == params["rhs_dilation"][-1] == 1
+        and lhs.dtype == rhs.dtype == jnp.float32
+    ):
+        return 1
+    *rows, width = [
+        (lhs.shape[i] + low + high - reach - 1) // step + 1
+        for i, reach, step, (low, high) in zip(
+            numbers.lhs_spec[2:],
+            _reach(rhs, params),
+            params["window_strides"],
+            params["padding"],
+            strict=True,
+        )
+    ]
+    if lhs.shape[numbers.lhs_spec[0]] * math.prod(rows) * width < _LEAST:
+        return 1
+    for most_channels, most_filters, pixels in _GAINS:
+        if channels <= most_channels and filters <= most_filters:
+            # What is computed beyond the row is lost.
+            return pixels if 8 * (-width % pixels) <= width else 1
+    return 1
 
 
 def applies_to_images(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
@@ -51,23 +97,28 @@ def _gains(rhs: Any, filters: int, width: int, params: dict[str, Any]) -> bool:
     )
 
 
-def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
-    """The convolution of images (lhs) with filters (rhs)."""
+def convolve(
+    lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], pixels: int = PIXELS
+) -> jax.Array:
+    """The convolution of images (lhs) with filters (rhs), so many pixels at a time."""
     numbers = params["dimension_numbers"]
     last = lhs.ndim - 1
+    (low, high), reach = params["padding"][-1], _reach(rhs, params)[-1]
+    width = lhs.shape[numbers.lhs_spec[-1]] + low + high - reach
+    beyond = -width % pixels
     channels_last = (0, last, *range(1, last))
     out_in_last = (last, last - 1, *range(last - 1))
     kernel = jnp.moveaxis(rhs, numbers.rhs_spec, out_in_last)  # (kh, kw, in, out)
     shifted = []
-    for pixel in range(PIXELS):
+    for pixel in range(pixels):
         beside = [(0, 0, 0)] * lhs.ndim
-        beside[-3] = (pixel, PIXELS - 1 - pixel, 0)
+        beside[-3] = (pixel, pixels - 1 - pixel, 0)
         shifted.append(lax.pad(kernel, jnp.zeros((), rhs.dtype), beside))
     y = lax.conv_general_dilated(
         lhs,
         jnp.concatenate(shifted, axis=-1),
-        (*params["window_strides"][:-1], PIXELS),
-        params["padding"],
+        (*params["window_strides"][:-1], pixels),
+        (*params["padding"][:-1], (low, high + beyond)),
         rhs_dilation=params["rhs_dilation"],
         dimension_numbers=lax.ConvDimensionNumbers(
             numbers.lhs_spec, out_in_last, channels_last
@@ -75,7 +126,9 @@ def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Arra
         precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
     )
-    y = y.reshape(*y.shape[:-2], y.shape[-2] * PIXELS, kernel.shape[-1])
+    y = y.reshape(*y.shape[:-2], y.shape[-2] * pixels, kernel.shape[-1])
+    if beyond:
+        y = lax.slice_in_dim(y, 0, width, axis=last - 1)
     return jnp.moveaxis(y, channels_last, numbers.out_spec)
 
 
