@@ -36,6 +36,15 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small():
+    """As if few pixels gained from the form, so that tests can be small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "_PIXELS", 1)
+        patch.setattr(winograd, "_PRODUCTS", 1)
+        yield
+
+
 @pytest.fixture(params=CASES)
 def case(request):
     """The plain convolution, its parameters, lhs, rhs, and a cotangent."""
@@ -122,6 +131,27 @@ def test_rounding_is_about_that_of_the_plain_sum():
 def test_convolutions_that_are_left_to_xla(shapes, changed):
     lhs, rhs = (jnp.zeros(shape) for shape in shapes)
     assert not winograd.applies(lhs, rhs, params_of(lhs, rhs, **changed))
+
+
+@pytest.mark.parametrize(
+    ("images", "strides", "least", "products", "applies"),
+    [
+        ((2, 6, 8, 32), (1, 1), 96, 98304, True),  # 2 x 6 x 8 pixels x 32 x 32
+        ((2, 6, 8, 32), (1, 1), 97, 98304, False),
+        ((2, 6, 8, 32), (1, 1), 96, 98305, False),
+        ((2, 6, 8, 32), (2, 1), 48, 49152, True),  # every second row
+        ((2, 6, 8, 32), (2, 1), 49, 49152, False),
+        ((2, 6, 8, 32), (2, 1), 48, 49153, False),
+    ],
+)
+def test_what_is_too_small_is_left_to_xla(
+    images, strides, least, products, applies, monkeypatch
+):
+    monkeypatch.setattr(winograd, "_PIXELS", least)
+    monkeypatch.setattr(winograd, "_PRODUCTS", products)
+    lhs, rhs = jnp.zeros(images), jnp.zeros((3, 3, 32, 32))
+    params = params_of(lhs, rhs, window_strides=strides)
+    assert winograd.applies(lhs, rhs, params) == applies
 
 
 @own_programs
