@@ -81,5 +81,6 @@ class GradedDense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", bias_init(self.bias_init), table).sum(axis=0)
         x, kernel, gain, bias = promote_dtype(x, kernel, gain, bias, dtype=self.dtype)
-        y = x @ kernel * gain
-        return y if bias is None else y + bias
+        axes = tuple(range(x.ndim - 1))
+        y = x @ kernel * jnp.expand_dims(gain, axes)
+        return y if bias is None else y + jnp.expand_dims(bias, axes)

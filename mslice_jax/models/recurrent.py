@@ -106,7 +106,7 @@ class RecurrentLM(nn.Module):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         if self.graded:
             gain = self.param("gain", gain_init, (self.graded, self.units))
-            x = x * gain.sum(axis=0).astype(x.dtype)
+            x = x * gain.sum(axis=0)[None, None].astype(x.dtype)
         return logits(x, embed, tied=self.tied, dtype=self.dtype)
 
 
