@@ -40,7 +40,8 @@ def build(settings: TextSettings, vocab: int, **attributes: Any) -> nn.Module:
         **attributes,
     }
     if settings.model != "decoder":
-        return RecurrentLM(cell=settings.model, **{"carry": True, **sizes})
+        sizes = {"carry": True, "graded": settings.graded, **sizes}
+        return RecurrentLM(cell=settings.model, **sizes)
     heads: dict[str, Any] = {"heads": settings.heads, "kv_heads": settings.kv_heads}
     length: Any = settings.length
     return Decoder(max_length=length, scan=settings.scan, **heads, **sizes)

@@ -62,6 +62,10 @@ class TextSettings(Training):
     """Share of the outputs of layers that is dropped in training."""
     tied: bool = True
     """Let the softmax use the weights of the embedding."""
+    graded: int = 0
+    """Parts of a recurrent network's width, each of which adds to gains and biases: then
+    every rate that is so many parts has its own, and products begin scaled by 1 / rate.
+    8 suits the default rates; 0 is without."""
     scan: bool = False
     """Let a decoder's layers run in one loop, which compiles sooner."""
     optimizer: Optimizer = "adamw"
@@ -137,6 +141,11 @@ class Texts:
                     f"{settings.model} carries from batch to batch cannot be divided "
                     "with it. Choose decoder, or a smaller --batch-size."
                 )
+        elif settings.graded:
+            raise ValueError(
+                "--graded has no effect: it is for --model lstm and gru, whose products "
+                "no norm follows; this is decoder. Leave it out."
+            )
         recipe.model(settings, vocab=2)
 
     def load(self, settings: TextSettings, *, run: Path | None = None) -> data.Text:

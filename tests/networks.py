@@ -50,6 +50,7 @@ CITIZENS = (
     recurrent.lstm(optimized=False),
     language.recurrent("lstm", tied=False),
     language.recurrent("gru", tied=True),
+    language.recurrent("lstm", tied=True, graded=True),
     language.decoder(),
     modern.scanned_decoder(),
     modern.mixture(),

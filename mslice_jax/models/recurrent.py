@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from .graded import GradedDense, gain_init
 from .tokens import check_tokens, embedding, logits
 
 Cell = Literal["lstm", "gru"]
@@ -34,11 +35,16 @@ class RecurrentLM(nn.Module):
         (b, units) for each layer, zeros from `init`; a call in which it is mutable
         leaves the new ones there. Otherwise every text begins with zeros, and any
         number of texts fits.
+      graded: into how many parts the width is divided, each of which adds to gains and
+        biases: then every product and the softmax are scaled for each width, by 1 / r
+        to begin with, and learn it (`models.graded`). So narrow slices learn as fast as
+        wide ones. 0 is without. Rates are best multiples of 1 / `graded`.
       dtype: what layers compute in; None is the type of the parameters, float32.
 
     Raises:
-      ValueError: at construction for a cell that there is not; at a call for tokens out
-        of range, or for more or fewer texts than the carried state has.
+      ValueError: at construction for a cell that there is not, or `graded` below 0; at
+        a call for tokens out of range, or for more or fewer texts than the carried
+        state has.
 
     Example:
       >>> import jax
@@ -58,11 +64,14 @@ class RecurrentLM(nn.Module):
     dropout: float = 0.5
     tied: bool = False
     carry: bool = False
+    graded: int = 0
     dtype: DTypeLike | None = None
 
     def __post_init__(self):
         if self.cell not in _STEPS:
             raise ValueError(f'expected cell "lstm" or "gru", got {self.cell!r}.')
+        if self.graded < 0:
+            raise ValueError(f"expected graded to be 0 or more, got {self.graded}.")
         super().__post_init__()
 
     @nn.nowrap
@@ -90,10 +99,14 @@ class RecurrentLM(nn.Module):
                 units=self.units,
                 cell=self.cell,
                 carry=self.carry,
+                graded=self.graded,
                 dtype=self.dtype,
                 name=f"layer{index}",
             )(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        if self.graded:
+            gain = self.param("gain", gain_init, (self.graded, self.units))
+            x = x * gain.sum(axis=0)[None, None].astype(x.dtype)
         return logits(x, embed, tied=self.tied, dtype=self.dtype)
 
 
@@ -123,15 +136,16 @@ class _Layer(nn.Module):
     units: int
     cell: Cell
     carry: bool
+    graded: int
     dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         step, gates, parts = _STEPS[self.cell]
-        inputs = nn.Dense(
+        inputs = _dense(
             gates * self.units,
+            self.graded,
             dtype=self.dtype,
-            kernel_init=_kernel_init,
             bias_init=_forget_less if self.cell == "lstm" else nn.initializers.zeros,
             name="input",
         )(x)
@@ -144,7 +158,8 @@ class _Layer(nn.Module):
             in_axes=1,
             out_axes=1,
         )
-        end, y = run(units=self.units, dtype=self.dtype, name="state")(start, inputs)
+        sizes = {"units": self.units, "graded": self.graded, "dtype": self.dtype}
+        end, y = run(**sizes, name="state")(start, inputs)
         if self.carry and not self.is_initializing():
             for one, value in zip(stored, end, strict=True):
                 if self.is_mutable_collection("hidden"):
@@ -177,16 +192,17 @@ class _LSTMStep(nn.Module):
     """((c, h), gates of the input) -> the new state, and h."""
 
     units: int
+    graded: int
     dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, state: Any, inputs: jax.Array) -> Any:
         c, h = state
-        gates = inputs + nn.Dense(
+        gates = inputs + _dense(
             4 * self.units,
+            self.graded,
             use_bias=False,
             dtype=self.dtype,
-            kernel_init=_kernel_init,
             name="gates",
         )(h)
         i, f, g, o = jnp.split(gates, 4, axis=-1)
@@ -199,20 +215,27 @@ class _GRUStep(nn.Module):
     """((h,), gates of the input) -> the new state, and h."""
 
     units: int
+    graded: int
     dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, state: Any, inputs: jax.Array) -> Any:
         (h,) = state
-        gates = nn.Dense(
-            3 * self.units, dtype=self.dtype, kernel_init=_kernel_init, name="gates"
-        )(h)
+        gates = _dense(3 * self.units, self.graded, dtype=self.dtype, name="gates")(h)
         of_input, of_state = jnp.split(inputs, 3, axis=-1), jnp.split(gates, 3, axis=-1)
         r = nn.sigmoid(of_input[0] + of_state[0])
         z = nn.sigmoid(of_input[1] + of_state[1])
         n = jnp.tanh(of_input[2] + r * of_state[2])
         h = (1 - z) * n + z * h
         return (h,), h
+
+
+def _dense(features: int, graded: int, **options: Any) -> nn.Module:
+    """A dense layer that begins as PyTorch's, with tables of gains if `graded`."""
+    options = {"kernel_init": _kernel_init, **options}
+    if not graded:
+        return nn.Dense(features, **options)
+    return GradedDense(features, rows=graded, **options)
 
 
 # One step, gates beside each other, parts of the state.

@@ -19,20 +19,31 @@ from tests.citizens.citizen import (
 
 VOCAB, UNITS = 11, 16
 HEADS, KEY_HEADS, HEAD, HIDDEN = 8, 4, 2, 24
+ROWS = 4
 
 
-def narrow_recurrent(gates: int, tied: bool) -> object:
-    """The kernel of all gates is their concatenation."""
+def narrow_recurrent(gates: int, tied: bool, graded: bool) -> object:
+    """The kernel of all gates is their concatenation; tables keep leading rows too."""
 
     def narrow(variables: Tree, rate: float) -> Tree:
         params, units = variables["params"], lead(UNITS, rate)
-        each = beside(*[(UNITS, units)] * gates)
+        each, rows = beside(*[(UNITS, units)] * gates), lead(ROWS, rate)
+
+        def dense(layer: Tree) -> Tree:
+            if not graded:
+                return kernel(layer, units, each)
+            tables = {k: cut(v, rows, each) for k, v in layer.items() if k != "kernel"}
+            return {"kernel": cut(layer["kernel"], units, each), **tables}
+
         found = {"embed": {"embedding": cut(params["embed"]["embedding"], units)}}
         for name in ("layer0", "layer1"):
+            state = params[name]["state"]["gates"]
             found[name] = {
-                "input": kernel(params[name]["input"], units, each),
-                "state": {"gates": kernel(params[name]["state"]["gates"], units, each)},
+                "input": dense(params[name]["input"]),
+                "state": {"gates": dense(state)},
             }
+        if graded:
+            found["gain"] = cut(params["gain"], rows, units)
         if not tied:
             found["softmax"] = kernel(params["softmax"], units, np.arange(VOCAB))
         return {"params": found}
@@ -40,20 +51,21 @@ def narrow_recurrent(gates: int, tied: bool) -> object:
     return narrow
 
 
-def recurrent(cell: str, *, tied: bool) -> Citizen:
+def recurrent(cell: str, *, tied: bool, graded: bool = False) -> Citizen:
     """Two layers; the dropout between them is off."""
 
     def build(rate: float) -> RecurrentLM:
-        units = part_of(UNITS, rate)
-        return RecurrentLM(vocab=VOCAB, units=units, cell=cell, tied=tied)
+        units, rows = part_of(UNITS, rate), part_of(ROWS, rate) if graded else 0
+        return RecurrentLM(vocab=VOCAB, units=units, cell=cell, tied=tied, graded=rows)
 
+    reason = "the softmax uses the embedding" if tied else ""
     return Citizen(
-        name=f"{cell}_lm",
+        name=f"{'graded_' if graded else ''}{cell}_lm",
         model=build(1.0),
         inputs=(random_tokens(2, 5, below=VOCAB),),
         by_hand=build,
-        narrow_by_hand=narrow_recurrent({"lstm": 4, "gru": 3}[cell], tied),
-        not_maskable="the softmax uses the embedding" if tied else "",
+        narrow_by_hand=narrow_recurrent({"lstm": 4, "gru": 3}[cell], tied, graded),
+        not_maskable="gains and biases are sums of rows" if graded else reason,
     )
 
 
