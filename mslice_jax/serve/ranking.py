@@ -7,8 +7,8 @@ import numpy as np
 
 from .stages import Keep, sizes_after, survivors
 
-Score = Callable[[int, int, np.ndarray], np.ndarray]
-"""(stage, size, who is left (q, size)) -> their scores (q, size)."""
+Score = Callable[[int, np.ndarray], np.ndarray]
+"""(stage, who is left (q, size)) -> their scores (q, size)."""
 
 
 @dataclass(frozen=True, eq=False)
