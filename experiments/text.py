@@ -63,9 +63,9 @@ class TextSettings(Training):
     tied: bool = True
     """Let the softmax use the weights of the embedding."""
     graded: int = 0
-    """Parts of a recurrent network's width, each of which adds to gains and biases: then
-    every rate that is so many parts has its own, and products begin scaled by 1 / rate.
-    8 suits the default rates; 0 is without."""
+    """Parts of a recurrent network's width, each of which adds to gains and biases:
+    then every rate that is so many parts has its own, and products begin scaled by
+    1 / rate. 8 suits the default rates; 0 is without."""
     scan: bool = False
     """Let a decoder's layers run in one loop, which compiles sooner."""
     optimizer: Optimizer = "adamw"
@@ -143,8 +143,8 @@ class Texts:
                 )
         elif settings.graded:
             raise ValueError(
-                "--graded has no effect: it is for --model lstm and gru, whose products "
-                "no norm follows; this is decoder. Leave it out."
+                "--graded has no effect: it is for --model lstm and gru, whose "
+                "products no norm follows; this is decoder. Leave it out."
             )
         recipe.model(settings, vocab=2)
 

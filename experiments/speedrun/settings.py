@@ -58,8 +58,8 @@ class SpeedSettings(ImageSettings):
     """Put weights back on their average every five steps, after three epochs, as
     airbench94 does with sgd."""
     whitening_epochs: int = 0
-    """Epochs in which the bias of the first layer is trained, 3 in the public runs; with
-    0 there is none, and steps are quicker."""
+    """Epochs in which the bias of the first layer is trained, 3 in the public runs;
+    with 0 there is none, and steps are quicker."""
     translate: int = 2
     """Pixels that training images are shifted by, at most."""
     flip: Literal["alternate", "random", "none"] | None = None
