@@ -30,6 +30,8 @@ TILE, TAPS = 4, 3
 _POINTS = tuple(Fraction(n, 4) for n in (0, 3, -3, 6, -6))  # and infinity
 # With fewer the sums cost more than the multiplications that they save.
 _CHANNELS = 32
+# Transposed, the sums are of padded arrays, or join six arrays: they cost more.
+_CHANNELS_OF_GRADIENT = 64
 
 
 def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
@@ -45,6 +47,15 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
         and lhs.dtype == rhs.dtype == jnp.float32
         # A precision that was asked for is kept.
         and params["precision"] is None
+    )
+
+
+def applies_to_images(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether that holds for the gradient of images, too."""
+    filters = params["dimension_numbers"].rhs_spec[:2]
+    return (
+        applies(lhs, rhs, params)
+        and min(rhs.shape[i] for i in filters) >= _CHANNELS_OF_GRADIENT
     )
 
 
