@@ -72,6 +72,7 @@ ORDER = {
             "memory",
             "pooling",
             "products",
+            "small",
             "spread",
             "winograd",
             "work",

@@ -100,8 +100,9 @@ def _forms(
         return _Forms(run, products if skips else run, products)
     forms = _Forms(run, run, of(_as_its_gradient_likes, library))
     if winograd.applies(lhs, rhs, params):
-        forms.forward, forms.of_images = of(winograd.convolve), of(winograd.for_images)
-        forms.reads_often = True
+        forms.forward, forms.reads_often = of(winograd.convolve), True
+    if winograd.applies_to_images(lhs, rhs, params):
+        forms.of_images = of(winograd.for_images)
     if library == "eigen":  # oneDNN is as fast with few channels
         if few_channels.applies(lhs, rhs, params):
             forms.forward = forms.of_filters = of(few_channels.convolve)
