@@ -21,6 +21,7 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     "length": ("of at least 1", lambda n: n >= 1),
     "units": ("of at least 1", lambda n: n >= 1),
     "layers": ("of at least 1", lambda n: n >= 1),
+    "graded": ("of at least 0", lambda n: n >= 0),
     "heads": ("of at least 1", lambda n: n >= 1),
     "kv_heads": ("of at least 1", lambda n: n >= 1),
     "patch_size": ("of at least 1", lambda n: n >= 1),

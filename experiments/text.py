@@ -62,10 +62,10 @@ class TextSettings(Training):
     """Share of the outputs of layers that is dropped in training."""
     tied: bool = True
     """Let the softmax use the weights of the embedding."""
-    graded: int = 0
+    graded: Int = None
     """Parts of a recurrent network's width, each of which adds to gains and biases:
     then every rate that is so many parts has its own, and products begin scaled by
-    1 / rate. 8 suits the default rates; 0 is without."""
+    1 / rate. 8 suits the default rates; 0 is without, the default for words."""
     scan: bool = False
     """Let a decoder's layers run in one loop, which compiles sooner."""
     optimizer: Optimizer = "adamw"
@@ -81,6 +81,7 @@ class TextDefaults:
 
     Attributes:
       units, layers, heads, kv_heads, dropout: of the network.
+      graded: parts of the width with gains and biases of their own.
       length, batch_size: columns and rows of a batch.
       epochs, lr, clip, warmup_epochs: of the training; `lr` is meant for adamw.
     """
@@ -90,6 +91,7 @@ class TextDefaults:
     heads: int | None = None
     kv_heads: int | None = None
     dropout: float = 0.2
+    graded: int = 0
     length: int = 64
     batch_size: int = 16
     epochs: int = 8

@@ -71,10 +71,11 @@ def test_a_shortened_default_run(capsys, tmp_path, song):
         for name in ("perplexity", "loss"):
             kept = lines[-1][f"test_{name}/{rate}"]
             assert kept == pytest.approx(values[name], rel=1e-5)
-    # 61 characters, the end of a line and the unknown; two kernels and biases of gates.
+    # 61 characters, the end of a line and the unknown; two kernels of gates. Tables of
+    # eight rows: biases of gates, gains of both kernels, and of what the softmax reads.
     size = len(json.loads((workdir / "vocabulary.json").read_text())["entries"])
     assert size == 62
-    expected = 62 * 8 + 2 * 8 * 32 + 32
+    expected = 62 * 8 + 2 * 8 * 32 + 8 * 3 * 32 + 8 * 8
     assert found["rates"]["1.0"]["parameters"] == expected
     for picture in ("perplexity_vs_flops.png", "perplexity_over_epochs.png"):
         assert (workdir / picture).read_bytes().startswith(b"\x89PNG")

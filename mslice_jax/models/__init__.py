@@ -3,6 +3,7 @@
 from . import vit_nnx as vit_nnx
 from .decoder import Decoder as Decoder
 from .generation import generate as generate
+from .graded import GradedDense as GradedDense
 from .imagenet_resnet import ImageNetResNet as ImageNetResNet
 from .imagenet_resnet import resnet18 as resnet18
 from .imagenet_resnet import resnet34 as resnet34
