@@ -72,7 +72,7 @@ ORDER = {
             "memory",
             "pooling",
             "products",
-            "small",
+            "sums",
             "spread",
             "winograd",
             "work",

@@ -7,7 +7,7 @@ import jax
 
 from ..core.forms import Form, Forms
 from ..core.rules import Narrow
-from . import convolution, dense, depthwise, loops, pooling, small, spread, work
+from . import convolution, dense, depthwise, loops, pooling, spread, sums, work
 
 _SHARE = 0.02  # see `experiments/LOG.md`, 2026-11-28, "When does ms.jit gain?"
 
@@ -57,20 +57,11 @@ def _multiply(n: Narrow, lhs: Any, rhs: Any) -> Any:
 
 
 def _sums(n: Narrow, x: Any) -> bool:
-    return small.is_inner_sum(x, n.params)
+    return sums.is_inner_sum(x, n.params)
 
 
 def _sum(n: Narrow, x: Any) -> Any:
-    return small.sum_in_two(x, n.params)
-
-
-def _is_beside(n: Narrow, *operands: Any) -> bool:
-    del n
-    return small.is_beside(operands)
-
-
-def _in_rows(n: Narrow, *operands: Any) -> Any:
-    return n.bind(*small.in_rows(operands))
+    return sums.sum_in_two(x, n.params)
 
 
 def _forms(library: str) -> Forms:
@@ -82,7 +73,6 @@ def _forms(library: str) -> Forms:
         "reduce_window_max": Form(_pools, _pool),
         "scan": Form(loops.applies, loops.scan),
     }
-    table |= dict.fromkeys(("add", "div", "mul", "sub"), Form(_is_beside, _in_rows))
     return Forms(library, table, suits)
 
 

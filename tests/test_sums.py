@@ -1,4 +1,4 @@
-"""Sums and factors of norms on CPU: the same numbers, from another program."""
+"""Sums of norms on CPU: the same numbers, from another program."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import mslice_jax as ms
-from mslice_jax.cpu import small
+from mslice_jax.cpu import sums
 from tests.convolutions import assert_close, own_programs
 
 # shape, summed axes, whether it is an inner sum, and the shape that is summed last
@@ -27,7 +27,7 @@ SUMS = {
 
 @pytest.fixture
 def at_any_size(monkeypatch):
-    monkeypatch.setattr(small, "_LARGE", 20)
+    monkeypatch.setattr(sums, "_LARGE", 20)
 
 
 @pytest.mark.usefixtures("at_any_size")
@@ -35,14 +35,14 @@ def at_any_size(monkeypatch):
 def test_sums(name):
     shape, axes, applies, between = SUMS[name]
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    assert small.is_inner_sum(jnp.asarray(x), {"axes": axes}) == applies
+    assert sums.is_inner_sum(jnp.asarray(x), {"axes": axes}) == applies
     if not applies:
         return
     for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 3e-2)):
-        y = small.sum_in_two(jnp.asarray(x, dtype), {"axes": axes})
+        y = sums.sum_in_two(jnp.asarray(x, dtype), {"axes": axes})
         assert y.dtype == dtype
         assert_close(y.astype(np.float32), x.astype(np.float64).sum(axes), tolerance)
-    text = jax.jit(functools.partial(small.sum_in_two, params={"axes": axes}))
+    text = jax.jit(functools.partial(sums.sum_in_two, params={"axes": axes}))
     barrier = next(
         x for x in text.lower(x).as_text().splitlines() if "optimization_barrier" in x
     )
@@ -50,47 +50,10 @@ def test_sums(name):
 
 
 def test_sums_of_few_or_of_whole_numbers_stay():
-    assert not small.is_inner_sum(jnp.ones((8, 8, 8)), {"axes": (0, 2)})
+    assert not sums.is_inner_sum(jnp.ones((8, 8, 8)), {"axes": (0, 2)})
     whole = jnp.ones((64, 64, 32), jnp.int32)
-    assert not small.is_inner_sum(whole, {"axes": (0, 2)})
-    assert small.is_inner_sum(whole.astype(jnp.float32), {"axes": (0, 2)})
-
-
-# shapes of two operands, whether one is beside the other, and what it becomes
-BESIDE = {
-    "channels": ((4, 5, 5, 8), (1, 1, 1, 8), True, (1, 1, 1, 8)),
-    "of_each_image": ((4, 1, 1, 2), (4, 5, 5, 2), True, (4, 1, 1, 2)),
-    "groups": ((4, 5, 5, 2, 3), (4, 1, 1, 2, 1), True, (4, 1, 1, 2, 3)),
-    "one": ((4, 5, 5, 3), (1, 1, 1, 1), True, (1, 1, 1, 3)),
-    "many_channels": ((9, 64), (1, 64), True, (1, 64)),
-    "one_of_many": ((9, 64), (9, 1), True, (9, 1)),
-    "as_large_in_rows": ((3, 4, 8), (3, 4, 1), True, (3, 4, 1)),
-    "sixteen_channels": ((4, 5, 5, 16), (1, 1, 1, 16), False, None),
-    "nearly_as_large": ((7, 8), (1, 8), False, None),
-    "little": ((8, 2), (1, 2), False, None),
-}
-
-
-@pytest.mark.usefixtures("at_any_size")
-@pytest.mark.parametrize("name", BESIDE)
-def test_factors(name):
-    *shapes, applies, becomes = BESIDE[name]
-    rng = np.random.default_rng(0)
-    a, b = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    operands = [jnp.asarray(a), jnp.asarray(b)]
-    assert small.is_beside(operands) == applies
-    if applies:
-        found = small.in_rows(operands)
-        assert {x.shape for x in found} == {becomes, max(shapes, key=np.prod)}
-        np.testing.assert_array_equal(found[0] - found[1], a - b)
-
-
-@pytest.mark.usefixtures("at_any_size")
-def test_numbers_are_not_operands_beside():
-    x = jnp.ones((4, 5, 8))
-    assert not small.is_beside([x, 2.0])
-    assert not small.is_beside([x, np.ones((1, 1, 8), np.float32)])
-    assert not small.is_beside([x.astype(int), jnp.ones((1, 1, 8), int)])
+    assert not sums.is_inner_sum(whole, {"axes": (0, 2)})
+    assert sums.is_inner_sum(whole.astype(jnp.float32), {"axes": (0, 2)})
 
 
 class Norms(nn.Module):
