@@ -61,6 +61,7 @@ ORDER = {
     ),
     "cpu": (
         {
+            "barriers",
             "choice",
             "convolution",
             "dense",

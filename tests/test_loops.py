@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import mslice_jax as ms
 from mslice_jax.core.forms import active
-from mslice_jax.cpu import loop_parts, work
+from mslice_jax.cpu import barriers, loop_parts, work
 from mslice_jax.cpu.table import EIGEN
 
 TURNS, ROWS, CHANNELS = 5, 3, 8
@@ -300,7 +300,7 @@ def test_what_is_left_in_the_loops():
     assert {INPUTS, STATE} <= set(products(backward, ms.slice_apply, net))
 
 
-def test_the_rows_of_a_turn_are_copied_before_they_are_read():
+def test_the_rows_of_a_turn_are_copied_before_they_are_read(monkeypatch):
     """Those of numbers: of three arrays that the loop runs along, one is of keys."""
 
     def run(p, x):
@@ -313,6 +313,7 @@ def test_the_rows_of_a_turn_are_copied_before_they_are_read():
         first = jnp.zeros((ROWS, len(p["hh"])))
         return lax.scan(turn, first, (x, counts, keys))[0] @ p["out"]
 
+    monkeypatch.setattr(barriers, "_SMALL", 0)
     p = {name: weights()[name] for name in ("hh", "out")}
     net = ms.upgrade(run, p, X, rates=RATES)
     copied = [
@@ -384,3 +385,42 @@ def test_ms_jit_has_the_forms_where_a_loop_is_work():
 
     program = jax.make_jaxpr(layers)(X[0], jnp.ones((4, 6, 6)))
     assert work.share(program) == 0
+
+
+def small_loop(p, x):
+    """A tanh layer along x (t, b, 3), and sums (2,) of a product of its states."""
+
+    def step(h, row):
+        h = jnp.tanh(row @ p["in"] + h @ p["state"])
+        return h, h
+
+    start = jnp.zeros((x.shape[1], p["state"].shape[0]))
+    states = jax.lax.scan(step, start, x)[1]
+    return (states @ p["out"]).sum((0, 1))
+
+
+@pytest.mark.parametrize(
+    ("units", "rows", "turns"), [(4, 1, 2), (8, 4, 2), (16, 1, 4), (64, 1, 1)]
+)
+def test_small_loops_compile(units, rows, turns):
+    """XLA makes one kernel of a loop of a few bytes, and cannot have barriers there."""
+    rng = np.random.default_rng(0)
+    shapes = {"in": (3, units), "state": (units, units), "out": (units, 2)}
+    p = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    x = rng.normal(size=(turns, rows, 3)).astype(np.float32)
+    net = ms.upgrade(small_loop, p, x, rates=(0.5, 1.0))
+    half = units // 2
+    h, total = np.zeros((rows, half)), 0.0
+    for row in x.astype(float):
+        h = np.tanh(row @ p["in"][:, :half] + h @ p["state"][:half, :half])
+        total += (h @ p["out"][:half]).sum()
+
+    def loss(net):
+        return ms.slice_apply(net, x, 0.5).sum()
+
+    found, grads = ms.jit(jax.value_and_grad(loss))(net)
+    np.testing.assert_allclose(found, total, rtol=1e-4, atol=1e-4)
+    assert_close(grads, jax.jit(jax.grad(loss))(net))

@@ -429,7 +429,7 @@ def test_a_shortened_default_run(capsys, tmp_path):
         """By hand; digits have one channel, so 8 are whitened. Norms have no scale."""
         a, b = int(8 * rate), int(32 * rate)
         kernels = 8 * a + a * a + a * b + 3 * b * b
-        return 8 + 9 * kernels + 2 * a + 4 * b + 10 * b
+        return 9 * kernels + 2 * a + 4 * b + 10 * b
 
     for rate, values in summary["rates"].items():
         assert values["parameters"] == parameters(float(rate))

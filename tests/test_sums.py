@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import mslice_jax as ms
-from mslice_jax.cpu import sums
+from mslice_jax.cpu import barriers, sums
 from tests.convolutions import assert_close, own_programs
 
 # shape, summed axes, whether it is an inner sum, and the shape that is summed last
@@ -28,6 +28,7 @@ SUMS = {
 @pytest.fixture
 def at_any_size(monkeypatch):
     monkeypatch.setattr(sums, "_LARGE", 20)
+    monkeypatch.setattr(barriers, "_SMALL", 0)
 
 
 @pytest.mark.usefixtures("at_any_size")

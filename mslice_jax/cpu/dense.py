@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from .barriers import barrier
+
 Product = Callable[[Any, Any], jax.Array]
 """(lhs, rhs) -> the product."""
 
@@ -54,7 +56,7 @@ def with_cpu_gradient(run: Product, params: dict[str, Any]) -> Product:
         out = run(lhs, rhs)
         if not terms:
             return out, jnp.zeros_like(out)
-        return out, lax.optimization_barrier(sum(terms[1:], terms[0]))
+        return out, barrier(sum(terms[1:], terms[0]))
 
     product.defjvp(tangent, symbolic_zeros=True)
     return product

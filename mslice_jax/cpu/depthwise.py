@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .barriers import barrier
+
 _TAPS = 128
 """Of a window; with more of them the program takes long to compile."""
 
@@ -104,7 +106,7 @@ def _sum(
         for n, k, d, s in zip(x.shape[1:-1], size, dilation, steps, strict=True)
     ]
     # Read once for each tap: XLA would compute anew what stands before it.
-    x = lax.optimization_barrier(x)
+    x = barrier(x)
     taps = lax.split(kernel.reshape(-1, x.shape[-1]), [1] * math.prod(size), axis=0)
     total = None
     for offset, tap in zip(itertools.product(*map(range, size)), taps, strict=True):
@@ -120,4 +122,4 @@ def _sum(
         term = pixels * row.reshape((1,) * (x.ndim - 2) + row.shape)
         total = term if total is None else total + term
     assert total is not None
-    return lax.optimization_barrier(total)
+    return barrier(total)

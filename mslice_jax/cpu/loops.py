@@ -31,6 +31,7 @@ from ..core.forms import active, without
 from ..core.rules import RULES, Narrow
 from ..core.rules.loops import counts_of_scan
 from . import work
+from .barriers import barrier
 from .equations import evaluate, read
 from .loop_parts import Parts, take_apart
 from .products import Product
@@ -102,7 +103,7 @@ def _loop(parts: Parts, carry_vars: Any, out_vars: Any, options: Any) -> Any:
             values |= zip(parts.fixed, fixed, strict=True)
             values |= zip(parts.rows, rows, strict=True)
             values |= {  # a copy
-                var: lax.optimization_barrier(values[var])
+                var: barrier(values[var])
                 for var in parts.rows
                 if jnp.issubdtype(var.aval.dtype, jnp.floating)
             }

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .barriers import barrier
+
 _PLACES = 64  # of a window; with more of them the program takes long to compile
 
 
@@ -72,7 +74,7 @@ def with_cpu_gradient(run: Any, x: jax.Array, params: dict[str, Any]) -> jax.Arr
         (x,), (moves,) = primals, tangents
         # Transposed, this is where the gradient comes out. It is read several times, by
         # a norm, say, and XLA would find the maxima anew for each.
-        moves = lax.optimization_barrier(moves)
+        moves = barrier(moves)
         out = run(x)
         places = list(itertools.product(*map(range, window)))
         entries = blocks(x, -math.inf, out.shape)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from .barriers import barrier
 from .dense import flat
 from .equations import bind
 
@@ -105,4 +106,4 @@ def _transposed(x: Any, axes: Sequence[int]) -> Any:
     if list(axes) == list(range(x.ndim)):
         return x
     # XLA would put the transposition back into every product.
-    return lax.optimization_barrier(lax.transpose(x, axes))
+    return barrier(lax.transpose(x, axes))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .barriers import barrier
+
 _LARGE = 2**16
 """Entries of an array; with fewer of them one operation more costs what it saves."""
 _INNER = 64
@@ -37,7 +39,7 @@ def is_inner_sum(x: Any, params: dict[str, Any]) -> bool:
 def sum_in_two(x: jax.Array, params: dict[str, Any]) -> jax.Array:
     """The sum over the axes before, then over the last ones."""
     last, before = _divided(x.ndim, params["axes"])
-    rows = lax.optimization_barrier(lax.reduce_sum(x, before))
+    rows = barrier(lax.reduce_sum(x, before))
     return lax.reduce_sum(rows, range(rows.ndim - len(last), rows.ndim))
 
 

@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .barriers import barrier
+
 TILE, TAPS = 4, 3
 _POINTS = tuple(Fraction(n, 4) for n in (0, 3, -3, 6, -6))  # and infinity
 # With fewer the sums cost more than the multiplications that they save.
@@ -105,7 +107,7 @@ def _convolve(
     kernel = jnp.moveaxis(rhs, numbers.rhs_spec, rhs_spec)
     if to_transpose:
         # Exchanged once, and not in each of the six: flat, it has but one layout.
-        kernel = lax.optimization_barrier(kernel.reshape(-1)).reshape(kernel.shape)
+        kernel = barrier(kernel.reshape(-1)).reshape(kernel.shape)
 
     low, high = params["padding"][-1]
     width = x.shape[-2] + low + high - TAPS + 1
@@ -130,7 +132,7 @@ def _convolve(
     y = y.reshape(*y.shape[:-3], -1, y.shape[-1])[..., :width, :]
     # Six arrays are made of what stands before this in the transpose, and several
     # sums of later operations here. XLA would compute it anew for each of them.
-    return jnp.moveaxis(lax.optimization_barrier(y), channels_last, numbers.out_spec)
+    return jnp.moveaxis(barrier(y), channels_last, numbers.out_spec)
 
 
 @functools.cache
