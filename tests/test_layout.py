@@ -63,6 +63,7 @@ ORDER = {
         {
             "barriers",
             "choice",
+            "columns",
             "convolution",
             "dense",
             "depthwise",

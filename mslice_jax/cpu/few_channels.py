@@ -8,25 +8,30 @@ shifted, with zeros beside them. There are a fourth as many windows; for three t
 is twice the multiplications, in a half to a third of the time (`experiments/LOG.md`).
 
 Of few channels XLA copies windows into the matrix number by number, which takes longer
-than the product. Half or a quarter as many windows help there, too.
+than the product. Half or a quarter as many windows help there, too. (The fewest have a
+form without its copies, `columns`.)
 
 The sums have the same terms, and zeros.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+Form = Callable[[jax.Array, jax.Array, dict[str, Any]], jax.Array]
+"""(lhs, rhs, parameters) -> the convolution."""
+
 PIXELS = 4
 _CHANNELS = 8  # with more of them XLA is fast enough
-# (channels, filters, pixels at a time): up to so many of both. Of 3 x 3 windows on 8
-# images of 32 x 32, time over XLA's: 3 to 16 channels .54, 6 to 32 .67, 8 to 32 .86, 12
-# to 12 .66, 24 to 24 .81; no gain, or hardly one, had 3 to 64 (.86, and .97 of one
-# image), 12 to 32 (.97), 16 to 16 (.94), 24 to 48 (1.03).
-_GAINS = ((4, 32, 4), (8, 32, 2), (24, 24, 2))
+# Channels and filters of which two pixels at a time gain, where they are no more than
+# so many. Of 3 x 3 windows on 8 images of 32 x 32, time over XLA's: 12 to 12 channels
+# .66, 24 to 24 .81; no gain, or hardly one, had 12 to 32 (.97), 16 to 16 (.94), 24 to
+# 48 (1.03). What has still fewer is in `columns`.
+_GAINS = 24
 _LANES = 16  # of a vector: so many channels XLA copies at once
 _LEAST = 512  # pixels; with 256 the time was 1.1 times XLA's
 
@@ -39,8 +44,8 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     return _gains(rhs, rhs.shape[numbers.rhs_spec[0]], width, params)
 
 
-def pixels_at_a_time(lhs: Any, rhs: Any, params: dict[str, Any]) -> int:
-    """So many the forward pass of this convolution gains from; 1 if from none.
+def gains_from_two(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether the forward pass of this convolution gains from two pixels at a time.
 
     Rows need not have a multiple of them.
     """
@@ -51,10 +56,11 @@ def pixels_at_a_time(lhs: Any, rhs: Any, params: dict[str, Any]) -> int:
         and all(step == 1 for step in params["lhs_dilation"])
         and windows[-1] > 1
         and channels % _LANES > 0
+        and max(channels, filters) <= _GAINS
         and params["window_strides"][-1] == params["rhs_dilation"][-1] == 1
         and lhs.dtype == rhs.dtype == jnp.float32
     ):
-        return 1
+        return False
     *rows, width = [
         (lhs.shape[i] + low + high - reach - 1) // step + 1
         for i, reach, step, (low, high) in zip(
@@ -65,13 +71,9 @@ def pixels_at_a_time(lhs: Any, rhs: Any, params: dict[str, Any]) -> int:
             strict=True,
         )
     ]
-    if lhs.shape[numbers.lhs_spec[0]] * math.prod(rows) * width < _LEAST:
-        return 1
-    for most_channels, most_filters, pixels in _GAINS:
-        if channels <= most_channels and filters <= most_filters:
-            # What is computed beyond the row is lost.
-            return pixels if 8 * (-width % pixels) <= width else 1
-    return 1
+    pixels = lhs.shape[numbers.lhs_spec[0]] * math.prod(rows) * width
+    # What is computed beyond the row is lost.
+    return pixels >= _LEAST and 8 * (width % 2) <= width
 
 
 def applies_to_images(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
@@ -132,15 +134,19 @@ def convolve(
     return jnp.moveaxis(y, channels_last, numbers.out_spec)
 
 
-def for_images(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
-    """The convolution; its transpose with respect to the images is `convolve`."""
+def for_images(
+    lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], form: Form = convolve
+) -> jax.Array:
+    """The convolution; its transpose with respect to the images is computed by `form`.
+
+    Args:
+      lhs, rhs: images, and filters.
+      params: of `conv_general_dilated`; windows move on by one pixel.
+      form: (cotangent, filters, params) -> its convolution.
+    """
     numbers = params["dimension_numbers"]
-    out, into, *window = numbers.rhs_spec
-    flipped, back = lax.rev(rhs, window), dict(params)
-    back["padding"] = _padding(rhs, params)
-    back["dimension_numbers"] = lax.ConvDimensionNumbers(
-        numbers.out_spec, (into, out, *window), numbers.lhs_spec
-    )
+    out, _, *window = numbers.rhs_spec
+    flipped, back = lax.rev(rhs, window), of_cotangent(rhs, params)
     shape = [0] * lhs.ndim
     shape[numbers.out_spec[0]] = lhs.shape[numbers.lhs_spec[0]]
     shape[numbers.out_spec[1]] = rhs.shape[out]
@@ -153,8 +159,21 @@ def for_images(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Ar
     ):
         shape[o] = lhs.shape[i] + low + high - reach
     cotangent = jax.ShapeDtypeStruct(tuple(shape), lhs.dtype)
-    transpose = jax.linear_transpose(lambda y: convolve(y, flipped, back), cotangent)
+    transpose = jax.linear_transpose(lambda y: form(y, flipped, back), cotangent)
     return transpose(lhs)[0]
+
+
+def of_cotangent(rhs: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Of the convolution of a cotangent that gives the gradient of images."""
+    numbers = params["dimension_numbers"]
+    out, into, *window = numbers.rhs_spec
+    return {
+        **params,
+        "padding": _padding(rhs, params),
+        "dimension_numbers": lax.ConvDimensionNumbers(
+            numbers.out_spec, (into, out, *window), numbers.lhs_spec
+        ),
+    }
 
 
 def _reach(rhs: Any, params: dict[str, Any]) -> list[int]:
