@@ -55,7 +55,7 @@ def of_case(name):
 def test_numbers(name, limit, monkeypatch):
     monkeypatch.setattr(columns, "COLUMNS", limit)
     plain, params, x, w, _, pixels = of_case(name)
-    assert columns.applies(w, params)
+    assert columns.applies(x, w, params)
     assert columns.pixels_at_a_time(w, params) == pixels
     for at_a_time in (1, 2, 3, 4, pixels):
         assert_close(columns.convolve(x, w, params, at_a_time), plain(x, w))
@@ -74,7 +74,7 @@ def test_no_windows(images):
 def test_every_tap_of_a_dilated_row():
     case = (2, 6, 11, 3), (2, 3, 3, 4), (1, 2), ((1, 1), (2, 1)), (1, 3), NHWC
     plain, params, x, w, _ = prepared(*case)
-    assert not columns.applies(w, params)
+    assert not columns.applies(x, w, params)
     assert_close(columns.convolve(x, w, params), plain(x, w))
 
 
@@ -141,20 +141,31 @@ def test_a_product_instead_of_a_convolution():
 )
 def test_what_is_left_to_other_forms(rhs, changed):
     channels = rhs[2] * changed.get("feature_group_count", 1)
-    params = params_of(jnp.zeros((2, 20, 20, channels)), jnp.zeros(rhs), **changed)
-    assert not columns.applies(jnp.zeros(rhs), params)
+    lhs, rhs = jnp.zeros((2, 20, 20, channels)), jnp.zeros(rhs)
+    params = params_of(lhs, rhs, **changed)
+    assert not columns.applies(lhs, rhs, params)
+
+
+def test_columns_fit_into_the_cache():
+    """36 entries for two pixels: 16 MB of 227 images of 32 x 32."""
+    rhs = jnp.zeros((3, 3, 3, 8))
+    for images, fit in ((227, True), (228, False)):
+        lhs = jax.ShapeDtypeStruct((images, 32, 32, 3), jnp.float32)
+        params = params_of(jnp.zeros((1, 32, 32, 3)), rhs)
+        assert columns.applies(lhs, rhs, params) == fit
 
 
 def test_half_precision_is_left_to_xla():
-    _, params, _, w, *_ = of_case("same")
-    assert not columns.applies(w.astype(jnp.bfloat16), params)
+    _, params, x, w, *_ = of_case("same")
+    half = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    assert not columns.applies(*half, params)
 
 
 def test_gradients_of_images_by_their_own_channels():
     """3 filters of 20 channels: few in the cotangent, many in the images."""
-    _, params, _, w, _ = prepared(
+    _, params, x, w, _ = prepared(
         (2, 5, 8, 20), (3, 3, 20, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC
     )
-    assert not columns.applies(w, params)
-    assert columns.applies_to_images(w, params)
-    assert not columns.applies_to_images(w, {**params, "window_strides": (2, 1)})
+    assert not columns.applies(x, w, params)
+    assert columns.applies_to_images(x, w, params)
+    assert not columns.applies_to_images(x, w, {**params, "window_strides": (2, 1)})

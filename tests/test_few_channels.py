@@ -63,38 +63,33 @@ def test_numbers(name):
     assert_close(found, plain(x, w))
 
 
-# lhs, rhs, strides, padding, layout, and whether two pixels at a time gain
+# lhs, rhs, strides, padding, layout, and how many pixels at a time gain
 FORWARD = {
-    "odd_rows": ((1, 24, 31, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, True),
-    "even_window": (
-        (2, 20, 19, 8), (2, 4, 8, 24), (1, 1), ((0, 1), (2, 1)), NHWC, True,
-    ),
-    "strided": ((2, 63, 17, 12), (3, 3, 12, 24), (2, 1), ((1, 0), (0, 1)), NHWC, True),
+    "odd_rows": ((1, 24, 31, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, 4),
+    "even_window": ((2, 20, 19, 8), (2, 4, 8, 32), (1, 1), ((0, 1), (2, 1)), NHWC, 2),
+    "strided": ((2, 63, 17, 12), (3, 3, 12, 24), (2, 1), ((1, 0), (0, 1)), NHWC, 2),
     "channels_first": (
         (3, 5, 16, 14), (9, 5, 3, 5), (1, 1), ((1, 1), (2, 2)),
-        ("NCHW", "OIHW", "NCHW"), True,
+        ("NCHW", "OIHW", "NCHW"), 2,
     ),
     "one_dimension": (
-        (4, 150, 2), (5, 2, 9), (1,), ((4, 0),), ("NHC", "HIO", "NHC"), True,
+        (4, 150, 2), (5, 2, 9), (1,), ((4, 0),), ("NHC", "HIO", "NHC"), 4,
     ),
-    "vectors": ((2, 20, 20, 16), (3, 3, 16, 20), (1, 1), ((1, 1), (1, 1)), NHWC, False),
-    "filters": ((2, 20, 20, 12), (3, 3, 12, 25), (1, 1), ((1, 1), (1, 1)), NHWC, False),
-    "few_pixels": (
-        (1, 20, 20, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, False,
-    ),
-    "short_rows": (
-        (2, 70, 5, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, False,
-    ),
+    "vectors": ((2, 20, 20, 16), (3, 3, 16, 20), (1, 1), ((1, 1), (1, 1)), NHWC, 1),
+    "filters": ((2, 20, 20, 12), (3, 3, 12, 25), (1, 1), ((1, 1), (1, 1)), NHWC, 1),
+    "few_pixels": ((1, 20, 20, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, 1),
+    "short_rows": ((2, 70, 5, 3), (3, 3, 3, 16), (1, 1), ((1, 1), (1, 1)), NHWC, 1),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORWARD)
-def test_two_pixels_at_a_time_where_the_forward_pass_gains(name):
-    lhs, rhs, strides, padding, layout, gains = FORWARD[name]
+def test_some_pixels_at_a_time_where_the_forward_pass_gains(name):
+    lhs, rhs, strides, padding, layout, pixels = FORWARD[name]
     dilation = (1,) * len(strides)
     plain, params, x, w, _ = prepared(lhs, rhs, strides, padding, dilation, layout)
-    assert few_channels.gains_from_two(x, w, params) == gains
-    assert_close(few_channels.convolve(x, w, params, 2), plain(x, w))
+    assert few_channels.pixels_at_a_time(x, w, params) == pixels
+    found = few_channels.convolve(x, w, params, 2 if pixels == 1 else pixels)
+    assert_close(found, plain(x, w))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +108,7 @@ def test_two_pixels_at_a_time_where_the_forward_pass_gains(name):
 def test_forward_passes_that_are_left_to_xla(shapes, changed):
     lhs, rhs = (jnp.zeros(shape) for shape in shapes)
     params = params_of(lhs, rhs, **changed)
-    assert not few_channels.gains_from_two(lhs, rhs, params)
+    assert few_channels.pixels_at_a_time(lhs, rhs, params) == 1
 
 
 @own_programs
@@ -239,4 +234,4 @@ def test_half_precision_is_left_to_xla():
     assert not few_channels.applies(*half, params)
     _, params, x, w, _ = prepared(*FORWARD["odd_rows"][:4], (1, 1), NHWC)
     half = jnp.asarray(x, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16)
-    assert not few_channels.gains_from_two(*half, params)
+    assert few_channels.pixels_at_a_time(*half, params) == 1

@@ -21,38 +21,54 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .few_channels import of_cotangent
+from .barriers import barrier
+from .few_channels import cotangent_of, of_cotangent
 
 COLUMNS = 4 * 2**20
 """How many bytes of columns are made at a time."""
 # Of a shared window, and of an image. Of 16 images of 32 x 32, windows of 3 x 3, time
-# over XLA's: 3 to 16 channels .26, 3 to 64 .47, 8 to 8 .47, 8 to 32 .81; 8 to 128 1.03.
+# over XLA's: 3 to 16 channels .26, 3 to 64 .47, 8 to 8 .38, 8 to 32 .81; 8 to 128 1.03.
 _ENTRIES, _CHANNELS, _FILTERS = 192, 8, 64
+# Of all columns. With 24 MB they take as long as `few_channels`, or longer.
+_BYTES = 16 * 2**20
 _PIXELS = 4, 2, 1
 
 
-def applies(rhs: Any, params: dict[str, Any]) -> bool:
+def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     """Whether a convolution has so few channels that it gains from `few_channels`."""
-    numbers = params["dimension_numbers"]
-    filters, channels, *window = (rhs.shape[i] for i in numbers.rhs_spec)
-    (*_, step), pixels = params["window_strides"], pixels_at_a_time(rhs, params)
-    window[-1] += (pixels - 1) * step
     return (
         params["feature_group_count"] == params["batch_group_count"] == 1
         and all(step == 1 for step in params["lhs_dilation"])
-        and math.prod(window) > 1
         and params["rhs_dilation"][-1] == 1
-        and channels <= _CHANNELS
-        and filters <= _FILTERS
-        and channels * math.prod(window) <= _ENTRIES
-        and rhs.dtype == jnp.float32
+        and math.prod(rhs.shape[i] for i in params["dimension_numbers"].rhs_spec[2:])
+        > 1
+        and lhs.dtype == rhs.dtype == jnp.float32
+        and _are_few(lhs, rhs, params)
     )
 
 
-def applies_to_images(rhs: Any, params: dict[str, Any]) -> bool:
+def applies_to_images(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     """Whether that holds for the gradient of images, which is a convolution, too."""
-    return all(step == 1 for step in params["window_strides"]) and applies(
-        rhs, of_cotangent(rhs, params)
+    if any(step > 1 for step in params["window_strides"]):
+        return False
+    cotangent = cotangent_of(lhs, rhs, params)
+    return applies(cotangent, rhs, of_cotangent(rhs, params))
+
+
+def _are_few(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether all columns of so many entries fit into the cache."""
+    numbers = params["dimension_numbers"]
+    filters, channels, *window = (rhs.shape[i] for i in numbers.rhs_spec)
+    pixels, step = pixels_at_a_time(rhs, params), params["window_strides"][-1]
+    rows = _windows([lhs.shape[i] for i in numbers.lhs_spec[2:]], window, params)
+    rows[-1] = -(-rows[-1] // pixels)
+    window[-1] += (pixels - 1) * step
+    entries = channels * math.prod(window)
+    return (
+        channels <= _CHANNELS
+        and filters <= _FILTERS
+        and entries <= _ENTRIES
+        and 4 * entries * lhs.shape[numbers.lhs_spec[0]] * math.prod(rows) <= _BYTES
     )
 
 
@@ -81,12 +97,7 @@ def convolve(
     kernel = rhs.transpose(*window, into, out)
     *size, _, filters = kernel.shape
     steps, dilation = list(params["window_strides"]), params["rhs_dilation"]
-    shape = [
-        max(0, (n + low + high - (k - 1) * d - 1) // s + 1)
-        for n, k, d, s, (low, high) in zip(
-            x.shape[1:-1], size, dilation, steps, params["padding"], strict=True
-        )
-    ]
+    shape = _windows(x.shape[1:-1], size, params)
     width = shape[-1]
     if pixels > 1:
         kernel = _shared(kernel, pixels, steps[-1])
@@ -99,7 +110,8 @@ def convolve(
     blocks = shape[-1] + runs[-1][0] // steps[-1]
     padding[-1] = low, blocks * steps[-1] - x.shape[-2] - low
     config = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), config)
+    # Computed as it is padded, and not in vectors, it would take several times as long.
+    x = lax.pad(barrier(x), jnp.zeros((), x.dtype), config)
     x = x.reshape(*x.shape[:-2], blocks, steps[-1] * x.shape[-1])
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
@@ -144,6 +156,23 @@ def convolve(
 def few_channels(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
     """The convolution, with as many pixels at a time as suit its window."""
     return convolve(lhs, rhs, params, pixels_at_a_time(rhs, params))
+
+
+def _windows(
+    images: Sequence[int], size: Sequence[int], params: dict[str, Any]
+) -> list[int]:
+    """How many windows there are along each axis."""
+    return [
+        max(0, (n + low + high - (k - 1) * d - 1) // s + 1)
+        for n, k, d, s, (low, high) in zip(
+            images,
+            size,
+            params["rhs_dilation"],
+            params["window_strides"],
+            params["padding"],
+            strict=True,
+        )
+    ]
 
 
 def _shared(kernel: jax.Array, pixels: int, step: int) -> jax.Array:

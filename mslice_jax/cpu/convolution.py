@@ -97,16 +97,17 @@ def _forms(
     if winograd.applies_to_images(lhs, rhs, params):
         forms.of_images = of(winograd.for_images)
     if library == "eigen":  # oneDNN is as fast with few channels
+        pixels = few_channels.pixels_at_a_time(lhs, rhs, params)
         if few_channels.applies(lhs, rhs, params):
             forms.forward = forms.of_filters = of(few_channels.convolve)
-        if columns.applies(rhs, params):
-            forms.forward = of(columns.few_channels)
-        elif few_channels.gains_from_two(lhs, rhs, params):
-            forms.forward = of(few_channels.convolve, 2)
-        if columns.applies_to_images(rhs, params):
-            forms.of_images = of(few_channels.for_images, columns.few_channels)
-        elif few_channels.applies_to_images(lhs, rhs, params):
+        elif pixels > 1:
+            forms.forward = of(few_channels.convolve, pixels)
+        if few_channels.applies_to_images(lhs, rhs, params):
             forms.of_images = of(few_channels.for_images)
+        if columns.applies(lhs, rhs, params):
+            forms.forward = of(columns.few_channels)
+        if columns.applies_to_images(lhs, rhs, params):
+            forms.of_images = of(few_channels.for_images, columns.few_channels)
     return forms
 
 

@@ -8,8 +8,8 @@ shifted, with zeros beside them. There are a fourth as many windows; for three t
 is twice the multiplications, in a half to a third of the time (`experiments/LOG.md`).
 
 Of few channels XLA copies windows into the matrix number by number, which takes longer
-than the product. Half or a quarter as many windows help there, too. (The fewest have a
-form without its copies, `columns`.)
+than the product. Half or a quarter as many windows help there, too. (As long as
+they fit into the cache, `columns` is faster still.)
 
 The sums have the same terms, and zeros.
 """
@@ -27,11 +27,11 @@ Form = Callable[[jax.Array, jax.Array, dict[str, Any]], jax.Array]
 
 PIXELS = 4
 _CHANNELS = 8  # with more of them XLA is fast enough
-# Channels and filters of which two pixels at a time gain, where they are no more than
-# so many. Of 3 x 3 windows on 8 images of 32 x 32, time over XLA's: 12 to 12 channels
-# .66, 24 to 24 .81; no gain, or hardly one, had 12 to 32 (.97), 16 to 16 (.94), 24 to
-# 48 (1.03). What has still fewer is in `columns`.
-_GAINS = 24
+# (channels, filters, pixels at a time): up to so many of both. Of 3 x 3 windows on 8
+# images of 32 x 32, time over XLA's: 3 to 16 channels .54, 6 to 32 .67, 8 to 32 .86, 12
+# to 12 .66, 24 to 24 .81; no gain, or hardly one, had 3 to 64 (.86, and .97 of one
+# image), 12 to 32 (.97), 16 to 16 (.94), 24 to 48 (1.03).
+_GAINS = ((4, 32, 4), (8, 32, 2), (24, 24, 2))
 _LANES = 16  # of a vector: so many channels XLA copies at once
 _LEAST = 512  # pixels; with 256 the time was 1.1 times XLA's
 
@@ -44,8 +44,8 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     return _gains(rhs, rhs.shape[numbers.rhs_spec[0]], width, params)
 
 
-def gains_from_two(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
-    """Whether the forward pass of this convolution gains from two pixels at a time.
+def pixels_at_a_time(lhs: Any, rhs: Any, params: dict[str, Any]) -> int:
+    """So many the forward pass of this convolution gains from; 1 if from none.
 
     Rows need not have a multiple of them.
     """
@@ -56,11 +56,10 @@ def gains_from_two(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
         and all(step == 1 for step in params["lhs_dilation"])
         and windows[-1] > 1
         and channels % _LANES > 0
-        and max(channels, filters) <= _GAINS
         and params["window_strides"][-1] == params["rhs_dilation"][-1] == 1
         and lhs.dtype == rhs.dtype == jnp.float32
     ):
-        return False
+        return 1
     *rows, width = [
         (lhs.shape[i] + low + high - reach - 1) // step + 1
         for i, reach, step, (low, high) in zip(
@@ -71,9 +70,13 @@ def gains_from_two(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
             strict=True,
         )
     ]
-    pixels = lhs.shape[numbers.lhs_spec[0]] * math.prod(rows) * width
-    # What is computed beyond the row is lost.
-    return pixels >= _LEAST and 8 * (width % 2) <= width
+    if lhs.shape[numbers.lhs_spec[0]] * math.prod(rows) * width < _LEAST:
+        return 1
+    for most_channels, most_filters, pixels in _GAINS:
+        if channels <= most_channels and filters <= most_filters:
+            # What is computed beyond the row is lost.
+            return pixels if 8 * (-width % pixels) <= width else 1
+    return 1
 
 
 def applies_to_images(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
@@ -144,12 +147,19 @@ def for_images(
       params: of `conv_general_dilated`; windows move on by one pixel.
       form: (cotangent, filters, params) -> its convolution.
     """
-    numbers = params["dimension_numbers"]
-    out, _, *window = numbers.rhs_spec
+    _, _, *window = params["dimension_numbers"].rhs_spec
     flipped, back = lax.rev(rhs, window), of_cotangent(rhs, params)
+    cotangent = cotangent_of(lhs, rhs, params)
+    transpose = jax.linear_transpose(lambda y: form(y, flipped, back), cotangent)
+    return transpose(lhs)[0]
+
+
+def cotangent_of(lhs: Any, rhs: Any, params: dict[str, Any]) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the cotangent of a convolution without strides."""
+    numbers = params["dimension_numbers"]
     shape = [0] * lhs.ndim
     shape[numbers.out_spec[0]] = lhs.shape[numbers.lhs_spec[0]]
-    shape[numbers.out_spec[1]] = rhs.shape[out]
+    shape[numbers.out_spec[1]] = rhs.shape[numbers.rhs_spec[0]]
     for i, o, reach, (low, high) in zip(
         numbers.lhs_spec[2:],
         numbers.out_spec[2:],
@@ -158,9 +168,7 @@ def for_images(
         strict=True,
     ):
         shape[o] = lhs.shape[i] + low + high - reach
-    cotangent = jax.ShapeDtypeStruct(tuple(shape), lhs.dtype)
-    transpose = jax.linear_transpose(lambda y: form(y, flipped, back), cotangent)
-    return transpose(lhs)[0]
+    return jax.ShapeDtypeStruct(tuple(shape), lhs.dtype)
 
 
 def of_cotangent(rhs: Any, params: dict[str, Any]) -> dict[str, Any]:
