@@ -53,9 +53,9 @@ def of_case(name):
 @pytest.mark.parametrize("limit", [columns.COLUMNS, 2000], ids=["whole", "in_parts"])
 @pytest.mark.parametrize("name", CASES)
 def test_numbers(name, limit, monkeypatch):
-    monkeypatch.setattr(columns, "COLUMNS", limit)
     plain, params, x, w, _, pixels = of_case(name)
     assert columns.applies(x, w, params)
+    monkeypatch.setattr(columns, "COLUMNS", limit)
     assert columns.pixels_at_a_time(w, params) == pixels
     for at_a_time in (1, 2, 3, 4, pixels):
         assert_close(columns.convolve(x, w, params, at_a_time), plain(x, w))
