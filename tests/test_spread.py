@@ -20,6 +20,10 @@ CASES = {
     "channels_first": (
         (2, 3, 4, 3), (2, 3, 3, 3), (2, 3), ((1, 1), (3, 2)), ("NCHW", "OIHW", "NCHW"),
     ),
+    "in_rows_alone": ((2, 4, 5, 3), (1, 3, 3, 2), (1, 3), ((0, 0), (2, 2)), NHWC),
+    "one_tap": (
+        (3, 4, 2, 4), (4, 2, 2, 3), (2, 3), ((1, 1), (2, 2)), ("HWNC", "IOHW", "NCHW"),
+    ),
     "one_dimension": ((2, 5, 3), (4, 3, 2), (2,), ((2, 2),), ("NHC", "HIO", "NCH")),
 }  # fmt: skip
 
@@ -34,6 +38,19 @@ def prepared(images, filters, apart, padding, layout):
         padding=padding,
         lhs_dilation=apart,
     )
+
+
+PRODUCTS = "windows_apart", "in_rows_alone", "one_tap"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_product_where_windows_do_not_overlap(name):
+    plain, params, x, w, _ = prepared(*CASES[name])
+    assert spread.is_product(w, params) == (name in PRODUCTS)
+    if name in PRODUCTS:
+        assert_close(spread.as_product(x, w, params), plain(x, w))
+        ours = convolution.with_cpu_gradient(plain, params, "eigen")
+        assert "convolution" not in jax.jit(ours).lower(x, w).as_text()
 
 
 @pytest.mark.parametrize(

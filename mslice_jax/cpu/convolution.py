@@ -83,7 +83,8 @@ def _forms(
         taps = of(depthwise.convolve)
         return _Forms(taps, of(depthwise.for_images), taps)
     if spread.applies(lhs, rhs, params):
-        return _Forms(run, run, of(spread.convolve))
+        once = spread.is_product(rhs, params)
+        return _Forms(of(spread.as_product) if once else run, run, of(spread.convolve))
     products = of(columns.convolve)
     if _window_is_larger(lhs, rhs, params):
         return _Forms(products, products, products)

@@ -4,9 +4,11 @@ XLA's CPU backend makes the filter gradient of such a convolution thirty times a
 as its forward pass (`experiments/LOG.md`). But a pixel of the result sees, of every
 window, only the taps that do not fall on zeros: with pixels s apart there are s kinds
 of them along an axis, each the result of an ordinary convolution with every s-th tap.
+Where windows do not overlap, that is one tap, and all is one product of matrices.
 """
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -25,6 +27,40 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
         and all(isinstance(size, int) for size in lhs.shape)
         and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
     )
+
+
+def is_product(rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether windows stand side by side, without zeros around the result."""
+    _, _, *window = params["dimension_numbers"].rhs_spec
+    return all(
+        rhs.shape[axis] == step and padding == (step - 1, step - 1)
+        for axis, step, padding in zip(
+            window, params["lhs_dilation"], params["padding"], strict=True
+        )
+    )
+
+
+def as_product(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
+    """The convolution of images (lhs) with filters (rhs), where it is a product."""
+    numbers, last = params["dimension_numbers"], lhs.ndim - 1
+    channels_last = (0, last, *range(1, last))
+    x = jnp.moveaxis(lhs, numbers.lhs_spec, channels_last)
+    out, into, *window = numbers.rhs_spec
+    kernel = lax.rev(rhs, window).transpose(into, *window, out)
+    channels, *steps, filters = kernel.shape
+    y = lax.dot(
+        x.reshape(math.prod(x.shape[:-1]), channels),
+        kernel.reshape(channels, math.prod(steps) * filters),
+        precision=params["precision"],
+        preferred_element_type=params["preferred_element_type"],
+    )
+    # (b, h, w, s, s, c) -> (b, h, s, w, s, c) -> (b, h s, w s, c)
+    y = y.reshape(*x.shape[:-1], *steps, filters)
+    pixels = [i for axis in range(1, last) for i in (axis, last - 1 + axis)]
+    y = y.transpose(0, *pixels, y.ndim - 1)
+    sizes = [n * s for n, s in zip(x.shape[1:-1], steps, strict=True)]
+    y = y.reshape(len(x), *sizes, filters)
+    return jnp.moveaxis(y, channels_last, numbers.out_spec)
 
 
 def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
