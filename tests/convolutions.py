@@ -3,10 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+import mslice_jax as ms
 from mslice_jax.cpu import compilation
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -57,3 +59,32 @@ def windows(jit, fun, *args):
     return [
         x.split("tensor<")[2].split("xf32")[0] for x in lines if "convolution(" in x
     ]
+
+
+def assert_derivatives_agree(ours, plain, x, w, cotangent):
+    """Values, gradients, forward mode and second derivatives; ours under ms.jit."""
+
+    def derivatives(convolve, jit):
+        def curved(x, w):
+            # Where tanh is flat its derivative, 1 - tanh^2, is mostly rounding.
+            return jnp.sum(jnp.tanh(convolve(x, w) / 16) * cotangent)
+
+        def all_of_them(x, w):
+            y, pull = jax.vjp(convolve, x, w)
+            _, moves = jax.jvp(convolve, (x, w), (2 * x, w**2))
+            slope = jax.grad(curved, (0, 1))
+            return y, pull(cotangent), moves, jax.jvp(slope, (x, w), (w.sum() * x, w))
+
+        return jit(all_of_them)(x, w)
+
+    assert_close(derivatives(ours, ms.jit), derivatives(plain, jax.jit))
+
+
+def assert_vmap_agrees(ours, plain, x, w):
+    """Gradients of each image by itself; ours under ms.jit."""
+
+    def each(convolve):
+        slope = jax.grad(lambda x, w: jnp.sum(jnp.sin(convolve(x, w))), (0, 1))
+        return jax.vmap(slope, (0, None))(x[:, None], w)
+
+    assert_close(ms.jit(each, static_argnums=0)(ours), each(plain))

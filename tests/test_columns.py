@@ -9,6 +9,8 @@ from mslice_jax.cpu import columns, convolution
 from tests.convolutions import (
     NHWC,
     assert_close,
+    assert_derivatives_agree,
+    assert_vmap_agrees,
     own_programs,
     params_of,
     prepared,
@@ -59,7 +61,7 @@ def test_numbers(name, limit, monkeypatch):
     assert columns.pixels_at_a_time(w, params) == pixels
     for at_a_time in (1, 2, 3, 4, pixels):
         assert_close(columns.convolve(x, w, params, at_a_time), plain(x, w))
-    assert_close(columns.few_channels(x, w, params), plain(x, w))
+    assert_close(columns.with_shared_windows(x, w, params), plain(x, w))
 
 
 @pytest.mark.parametrize("images", [(2, 2, 7, 3), (2, 7, 2, 3), (0, 7, 7, 3)])
@@ -83,31 +85,13 @@ def test_every_tap_of_a_dilated_row():
 def test_derivatives(name):
     plain, params, x, w, cotangent, _ = of_case(name)
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
-
-    def derivatives(convolve, jit):
-        def curved(x, w):
-            return jnp.sum(jnp.tanh(convolve(x, w) / 16) * cotangent)
-
-        def all_of_them(x, w):
-            y, pull = jax.vjp(convolve, x, w)
-            _, moves = jax.jvp(convolve, (x, w), (2 * x, w**2))
-            slope = jax.grad(curved, (0, 1))
-            return y, pull(cotangent), moves, jax.jvp(slope, (x, w), (w.sum() * x, w))
-
-        return jit(all_of_them)(x, w)
-
-    assert_close(derivatives(ours, ms.jit), derivatives(plain, jax.jit))
+    assert_derivatives_agree(ours, plain, x, w, cotangent)
 
 
 def test_vmap():
     plain, params, x, w, *_ = of_case("same")
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
-
-    def each(convolve):
-        slope = jax.grad(lambda x, w: jnp.sum(jnp.sin(convolve(x, w))), (0, 1))
-        return jax.vmap(slope, (0, None))(x[:, None], w)
-
-    assert_close(ms.jit(each, static_argnums=0)(ours), each(plain))
+    assert_vmap_agrees(ours, plain, x, w)
 
 
 @own_programs

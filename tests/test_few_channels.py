@@ -9,6 +9,8 @@ from mslice_jax.cpu import convolution, few_channels
 from tests.convolutions import (
     NHWC,
     assert_close,
+    assert_derivatives_agree,
+    assert_vmap_agrees,
     own_programs,
     params_of,
     prepared,
@@ -162,32 +164,13 @@ def test_gradients(name):
     """The gradients of the rule, which has another form for each operand."""
     plain, params, x, w, cotangent = of_case(name)
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
-
-    def derivatives(convolve, jit):
-        def curved(x, w):
-            # Where tanh is flat its derivative, 1 - tanh^2, is mostly rounding.
-            return jnp.sum(jnp.tanh(convolve(x, w) / 16) * cotangent)
-
-        def all_of_them(x, w):
-            y, pull = jax.vjp(convolve, x, w)
-            _, moves = jax.jvp(convolve, (x, w), (2 * x, w**2))
-            slope = jax.grad(curved, (0, 1))
-            return y, pull(cotangent), moves, jax.jvp(slope, (x, w), (w.sum() * x, w))
-
-        return jit(all_of_them)(x, w)
-
-    assert_close(derivatives(ours, ms.jit), derivatives(plain, jax.jit))
+    assert_derivatives_agree(ours, plain, x, w, cotangent)
 
 
 def test_vmap():
     plain, params, x, w, cotangent = of_case("same")
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
-
-    def each(convolve):
-        slope = jax.grad(lambda x, w: jnp.sum(jnp.sin(convolve(x, w))), (0, 1))
-        return jax.vmap(slope, (0, None))(x[:, None], w)
-
-    assert_close(ms.jit(each, static_argnums=0)(ours), each(plain))
+    assert_vmap_agrees(ours, plain, x, w)
 
 
 @own_programs

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .barriers import barrier
-from .few_channels import cotangent_of, of_cotangent
+from .few_channels import cotangent_of, of_cotangent, shared, windows_of
 
 COLUMNS = 16 * 2**20
 """How many bytes of columns are made at a time: so many stay in the cache. A form for
@@ -34,7 +34,7 @@ _PIXELS = 4, 2, 1
 
 
 def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
-    """Whether a convolution has so few channels that it gains from `few_channels`."""
+    """Whether a convolution has so few channels that it gains from columns."""
     _, _, *window = params["dimension_numbers"].rhs_spec
     return (
         params["feature_group_count"] == params["batch_group_count"] == 1
@@ -59,7 +59,7 @@ def _are_few(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     numbers = params["dimension_numbers"]
     filters, channels, *window = (rhs.shape[i] for i in numbers.rhs_spec)
     pixels, step = pixels_at_a_time(rhs, params), params["window_strides"][-1]
-    rows = _windows([lhs.shape[i] for i in numbers.lhs_spec[2:]], window, params)
+    rows = windows_of(lhs, rhs, params)
     rows[-1] = -(-rows[-1] // pixels)
     window[-1] += (pixels - 1) * step
     entries = channels * math.prod(window)
@@ -96,10 +96,10 @@ def convolve(
     kernel = rhs.transpose(*window, into, out)
     *size, _, filters = kernel.shape
     steps, dilation = list(params["window_strides"]), params["rhs_dilation"]
-    shape = _windows(x.shape[1:-1], size, params)
+    shape = windows_of(lhs, rhs, params)
     width = shape[-1]
     if pixels > 1:
-        kernel = _shared(kernel, pixels, steps[-1])
+        kernel = shared(kernel, pixels, steps[-1])
         size[-1], shape[-1] = kernel.shape[-3], -(-width // pixels)
         steps[-1] *= pixels
     runs = _runs(size[-1], dilation[-1], steps[-1])
@@ -152,36 +152,11 @@ def convolve(
     return y.astype(params["preferred_element_type"] or lhs.dtype)
 
 
-def few_channels(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
+def with_shared_windows(
+    lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]
+) -> jax.Array:
     """The convolution, with as many pixels at a time as suit its window."""
     return convolve(lhs, rhs, params, pixels_at_a_time(rhs, params))
-
-
-def _windows(
-    images: Sequence[int], size: Sequence[int], params: dict[str, Any]
-) -> list[int]:
-    """How many windows there are along each axis."""
-    return [
-        max(0, (n + low + high - (k - 1) * d - 1) // s + 1)
-        for n, k, d, s, (low, high) in zip(
-            images,
-            size,
-            params["rhs_dilation"],
-            params["window_strides"],
-            params["padding"],
-            strict=True,
-        )
-    ]
-
-
-def _shared(kernel: jax.Array, pixels: int, step: int) -> jax.Array:
-    """(..., k, in, out) -> (..., k + (pixels - 1) step, in, pixels out)."""
-    shifted = []
-    for pixel in range(pixels):
-        beside = [(0, 0, 0)] * kernel.ndim
-        beside[-3] = pixel * step, (pixels - 1 - pixel) * step, 0
-        shifted.append(lax.pad(kernel, jnp.zeros((), kernel.dtype), beside))
-    return jnp.concatenate(shifted, axis=-1)
 
 
 def _runs(taps: int, dilation: int, step: int) -> list[tuple[int, int]]:

@@ -106,9 +106,9 @@ def _forms(
         if few_channels.applies_to_images(lhs, rhs, params):
             forms.of_images = of(few_channels.for_images)
         if columns.applies(lhs, rhs, params):
-            forms.forward = of(columns.few_channels)
+            forms.forward = of(columns.with_shared_windows)
         if columns.applies_to_images(lhs, rhs, params):
-            forms.of_images = of(few_channels.for_images, columns.few_channels)
+            forms.of_images = of(few_channels.for_images, columns.with_shared_windows)
     return forms
 
 

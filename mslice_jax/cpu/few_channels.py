@@ -60,16 +60,7 @@ def pixels_at_a_time(lhs: Any, rhs: Any, params: dict[str, Any]) -> int:
         and lhs.dtype == rhs.dtype == jnp.float32
     ):
         return 1
-    *rows, width = [
-        (lhs.shape[i] + low + high - reach - 1) // step + 1
-        for i, reach, step, (low, high) in zip(
-            numbers.lhs_spec[2:],
-            _reach(rhs, params),
-            params["window_strides"],
-            params["padding"],
-            strict=True,
-        )
-    ]
+    *rows, width = windows_of(lhs, rhs, params)
     if lhs.shape[numbers.lhs_spec[0]] * math.prod(rows) * width < _LEAST:
         return 1
     for most_channels, most_filters, pixels in _GAINS:
@@ -114,14 +105,9 @@ def convolve(
     channels_last = (0, last, *range(1, last))
     out_in_last = (last, last - 1, *range(last - 1))
     kernel = jnp.moveaxis(rhs, numbers.rhs_spec, out_in_last)  # (kh, kw, in, out)
-    shifted = []
-    for pixel in range(pixels):
-        beside = [(0, 0, 0)] * lhs.ndim
-        beside[-3] = (pixel, pixels - 1 - pixel, 0)
-        shifted.append(lax.pad(kernel, jnp.zeros((), rhs.dtype), beside))
     y = lax.conv_general_dilated(
         lhs,
-        jnp.concatenate(shifted, axis=-1),
+        shared(kernel, pixels),
         (*params["window_strides"][:-1], pixels),
         (*params["padding"][:-1], (low, high + beyond)),
         rhs_dilation=params["rhs_dilation"],
@@ -135,6 +121,25 @@ def convolve(
     if beyond:
         y = lax.slice_in_dim(y, 0, width, axis=last - 1)
     return jnp.moveaxis(y, channels_last, numbers.out_spec)
+
+
+def shared(kernel: jax.Array, pixels: int, step: int = 1) -> jax.Array:
+    """The filters of several pixels of a row in one window, with zeros beside them.
+
+    Args:
+      kernel: (..., k, in, out).
+      pixels: how many.
+      step: how far the window of the next one is.
+
+    Returns:
+      (..., k + (pixels - 1) step, in, pixels out).
+    """
+    shifted = []
+    for pixel in range(pixels):
+        beside = [(0, 0, 0)] * kernel.ndim
+        beside[-3] = pixel * step, (pixels - 1 - pixel) * step, 0
+        shifted.append(lax.pad(kernel, jnp.zeros((), kernel.dtype), beside))
+    return jnp.concatenate(shifted, axis=-1)
 
 
 def for_images(
@@ -155,19 +160,15 @@ def for_images(
 
 
 def cotangent_of(lhs: Any, rhs: Any, params: dict[str, Any]) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the cotangent of a convolution without strides."""
+    """Shape and dtype of the cotangent of a convolution."""
     numbers = params["dimension_numbers"]
     shape = [0] * lhs.ndim
     shape[numbers.out_spec[0]] = lhs.shape[numbers.lhs_spec[0]]
     shape[numbers.out_spec[1]] = rhs.shape[numbers.rhs_spec[0]]
-    for i, o, reach, (low, high) in zip(
-        numbers.lhs_spec[2:],
-        numbers.out_spec[2:],
-        _reach(rhs, params),
-        params["padding"],
-        strict=True,
+    for o, windows in zip(
+        numbers.out_spec[2:], windows_of(lhs, rhs, params), strict=True
     ):
-        shape[o] = lhs.shape[i] + low + high - reach
+        shape[o] = windows
     return jax.ShapeDtypeStruct(tuple(shape), lhs.dtype)
 
 
@@ -182,6 +183,21 @@ def of_cotangent(rhs: Any, params: dict[str, Any]) -> dict[str, Any]:
             numbers.out_spec, (into, out, *window), numbers.lhs_spec
         ),
     }
+
+
+def windows_of(lhs: Any, rhs: Any, params: dict[str, Any]) -> list[int]:
+    """How many windows there are along each axis of an image."""
+    spec = params["dimension_numbers"].lhs_spec
+    return [
+        max(0, (lhs.shape[i] + low + high - reach - 1) // step + 1)
+        for i, reach, step, (low, high) in zip(
+            spec[2:],
+            _reach(rhs, params),
+            params["window_strides"],
+            params["padding"],
+            strict=True,
+        )
+    ]
 
 
 def _reach(rhs: Any, params: dict[str, Any]) -> list[int]:
