@@ -43,7 +43,7 @@ CASES = {
 def case(request):
     """XLA's convolution, ours, lhs, rhs, and a cotangent."""
     xla, params, x, w, cotangent = prepared(*CASES[request.param])
-    assert convolution.applies(x, params)
+    assert convolution.applies(x, w, params)
     return xla, convolution.with_cpu_gradient(xla, params, "eigen"), x, w, cotangent
 
 

@@ -41,7 +41,7 @@ CASES = {
     "filters": ((2, 5, 8, 4), (3, 3, 4, 20), (1, 1), ((1, 1), (1, 1)), (1, 1), NHWC),
 }  # fmt: skip
 NOT_FORWARD = ("filters",)
-NOT_FOR_IMAGES = ("inputs", "much_padding", "rows_of_two", "strided")
+NOT_FOR_IMAGES = ("inputs", "rows_of_two", "strided")
 
 
 def of_case(name):

@@ -49,7 +49,7 @@ def _small():
 def case(request):
     """The plain convolution, its parameters, lhs, rhs, and a cotangent."""
     plain, params, x, w, cotangent = prepared(*CASES[request.param])
-    assert convolution.applies(x, params) and winograd.applies(x, w, params)
+    assert convolution.applies(x, w, params) and winograd.applies(x, w, params)
     return plain, params, x, w, cotangent
 
 

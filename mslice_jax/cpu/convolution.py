@@ -9,13 +9,15 @@ become products; for the filter gradients of others XLA's convolution is the fas
 the one layout that it has code for. (oneDNN, where that computes the others, has no
 filter gradients in XLA, and is slow at convolutions with such windows.) Some
 convolutions have forms of their own, forward too: with windows of three on images of
-many channels (`winograd`), and with few channels (`columns`, `few_channels`).
+many channels (`winograd`), with few channels (`columns`, `few_channels`), with groups
+(`grouped`, `depthwise`), and of images that are spread by zeros (`spread`).
 
 The code here is the tangent, which is linear: JAX transposes it, and forward
 mode, vmap and second derivatives work as for any function.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,22 +27,40 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from . import columns, depthwise, few_channels, spread, winograd
+from . import columns, depthwise, few_channels, grouped, padding, spread, winograd
 from .barriers import barrier
-
-Form = Callable[[jax.Array, jax.Array], jax.Array]
-"""(lhs, rhs) -> the convolution."""
+from .grouped import Form
 
 
-def with_cpu_gradient(run: Form, params: dict[str, Any], library: str) -> Form:
+def with_cpu_gradient(run: Any, params: dict[str, Any], library: str) -> Form:
     """The convolution with other forms and derivatives.
 
     Args:
-      run: (lhs, rhs) -> the convolution.
+      run: (lhs, rhs, **parameters that are others) -> the convolution.
       params: of `conv_general_dilated`, to which one of the forms applies.
       library: "eigen" or "onednn", which computes the convolutions of the program.
     """
 
+    def with_changed(**changed: Any) -> Form:
+        changed_run = functools.partial(run, **changed)
+        return _with_tangent(changed_run, {**params, **changed}, library)
+
+    def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        if depthwise.applies(lhs, rhs, params):
+            return with_changed()(lhs, rhs)
+        padded = padding.within_reach(rhs, params)
+        lhs = padding.before(lhs, params, padded)
+        if params["feature_group_count"] > 1:
+            one = with_changed(padding=padded, feature_group_count=1)
+            y = grouped.convolve(lhs, rhs, params, one)
+        else:
+            y = with_changed(padding=padded)(lhs, rhs)
+        return padding.after(y, params, padded)
+
+    return convolve
+
+
+def _with_tangent(run: Form, params: dict[str, Any], library: str) -> Form:
     @jax.custom_jvp
     def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return _forms(run, lhs, rhs, params, library).forward(lhs, rhs)
@@ -82,7 +102,7 @@ def _forms(
     if depthwise.applies(lhs, rhs, params):
         taps = of(depthwise.convolve)
         return _Forms(taps, of(depthwise.for_images), taps)
-    if spread.applies(lhs, rhs, params):
+    if spread.applies(params):
         once = spread.is_product(rhs, params)
         return _Forms(of(spread.as_product) if once else run, run, of(spread.convolve))
     products = of(columns.convolve)
@@ -112,13 +132,18 @@ def _forms(
     return forms
 
 
-def applies(lhs: Any, params: dict[str, Any]) -> bool:
-    """Whether the form below computes this convolution."""
+def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether one of the forms computes this convolution."""
     return (
-        all(step == 1 for step in params["lhs_dilation"])
-        and all(low >= 0 and high >= 0 for low, high in params["padding"])
-        and all(isinstance(size, int) for size in lhs.shape)
+        params["batch_group_count"] == 1
+        and all(isinstance(size, int) and size for size in (*lhs.shape, *rhs.shape))
         and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+        and all(few_channels.windows_of(lhs, rhs, params))
+        and (
+            depthwise.applies(lhs, rhs, params)
+            or spread.applies(params)
+            or all(step == 1 for step in params["lhs_dilation"])
+        )
     )
 
 
@@ -146,14 +171,14 @@ def _as_its_gradient_likes(
     out, into, *window = numbers.rhs_spec
     last, *places = len(space) + 1, *range(len(space))
     inner = [1 + i for i in places]
-    images, padding = lhs.transpose(channel, *space, batch), params["padding"]
+    images, pads = lhs.transpose(channel, *space, batch), params["padding"]
     if library == "onednn":
-        images, padding = _for_eigen(images, padding)
+        images, pads = _for_eigen(images, pads)
     y = lax.conv_general_dilated(
         images,
         rhs.transpose(into, *window, out),
         params["window_strides"],
-        padding,
+        pads,
         rhs_dilation=params["rhs_dilation"],
         dimension_numbers=lax.ConvDimensionNumbers(
             lhs_spec=(last, 0, *inner),
@@ -167,14 +192,14 @@ def _as_its_gradient_likes(
 
 
 def _for_eigen(
-    images: jax.Array, padding: Sequence[tuple[int, int]]
+    images: jax.Array, pads: Sequence[tuple[int, int]]
 ) -> tuple[jax.Array, list[tuple[int, int]]]:
     """Images (c, h, w, b) with one row too many, and the padding that takes it away.
 
     XLA leaves a convolution with negative padding to its own code, and so its gradient.
     The row is of ones, for padding with zeros would be joined to that of the window.
     """
-    (low, high), *others = padding
+    (low, high), *others = pads
     for value, rows in ((0, high), (1, 1)):
         config = [(0, 0, 0), (0, rows, 0)] + [(0, 0, 0)] * (images.ndim - 2)
         images = lax.pad(images, jnp.asarray(value, images.dtype), config)

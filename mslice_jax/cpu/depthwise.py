@@ -32,12 +32,10 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     filters, inputs, *window = (rhs.shape[i] for i in numbers.rhs_spec)
     return (
         params["feature_group_count"] > 1
-        and params["batch_group_count"] == 1
         and inputs == 1
         and filters == channels
         and all(step == 1 for step in params["lhs_dilation"])
         and math.prod(window) <= _TAPS
-        and all(isinstance(size, int) for size in lhs.shape)
         and lhs.dtype == rhs.dtype == jnp.float32
     )
 

@@ -16,16 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
-    """Whether this convolution of one group spreads its images, and can be divided."""
-    del rhs
+def applies(params: dict[str, Any]) -> bool:
+    """Whether this convolution spreads its images, and can be divided."""
     return (
         any(step > 1 for step in params["lhs_dilation"])
         and all(step == 1 for step in params["window_strides"])
         and all(step == 1 for step in params["rhs_dilation"])
-        and params["feature_group_count"] == params["batch_group_count"] == 1
-        and all(isinstance(size, int) for size in lhs.shape)
-        and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
     )
 
 

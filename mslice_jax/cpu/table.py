@@ -7,7 +7,8 @@ import jax
 
 from ..core.forms import Form, Forms
 from ..core.rules import Narrow
-from . import convolution, dense, depthwise, loops, pooling, spread, sums, work
+from ..core.rules.contract import groups_of_conv
+from . import convolution, dense, loops, pooling, sums, work
 
 _SHARE = 0.02  # see `experiments/LOG.md`, 2026-11-28, "When does ms.jit gain?"
 
@@ -26,15 +27,13 @@ def gains(program: Any) -> bool:
 
 
 def _convolves(n: Narrow, lhs: Any, rhs: Any) -> bool:
-    if depthwise.applies(lhs, rhs, n.params):
-        return True
-    return n.note is None and (
-        convolution.applies(lhs, n.params) or spread.applies(lhs, rhs, n.params)
-    )
+    return convolution.applies(lhs, rhs, {**n.params, **groups_of_conv(n)})
 
 
 def _convolve(library: str, n: Narrow, lhs: Any, rhs: Any) -> Any:
-    form = convolution.with_cpu_gradient(n.bind, n.params, library)
+    groups = groups_of_conv(n)
+    run = functools.partial(n.bind, **groups)
+    form = convolution.with_cpu_gradient(run, {**n.params, **groups}, library)
     with jax.named_scope(work.SCOPE):  # its products count as a convolution
         return form(lhs, rhs)
 

@@ -76,11 +76,16 @@ def tie_scaled_dot(t: Tie) -> Sequence[Dims]:
     return [[*(lhs[i] for i in lhs_batch), *lhs_free, *rhs_free]]
 
 
-def _narrow_conv(n: Narrow, lhs: Any, rhs: Any) -> Any:
+def groups_of_conv(n: Narrow) -> dict[str, Any]:
+    """The parameter that is another one at this rate: how many groups there are."""
     if n.note is None:
-        return n.bind(lhs, rhs)
+        return {}
     count, outer = n.note
-    return n.bind(lhs, rhs, **{count: n.width(outer)})
+    return {count: n.width(outer)}
+
+
+def _narrow_conv(n: Narrow, lhs: Any, rhs: Any) -> Any:
+    return n.bind(lhs, rhs, **groups_of_conv(n))
 
 
 @rule("conv_general_dilated", narrow=_narrow_conv)
