@@ -143,44 +143,6 @@ def test_gradients_inside_a_loop(net_and_images):
     assert_close(own, gradients(jax.jit, looped, net, x))
 
 
-POOLINGS = {
-    # window, strides, padding
-    "apart": ((1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
-    "pixels_left_over": ((1, 4, 5, 1), (1, 4, 5, 1), "VALID"),
-    "of_images_and_channels": ((2, 1, 1, 3), (2, 1, 1, 3), "VALID"),
-    "overlapping": ((1, 3, 3, 1), (1, 2, 2, 1), "SAME"),
-    "at_every_pixel": ((1, 3, 2, 1), (1, 1, 1, 1), "SAME"),
-    "pixels_between": ((1, 2, 1, 1), (1, 3, 4, 1), ((0, 0), (1, 2), (0, 0), (0, 0))),
-}
-
-
-@pytest.mark.parametrize("name", POOLINGS)
-def test_pooling_gives_equal_entries_the_gradient_of_the_first(name):
-    window, strides, padding = POOLINGS[name]
-    # Small whole numbers: most windows hold their maximum more than once.
-    x = jax.random.randint(jax.random.key(0), (4, 6, 6, 6), 0, 3).astype(jnp.float32)
-
-    class Pool(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            y = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
-            return nn.Dense(2)(nn.Dense(4)(y).sum((1, 2)))
-
-    model = Pool()
-    net = ms.upgrade(model, model.init(jax.random.key(1), x), x, rates=(0.5, 1.0))
-
-    def by_x(x):
-        return loss(net, x)
-
-    def both(x):
-        return jax.grad(by_x)(x), jax.jvp(by_x, (x,), (jnp.cos(x),))[1]
-
-    own, plain = whatever_is_in_it(both)(x), jax.jit(both)(x)
-    assert scatters(whatever_is_in_it(jax.grad(by_x)), x) == 0
-    np.testing.assert_array_equal(own[0] == 0, plain[0] == 0)
-    assert_close(own, plain)
-
-
 def test_large_windows_are_left_to_xla():
     """Each place of one would be a comparison."""
 

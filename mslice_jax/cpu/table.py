@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..core.forms import Form, Forms
 from ..core.rules import Narrow
@@ -43,7 +44,15 @@ def _pools(n: Narrow, x: Any) -> bool:
 
 
 def _pool(n: Narrow, x: Any) -> Any:
-    return pooling.with_cpu_gradient(n.bind, x, n.params)
+    return pooling.maximum(x, n.params)
+
+
+def _pools_to_sums(n: Narrow, x: Any) -> bool:
+    return x.dtype == jnp.float32 and pooling.applies(x, n.params)
+
+
+def _pool_to_sums(n: Narrow, x: Any) -> Any:
+    return pooling.total(x, n.params)
 
 
 def _multiplies(n: Narrow, lhs: Any, rhs: Any) -> bool:
@@ -70,6 +79,7 @@ def _forms(library: str) -> Forms:
         "dot_general": Form(_multiplies, _multiply, always=True),
         "reduce_sum": Form(_sums, _sum),
         "reduce_window_max": Form(_pools, _pool),
+        "reduce_window_sum": Form(_pools_to_sums, _pool_to_sums),
         "scan": Form(loops.applies, loops.scan),
     }
     return Forms(library, table, suits)
