@@ -9,8 +9,10 @@ become products; for the filter gradients of others XLA's convolution is the fas
 the one layout that it has code for. (oneDNN, where that computes the others, has no
 filter gradients in XLA, and is slow at convolutions with such windows.) Some
 convolutions have forms of their own, forward too: with windows of three on images of
-many channels (`winograd`), with few channels (`columns`, `few_channels`), with groups
-(`grouped`, `depthwise`), and of images that are spread by zeros (`spread`).
+many channels (`winograd`), with few channels (`columns`, `few_channels`), with a group
+for each channel (`depthwise`), of images that are spread by zeros (`spread`). Others
+become convolutions that have such a form: with groups (`grouped`), over volumes
+(`volumes`), and with padding that XLA gets wrong (`padding`).
 
 The code here is the tangent, which is linear: JAX transposes it, and forward
 mode, vmap and second derivatives work as for any function.
@@ -27,7 +29,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from . import columns, depthwise, few_channels, grouped, padding, spread, winograd
+from . import (
+    columns,
+    depthwise,
+    few_channels,
+    grouped,
+    padding,
+    spread,
+    volumes,
+    winograd,
+)
 from .barriers import barrier
 from .grouped import Form
 
@@ -42,20 +53,24 @@ def with_cpu_gradient(run: Any, params: dict[str, Any], library: str) -> Form:
     """
 
     def with_changed(**changed: Any) -> Form:
-        changed_run = functools.partial(run, **changed)
-        return _with_tangent(changed_run, {**params, **changed}, library)
+        run_changed = functools.partial(run, **changed)
+        return with_cpu_gradient(run_changed, {**params, **changed}, library)
 
     def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         if depthwise.applies(lhs, rhs, params):
-            return with_changed()(lhs, rhs)
-        padded = padding.within_reach(rhs, params)
-        lhs = padding.before(lhs, params, padded)
+            return _with_tangent(run, params, library)(lhs, rhs)
+        # What follows makes other convolutions of it, which are looked at again.
+        within = padding.within_reach(rhs, params)
+        if within != tuple(params["padding"]):
+            lhs = padding.before(lhs, params, within)
+            return padding.after(with_changed(padding=within)(lhs, rhs), params, within)
         if params["feature_group_count"] > 1:
-            one = with_changed(padding=padded, feature_group_count=1)
-            y = grouped.convolve(lhs, rhs, params, one)
-        else:
-            y = with_changed(padding=padded)(lhs, rhs)
-        return padding.after(y, params, padded)
+            one = with_changed(feature_group_count=1)
+            return grouped.convolve(lhs, rhs, params, one)
+        if volumes.applies(rhs, params):
+            form = spread if spread.applies(params) else volumes
+            return form.convolve(lhs, rhs, params, with_changed)
+        return _with_tangent(run, params, library)(lhs, rhs)
 
     return convolve
 
@@ -104,7 +119,10 @@ def _forms(
         return _Forms(taps, of(depthwise.for_images), taps)
     if spread.applies(params):
         once = spread.is_product(rhs, params)
-        return _Forms(of(spread.as_product) if once else run, run, of(spread.convolve))
+        divided = of(
+            spread.convolve, lambda **changed: functools.partial(run, **changed)
+        )
+        return _Forms(of(spread.as_product) if once else run, run, divided)
     products = of(columns.convolve)
     if _window_is_larger(lhs, rhs, params):
         return _Forms(products, products, products)

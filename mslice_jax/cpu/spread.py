@@ -1,7 +1,8 @@
-"""Transposed convolutions in training on CPU: of images that are spread by zeros.
+"""Transposed convolutions on CPU: of images that are spread by zeros.
 
 XLA's CPU backend makes the filter gradient of such a convolution thirty times as slow
-as its forward pass (`experiments/LOG.md`). But a pixel of the result sees, of every
+as its forward pass, and over volumes the forward pass a hundred times as slow as it
+could be (`experiments/LOG.md`). But a pixel of the result sees, of every
 window, only the taps that do not fall on zeros: with pixels s apart there are s kinds
 of them along an axis, each the result of an ordinary convolution with every s-th tap.
 Where windows do not overlap, that is one tap, and all is one product of matrices.
@@ -9,11 +10,14 @@ Where windows do not overlap, that is one tap, and all is one product of matrice
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from .grouped import Form
 
 
 def applies(params: dict[str, Any]) -> bool:
@@ -59,8 +63,20 @@ def as_product(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Ar
     return jnp.moveaxis(y, channels_last, numbers.out_spec)
 
 
-def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
-    """The convolution of images (lhs) with filters (rhs)."""
+def convolve(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    params: dict[str, Any],
+    with_changed: Callable[..., Form],
+) -> jax.Array:
+    """The convolution of images (lhs) with filters (rhs).
+
+    Args:
+      lhs: images.
+      rhs: filters.
+      params: of `conv_general_dilated`.
+      with_changed: (**parameters that are others) -> the convolution.
+    """
     numbers, last = params["dimension_numbers"], lhs.ndim - 1
     channels_last = (0, last, *range(1, last))
     x = jnp.moveaxis(lhs, numbers.lhs_spec, channels_last)
@@ -74,6 +90,13 @@ def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Arra
         )
     ]
     counts = [-(-n // s) for n, s in zip(shape, steps, strict=True)]
+    ordinary = with_changed(
+        padding=((0, 0),) * (last - 1),
+        lhs_dilation=(1,) * (last - 1),
+        dimension_numbers=lax.ConvDimensionNumbers(
+            channels_last, filters_last, channels_last
+        ),
+    )
     parts = []
     for kind in itertools.product(*map(range, steps)):
         config, taps = [(0, 0, 0)], []
@@ -92,17 +115,10 @@ def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Arra
             parts.append(jnp.zeros(full, dtype))
             continue
         parts.append(
-            lax.conv_general_dilated(
+            ordinary(
                 # By itself: XLA has no fast code where padding is negative.
                 lax.pad(x, jnp.zeros((), x.dtype), [*config, (0, 0, 0)]),
                 kernel_of_kind,
-                (1,) * (last - 1),
-                "VALID",
-                dimension_numbers=lax.ConvDimensionNumbers(
-                    channels_last, filters_last, channels_last
-                ),
-                precision=params["precision"],
-                preferred_element_type=params["preferred_element_type"],
             )
         )
     # (s, s, b, h, w, c) -> (b, h, s, w, s, c) -> (b, h s, w s, c)
