@@ -101,6 +101,33 @@ class ConvolutionAndDense(nn.Module):
         return nn.Dense(10)(x)
 
 
+class Groups(nn.Module):
+    """Residual blocks with convolutions of 16 groups, as ResNeXt has them."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, h, w, c) -> (b, 10)."""
+        x = nn.max_pool(nn.relu(nn.Conv(64, (3, 3))(x)), (3, 3), (2, 2), "SAME")
+        for _ in range(2):
+            y = nn.relu(nn.Conv(128, (1, 1))(x))
+            y = nn.relu(nn.Conv(128, (3, 3), feature_group_count=16)(y))
+            x = nn.relu(x + nn.Conv(64, (1, 1))(y))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class Volumes(nn.Module):
+    """Convolutions over volumes, down and up again, as a U-Net has them."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, d, h, w, c) -> (b, d, h, w, 2)."""
+        fine = nn.relu(nn.Conv(16, (3, 3, 3))(x))
+        x = nn.relu(nn.Conv(32, (3, 3, 3), strides=2)(fine))
+        x = nn.relu(nn.ConvTranspose(16, (2, 2, 2), strides=(2, 2, 2))(x))
+        x = nn.relu(nn.Conv(16, (3, 3, 3))(jnp.concatenate([x, fine], -1)))
+        return nn.Conv(2, (1, 1, 1))(x)
+
+
 def networks() -> dict[str, tuple[nn.Module, jax.Array]]:
     """Modules and inputs, by name."""
     images = jax.random.normal(jax.random.key(0), (64, 32, 32, 3))
@@ -116,4 +143,9 @@ def networks() -> dict[str, tuple[nn.Module, jax.Array]]:
         "convolutions, transformer": (Hybrid(), images[:16]),
         "convolution, LSTM": (ConvolutionAndLSTM(), tokens),
         "convolution, dense": (ConvolutionAndDense(), images),
+        "grouped convolutions": (Groups(), images[:16]),
+        "volumes": (
+            Volumes(),
+            jax.random.normal(jax.random.key(0), (2, 16, 16, 16, 1)),
+        ),
     }
