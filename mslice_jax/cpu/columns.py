@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .barriers import barrier
-from .few_channels import cotangent_of, of_cotangent, shared, windows_of
+from .few_channels import shared
+from .windows import cotangent_of, of_cotangent, windows_of
 
 COLUMNS = 16 * 2**20
 """How many bytes of columns are made at a time: so many stay in the cache. A form for

@@ -40,7 +40,7 @@ from . import (
     winograd,
 )
 from .barriers import barrier
-from .grouped import Form
+from .windows import Form, windows_of
 
 
 def with_cpu_gradient(run: Any, params: dict[str, Any], library: str) -> Form:
@@ -156,7 +156,7 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
         params["batch_group_count"] == 1
         and all(isinstance(size, int) and size for size in (*lhs.shape, *rhs.shape))
         and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
-        and all(few_channels.windows_of(lhs, rhs, params))
+        and all(windows_of(lhs, rhs, params))
         and (
             depthwise.applies(lhs, rhs, params)
             or spread.applies(params)

@@ -7,15 +7,13 @@ fast for so many channels. Groups of few channels are joined, their filters besi
 zeros: a convolution of eight channels takes no longer than two of four.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-Form = Callable[[jax.Array, jax.Array], jax.Array]
-"""(lhs, rhs) -> the convolution."""
+from .windows import Form
 
 _CHANNELS = 8  # that a convolution has at least
 _PARTS = 32  # at most: each takes a tenth of a second to compile

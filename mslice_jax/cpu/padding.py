@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .few_channels import reach_of
+from .windows import reach_of
 
 Padding = tuple[tuple[int, int], ...]
 

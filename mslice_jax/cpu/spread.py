@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .grouped import Form
+from .windows import Form
 
 
 def applies(params: dict[str, Any]) -> bool:

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .barriers import barrier
-from .few_channels import windows_of
-from .grouped import Form
+from .windows import Form, windows_of
 
 
 def applies(rhs: Any, params: dict[str, Any]) -> bool:
