@@ -12,7 +12,7 @@ from jax import lax
 
 import mslice_jax as ms
 from mslice_jax.cpu import columns, convolution
-from tests.convolutions import NHWC, prepared
+from tests.convolutions import NHWC, convolved, prepared
 
 # lhs, rhs, strides, padding, dilation of the window, layout
 CASES = {
@@ -168,3 +168,42 @@ def test_gradients_of_an_empty_batch():
     for jit in (jax.jit, ms.jit):
         grad = jit(jax.grad(lambda net: ms.slice_apply(net, x[:0], 0.5).sum()))(net)
         assert not any(leaf.any() for leaf in jax.tree.leaves(grad))
+
+
+NHC, NC = ("NHC", "HIO", "NHC"), ("NC", "IO", "NC")
+# images, filters, layout, parameters
+LEFT_TO_XLA = {
+    "no_axis_of_pixels": ((2, 3), (3, 4), NC, {"window_strides": (), "padding": ()}),
+    "many_taps_outside_of_the_image": (
+        (1, 200, 2), (300, 2, 2), NHC,
+        {"window_strides": (1,), "padding": ((200, 200),)},
+    ),
+    "the_same_of_groups": (
+        (1, 7, 7, 64), (13, 13, 1, 64), NHWC,
+        {"padding": ((6, 6), (6, 6)), "feature_group_count": 64},
+    ),
+    "many_kinds_of_pixels": (
+        (1, 4, 4, 3), (20, 20, 3, 4), NHWC, {"lhs_dilation": (17, 17)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_TO_XLA)
+def test_what_would_take_long_to_compile(name):
+    images, filters, layout, changed = LEFT_TO_XLA[name]
+    options = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), **changed}
+    _, params, x, w, _ = convolved(images, filters, layout, **options)
+    assert not convolution.applies(x, w, params)
+
+
+def test_results_of_another_type_are_left_to_xla():
+    x, w = (jnp.ones(s, jnp.bfloat16) for s in ((1, 5, 5, 3), (3, 3, 3, 4)))
+
+    def convolve(x, w, dtype):
+        return lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=NHWC, preferred_element_type=dtype
+        )
+
+    for dtype, expected in ((None, True), (jnp.bfloat16, True), (jnp.float32, False)):
+        jaxpr = jax.make_jaxpr(functools.partial(convolve, dtype=dtype))(x, w)
+        assert convolution.applies(x, w, jaxpr.eqns[0].params) == expected

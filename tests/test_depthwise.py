@@ -79,6 +79,21 @@ def test_numbers_and_derivatives(name):
     assert_close(second, plain_second, 1e-4)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_that_of_the_result(dtype):
+    plain, params, x, w, ct = prepared(*CASES["strided"])
+    x, w = x.astype(dtype), w.astype(dtype)
+    ours = convolution.with_cpu_gradient(plain, params, "eigen")
+    y, pull = jax.vjp(ours, x, w)
+    assert {a.dtype for a in (y, *pull(ct.astype(dtype)))} == {jnp.dtype(dtype)}
+    # In single precision, then rounded once.
+    exact, exact_pull = jax.vjp(plain, x.astype(np.float32), w.astype(np.float32))
+    np.testing.assert_array_equal(y, exact.astype(dtype))
+    exact_ct = ct.astype(dtype).astype(np.float32)
+    for a, b in zip(pull(ct.astype(dtype)), exact_pull(exact_ct), strict=True):
+        assert_close(a.astype(np.float32), b, float(jnp.finfo(dtype).eps))
+
+
 @pytest.mark.parametrize(
     "changed",
     [

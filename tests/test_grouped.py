@@ -52,7 +52,7 @@ CASES = {
     ),
     "spread": (
         (1, 3, 4, 20), (2, 3, 10, 4), 2, {"lhs_dilation": (2, 2)}, NHWC,
-        ["2x3x10x2"] * 2,
+        [*["1x1x10x2"] * 2, *["1x5x10x8"] * 2] * 2,  # four pixels share windows of two
     ),
     "several_filters_of_a_channel": (
         (2, 5, 6, 3), (3, 3, 1, 6), 3, {}, NHWC, [],  # all together: columns
@@ -81,6 +81,15 @@ def test_vmap():
     plain, params, x, w, _ = prepared(*CASES["few_channels"])
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
     assert_vmap_agrees(ours, plain, x, w)
+
+
+@own_programs
+def test_half_precision():
+    plain, params, x, w, _ = prepared(*CASES["strided"])
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    found = ms.jit(convolution.with_cpu_gradient(plain, params, "eigen"))(x, w)
+    assert found.dtype == jnp.bfloat16
+    assert_close(found.astype(jnp.float32), plain(x, w).astype(jnp.float32), 1e-2)
 
 
 def test_groups_of_examples_are_left_to_xla():

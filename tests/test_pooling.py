@@ -25,7 +25,13 @@ CASES = {
     "much_padding": ((1, 2, 3, 1), (1, 2, 1, 1), (NONE, (5, 4), (1, 3), NONE)),
     "large": ((1, 5, 4, 1), (1, 2, 3, 1), "SAME"),
     "large_in_all_axes": ((2, 3, 3, 2), (1, 2, 1, 3), "SAME"),
+    "large_and_padded_elsewhere": (
+        (1, 4, 4, 1),
+        (1, 1, 1, 1),
+        (NONE, NONE, NONE, (0, 2)),
+    ),
     "whole": ((1, 6, 6, 1), (1, 6, 6, 1), "VALID"),
+    "whole_by_one": ((1, 6, 5, 1), (1, 1, 1, 1), "VALID"),
 }
 REDUCTIONS = {"max": (-jnp.inf, lax.max), "sum": (0.0, lax.add)}
 
@@ -109,6 +115,14 @@ def test_other_dtypes_and_what_is_no_number():
     xla, form, x = prepared("max", "large")
     x[1, 2, 3, 4], x[0, 0, 0, 0], x[2] = np.nan, np.inf, -np.inf
     np.testing.assert_array_equal(form(x), xla(x))
+
+
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_types_are_not_mixed(kind):
+    xla, form, x = prepared(kind, "overlapping")
+    with jax.numpy_dtype_promotion("strict"):
+        found = jax.jit(jax.grad(lambda x: form(x).sum()))(x)
+    np.testing.assert_array_equal(found, jax.grad(lambda x: xla(x).sum())(x))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,9 @@ from . import (
 from .barriers import barrier
 from .windows import Form, windows_of
 
+_MOST = 256
+"""Convolutions, or copies of images, in a form. More of them take long to compile."""
+
 
 def with_cpu_gradient(run: Any, params: dict[str, Any], library: str) -> Form:
     """The convolution with other forms and derivatives.
@@ -64,12 +67,16 @@ def with_cpu_gradient(run: Any, params: dict[str, Any], library: str) -> Form:
         if within != tuple(params["padding"]):
             lhs = padding.before(lhs, params, within)
             return padding.after(with_changed(padding=within)(lhs, rhs), params, within)
-        if params["feature_group_count"] > 1:
+        groups = params["feature_group_count"]
+        over_volumes = volumes.applies(rhs, params)
+        if spread.applies(params):
+            if groups > 1 or (over_volumes and not spread.is_product(rhs, params)):
+                return spread.convolve(lhs, rhs, params, with_changed)
+        elif groups > 1:
             one = with_changed(feature_group_count=1)
             return grouped.convolve(lhs, rhs, params, one)
-        if volumes.applies(rhs, params):
-            form = spread if spread.applies(params) else volumes
-            return form.convolve(lhs, rhs, params, with_changed)
+        elif over_volumes:
+            return volumes.convolve(lhs, rhs, params, with_changed)
         return _with_tangent(run, params, library)(lhs, rhs)
 
     return convolve
@@ -152,17 +159,33 @@ def _forms(
 
 def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     """Whether one of the forms computes this convolution."""
+    spread_out = any(step > 1 for step in params["lhs_dilation"])
     return (
         params["batch_group_count"] == 1
+        and rhs.ndim > 2
         and all(isinstance(size, int) and size for size in (*lhs.shape, *rhs.shape))
         and lhs.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
+        and params["preferred_element_type"] in (None, lhs.dtype)
+        and (spread.applies(params) or not spread_out)
         and all(windows_of(lhs, rhs, params))
-        and (
-            depthwise.applies(lhs, rhs, params)
-            or spread.applies(params)
-            or all(step == 1 for step in params["lhs_dilation"])
-        )
+        and _size(lhs, rhs, params) <= _MOST
     )
+
+
+def _size(lhs: Any, rhs: Any, params: dict[str, Any]) -> int:
+    """About how many convolutions, or copies of images, a form would make."""
+    if depthwise.applies(lhs, rhs, params):
+        return 1  # it has a limit of its own
+    numbers = params["dimension_numbers"]
+    filters, channels, *window = (rhs.shape[axis] for axis in numbers.rhs_spec)
+    groups, kinds = params["feature_group_count"], math.prod(params["lhs_dilation"])
+    if kinds > 1 and channels == 1 and filters == groups:
+        return math.prod(window)  # a depthwise one for each kind
+    if kinds == 1 and _window_is_larger(lhs, rhs, params):
+        kinds = math.prod(window)
+    elif groups == 1 and spread.is_product(rhs, params):
+        kinds = 1
+    return kinds * grouped.parts(groups, channels)
 
 
 def _window_is_larger(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:

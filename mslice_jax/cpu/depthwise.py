@@ -10,9 +10,10 @@ The gradient of images is the same sum, of the cotangent; that of filters is one
 over images and positions for each tap.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,10 +37,23 @@ def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
         and filters == channels
         and all(step == 1 for step in params["lhs_dilation"])
         and math.prod(window) <= _TAPS
-        and lhs.dtype == rhs.dtype == jnp.float32
+        and lhs.dtype == rhs.dtype
     )
 
 
+def _in_single(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same of numbers of half precision: only the sum is rounded to it."""
+
+    @functools.wraps(form)
+    def run(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
+        single = jnp.promote_types(lhs.dtype, jnp.float32)
+        y = form(lhs.astype(single), rhs.astype(single), params)
+        return y.astype(lhs.dtype)
+
+    return run
+
+
+@_in_single
 def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
     """The convolution of images (lhs) with filters (rhs)."""
     numbers, last = params["dimension_numbers"], lhs.ndim - 1
@@ -50,6 +64,7 @@ def convolve(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Arra
     return jnp.moveaxis(y, _channels_last(last), numbers.out_spec)
 
 
+@_in_single
 def for_images(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Array:
     """The convolution; its transpose with respect to the images is such a sum, too."""
     numbers, last = params["dimension_numbers"], lhs.ndim - 1

@@ -11,12 +11,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .windows import Form
 
 _CHANNELS = 8  # that a convolution has at least
-_PARTS = 32  # at most: each takes a tenth of a second to compile
+_PARTS = 32  # at most: each takes up to a second to compile
+
+
+def parts(groups: int, channels: int) -> int:
+    """How many convolutions there are for so many groups of so many channels."""
+    return -(-groups // _joined(groups, channels))
 
 
 def convolve(
@@ -31,17 +37,16 @@ def convolve(
       one: the convolution with one group.
     """
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-    channels, filters = numbers.lhs_spec[1], numbers.rhs_spec[0]
-    joined = _joined(groups, rhs.shape[numbers.rhs_spec[1]])
-    parts = []
-    kernels = _split(rhs, groups, filters)
-    images = _split(lhs, groups, channels)
-    for first in range(0, groups, joined):
-        some = slice(first, first + joined)
-        x = lax.concatenate(images[some], channels)
-        w = _beside_zeros(kernels[some], *numbers.rhs_spec[:2])
-        parts.append(one(x, w))
-    return lax.concatenate(parts, numbers.out_spec[1])
+    out, into, *_ = numbers.rhs_spec
+    joined = _joined(groups, rhs.shape[into])
+    sizes = [min(joined, groups - first) for first in range(0, groups, joined)]
+    images = _split(lhs, sizes, numbers.lhs_spec[1], groups)
+    kernels = _split(rhs, sizes, out, groups)
+    results = [
+        one(x, _beside_zeros(kernel, size, out, into))
+        for x, kernel, size in zip(images, kernels, sizes, strict=True)
+    ]
+    return lax.concatenate(results, numbers.out_spec[1])
 
 
 def _joined(groups: int, channels: int) -> int:
@@ -49,20 +54,26 @@ def _joined(groups: int, channels: int) -> int:
     return min(groups, max(-(-_CHANNELS // channels), -(-groups // _PARTS)))
 
 
-def _split(x: jax.Array, parts: int, axis: int) -> list[jax.Array]:
-    return lax.split(x, [x.shape[axis] // parts] * parts, axis=axis)
+def _split(x: jax.Array, sizes: list[int], axis: int, groups: int) -> list[jax.Array]:
+    """Divides an axis of all groups into parts of so many groups."""
+    each = x.shape[axis] // groups
+    return lax.split(x, [size * each for size in sizes], axis=axis)
 
 
-def _beside_zeros(kernels: list[jax.Array], out: int, into: int) -> jax.Array:
+def _beside_zeros(kernel: jax.Array, groups: int, out: int, into: int) -> jax.Array:
     """The filters of several groups as those of one, which see its channels alone.
 
     Args:
-      kernels: of each group.
-      out, into: their axes of filters, and of channels.
+      kernel: of the groups, one after the other along their filters.
+      groups: how many.
+      out, into: the axes of filters, and of channels.
     """
-    padded = []
-    for at, kernel in enumerate(kernels):
-        size, config = kernel.shape[into], [(0, 0, 0)] * kernel.ndim
-        config[into] = at * size, (len(kernels) - 1 - at) * size, 0
-        padded.append(lax.pad(kernel, jnp.zeros((), kernel.dtype), config))
-    return lax.concatenate(padded, out)
+    if groups == 1:
+        return kernel
+    channels, filters = kernel.shape[into], kernel.shape[out] // groups
+    repeats = [1] * kernel.ndim
+    repeats[into] = groups
+    tiled = jnp.tile(kernel, repeats)
+    of_channel = lax.broadcasted_iota(np.int32, tiled.shape, into) // channels
+    of_filter = lax.broadcasted_iota(np.int32, tiled.shape, out) // filters
+    return jnp.where(of_channel == of_filter, tiled, 0)

@@ -1,4 +1,4 @@
-"""Convolutions whose padding XLA's CPU backend takes, in programs of our own.
+"""Padding that XLA's CPU backend gets wrong, in programs of our own.
 
 Where a convolution cuts pixels off before an axis and adds as many or fewer behind it,
 XLA's CPU backend reads the wrong pixels, in jaxlib 0.10 under `jax.jit`, too, where
@@ -6,8 +6,8 @@ channels are few (`experiments/LOG.md`). The gradient of images is such a one wh
 an image is padded by more than its window reaches.
 
 Here a convolution pads by nothing at least, and by the reach of its window at most. The
-rest is padding, or cutting, by itself: of images before it, or of what comes out, where
-images are spread by zeros.
+rest, which XLA may have got right, is padding or cutting by itself: of images before
+it, or of what comes out, where images are spread by zeros.
 """
 
 from typing import Any

@@ -121,6 +121,11 @@ class _Windows:
                 x.shape, window, steps, params["padding"], strict=True
             )
         )
+        # A window that stands alone reaches no block but its own.
+        steps = tuple(
+            k if count == 1 else s
+            for k, s, count in zip(window, steps, counts, strict=True)
+        )
         return cls(x.shape, window, steps, params["padding"], counts)
 
     def reduce(self, x: jax.Array, pairwise: Pairwise, start: float) -> jax.Array:
@@ -128,7 +133,7 @@ class _Windows:
         if math.prod(self.window) <= _AT_ONCE:
             return functools.reduce(pairwise, self._places(x, start))
         for axis, k in enumerate(self.window):
-            if k > 1 or self.steps[axis] > 1:
+            if k > 1 or self.steps[axis] > 1 or any(self.padding[axis]):
                 along = self._along(axis, x.shape)
                 x = functools.reduce(pairwise, along._places(x, start))
         return x
@@ -224,8 +229,12 @@ class _Windows:
         )
 
     def _numbers(self, block: Sizes) -> np.ndarray:
-        """The numbers of the places in a block of a window, -2 where it has ended."""
-        numbers = np.arange(math.prod(self.window)).reshape(self.window)
+        """The numbers of the places in a block of a window.
+
+        They are -2 where it has ended: -1 stands where there is no window.
+        """
+        numbers = np.arange(math.prod(self.window), dtype=np.int32)
+        numbers = numbers.reshape(self.window)
         beyond = [(0, -k % s) for k, s in zip(self.window, self.steps, strict=True)]
         numbers = np.pad(numbers, beyond, constant_values=-2)
         here = tuple(

@@ -17,11 +17,14 @@ from jax import lax
 from .barriers import barrier
 from .windows import Form, windows_of
 
+_SLICES = 8  # that a window sees at most: each is a copy of all images
+
 
 def applies(rhs: Any, params: dict[str, Any]) -> bool:
     """Whether this convolution of one group is over volumes, and no plain product."""
     _, _, *window = params["dimension_numbers"].rhs_spec
-    return len(window) > 2 and any(rhs.shape[axis] > 1 for axis in window)
+    size = [rhs.shape[axis] for axis in window]
+    return len(size) > 2 and max(size) > 1 and size[0] <= _SLICES
 
 
 def convolve(
