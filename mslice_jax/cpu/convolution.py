@@ -42,7 +42,7 @@ from . import (
 from .barriers import barrier
 from .windows import Form, windows_of
 
-_MOST = 256
+_MOST = 128
 """Convolutions, or copies of images, in a form. More of them take long to compile."""
 
 
