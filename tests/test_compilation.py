@@ -124,11 +124,11 @@ def test_with_onednn(groups):
     assert_close(with_onednn(run)(net, x), jax.jit(run)(net, x))
     own, plain = (gradients(jit, loss, net, x) for jit in (with_onednn, jax.jit))
     assert_close(own, plain)
-    # Filter gradients, of which those with groups are as JAX has them.
+    # Filter gradients; of four groups two are left at this rate, which are joined.
     compiled = with_onednn(jax.grad(loss)).lower(net, x).compile().as_text()
     if "__onednn$convolution" in compiled:  # jaxlib 0.11, on x86
         left = [x for x in compiled.splitlines() if " convolution(" in x and "_-" in x]
-        assert len(left) == (3 if groups == 1 else 2)
+        assert len(left) == 3
 
 
 def test_gradients_inside_a_loop(net_and_images):
