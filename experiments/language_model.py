@@ -49,7 +49,7 @@ def build(settings: TextSettings, vocab: int, **attributes: Any) -> nn.Module:
 
 RECURRENT = TextDefaults(units=256, graded=8, lr=3e-3)
 WORDS = TextDefaults(units=384, length=35, batch_size=20, epochs=5, lr=2e-3)
-DECODER = TextDefaults(units=128, layers=4, heads=8, kv_heads=4, lr=2e-3)
+DECODER = TextDefaults(units=128, layers=4, heads=8, kv_heads=4, lr=4e-3)
 
 RECIPE = Recipe(
     name="language_model",

@@ -7,6 +7,7 @@ fast for so many channels. Groups of few channels are joined, their filters besi
 zeros: a convolution of eight channels takes no longer than two of four.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -54,7 +55,9 @@ def _joined(groups: int, channels: int) -> int:
     return min(groups, max(-(-_CHANNELS // channels), -(-groups // _PARTS)))
 
 
-def _split(x: jax.Array, sizes: list[int], axis: int, groups: int) -> list[jax.Array]:
+def _split(
+    x: jax.Array, sizes: Sequence[int], axis: int, groups: int
+) -> Sequence[jax.Array]:
     """Divides an axis of all groups into parts of so many groups."""
     each = x.shape[axis] // groups
     return lax.split(x, [size * each for size in sizes], axis=axis)
