@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .barriers import barrier
+from .windows import reach_of, windows_of
 
 _TAPS = 128
 """Of a window; with more of them the program takes long to compile."""
@@ -69,23 +70,18 @@ def for_images(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Ar
     """The convolution; its transpose with respect to the images is such a sum, too."""
     numbers, last = params["dimension_numbers"], lhs.ndim - 1
     kernel = lax.rev(_kernel(rhs, params), range(last - 1))
-    config = [(0, 0, 0)]
-    shape = [lhs.shape[numbers.lhs_spec[0]]]
-    for axis, k, d, s, (low, high) in zip(
-        numbers.lhs_spec[2:],
-        kernel.shape,
-        params["rhs_dilation"],
+    batch, channel, *space = (lhs.shape[axis] for axis in numbers.lhs_spec)
+    counts, config = windows_of(lhs, rhs, params), [(0, 0, 0)]
+    for size, count, reach, s, (low, _) in zip(
+        space,
+        counts,
+        reach_of(rhs, params),
         params["window_strides"],
         params["padding"],
-        strict=False,
+        strict=True,
     ):
-        reach, size = (k - 1) * d, lhs.shape[axis]
-        count = (size + low + high - reach - 1) // s + 1
-        shape.append(count)
         # Where the strides leave pixels at the end, no window has seen them.
-        left = size + reach - (reach - low) - ((count - 1) * s + 1)
-        config.append((reach - low, left, s - 1))
-    shape.append(lhs.shape[numbers.lhs_spec[1]])
+        config.append((reach - low, size + low - ((count - 1) * s + 1), s - 1))
 
     def back(cotangent: jax.Array) -> jax.Array:
         zero = jnp.zeros((), lhs.dtype)
@@ -93,7 +89,7 @@ def for_images(lhs: jax.Array, rhs: jax.Array, params: dict[str, Any]) -> jax.Ar
         x = _sum(padded, kernel, (1,) * (last - 1), params["rhs_dilation"])
         return jnp.moveaxis(x, _channels_last(last), numbers.lhs_spec)
 
-    cotangent = jax.ShapeDtypeStruct(tuple(shape), lhs.dtype)
+    cotangent = jax.ShapeDtypeStruct((batch, *counts, channel), lhs.dtype)
     (y,) = jax.linear_transpose(back, cotangent)(lhs)
     return jnp.moveaxis(y, _channels_last(last), numbers.out_spec)
 

@@ -22,10 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .windows import cotangent_of, of_cotangent, reach_of, windows_of
-
-Form = Callable[[jax.Array, jax.Array, dict[str, Any]], jax.Array]
-"""(lhs, rhs, parameters) -> the convolution."""
+from .windows import cotangent_of, of_cotangent, windows_of
 
 PIXELS = 4
 _CHANNELS = 8  # with more of them XLA is fast enough
@@ -40,10 +37,8 @@ _LEAST = 512  # pixels; with 256 the time was 1.1 times XLA's
 
 def applies(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     """Whether this convolution of one group can be computed so, and gains from it."""
-    numbers, (low, high) = params["dimension_numbers"], params["padding"][-1]
-    reach = reach_of(rhs, params)[-1]
-    width = lhs.shape[numbers.lhs_spec[-1]] + low + high - reach
-    return _gains(rhs, rhs.shape[numbers.rhs_spec[0]], width, params)
+    filters = rhs.shape[params["dimension_numbers"].rhs_spec[0]]
+    return _gains(rhs, filters, windows_of(lhs, rhs, params)[-1], params)
 
 
 def pixels_at_a_time(lhs: Any, rhs: Any, params: dict[str, Any]) -> int:
@@ -99,8 +94,7 @@ def convolve(
     """The convolution of images (lhs) with filters (rhs), so many pixels at a time."""
     numbers = params["dimension_numbers"]
     last = lhs.ndim - 1
-    (low, high), reach = params["padding"][-1], reach_of(rhs, params)[-1]
-    width = lhs.shape[numbers.lhs_spec[-1]] + low + high - reach
+    (low, high), width = params["padding"][-1], windows_of(lhs, rhs, params)[-1]
     beyond = -width % pixels
     channels_last = (0, last, *range(1, last))
     out_in_last = (last, last - 1, *range(last - 1))
@@ -143,7 +137,10 @@ def shared(kernel: jax.Array, pixels: int, step: int = 1) -> jax.Array:
 
 
 def for_images(
-    lhs: jax.Array, rhs: jax.Array, params: dict[str, Any], form: Form = convolve
+    lhs: jax.Array,
+    rhs: jax.Array,
+    params: dict[str, Any],
+    form: Callable[..., jax.Array] = convolve,
 ) -> jax.Array:
     """The convolution; its transpose with respect to the images is computed by `form`.
 

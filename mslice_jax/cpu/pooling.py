@@ -59,19 +59,7 @@ def maximum(x: jax.Array, params: dict[str, Any]) -> jax.Array:
       x: what is pooled.
       params: of `reduce_window_max`.
     """
-    windows = _Windows.of(x, params)
-
-    @jax.custom_jvp
-    def pool(x: jax.Array) -> jax.Array:
-        return windows.reduce(x, jnp.maximum, -math.inf)
-
-    @pool.defjvp
-    def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        (x,), (moves,) = primals, tangents
-        out = pool(x)
-        return out, windows.from_entries(windows.first(x, out), moves)
-
-    return pool(x)
+    return _pool(_Windows.of(x, params), x, jnp.maximum, -math.inf, _Windows.first)
 
 
 def total(x: jax.Array, params: dict[str, Any]) -> jax.Array:
@@ -81,15 +69,34 @@ def total(x: jax.Array, params: dict[str, Any]) -> jax.Array:
       x: what is pooled.
       params: of `reduce_window_sum`.
     """
-    windows = _Windows.of(x, params)
+    return _pool(_Windows.of(x, params), x, jnp.add, 0, lambda *_: None)
+
+
+def _pool(
+    windows: "_Windows",
+    x: jax.Array,
+    pairwise: Pairwise,
+    start: float,
+    first: Callable[..., jax.Array | None],
+) -> jax.Array:
+    """The pooling, with its derivatives.
+
+    Args:
+      windows: of what is pooled.
+      x: that.
+      pairwise, start: how a window's entries are reduced, and from what.
+      first: (windows, x, pooled) -> see `from_entries`.
+    """
 
     @jax.custom_jvp
     def pool(x: jax.Array) -> jax.Array:
-        return windows.reduce(x, jnp.add, 0)
+        return windows.reduce(x, pairwise, start)
 
     @pool.defjvp
     def tangent(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        return pool(*primals), windows.from_entries(None, *tangents)
+        (x,), (moves,) = primals, tangents
+        out = pool(x)
+        return out, windows.from_entries(first(windows, x, out), moves)
 
     return pool(x)
 

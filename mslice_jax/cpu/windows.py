@@ -27,9 +27,15 @@ def of_cotangent(rhs: Any, params: dict[str, Any]) -> dict[str, Any]:
     """Of the convolution of a cotangent that gives the gradient of images."""
     numbers = params["dimension_numbers"]
     out, into, *window = numbers.rhs_spec
+    padding = [
+        (reach - low, reach - high)
+        for reach, (low, high) in zip(
+            reach_of(rhs, params), params["padding"], strict=True
+        )
+    ]
     return {
         **params,
-        "padding": _padding(rhs, params),
+        "padding": padding,
         "dimension_numbers": lax.ConvDimensionNumbers(
             numbers.out_spec, (into, out, *window), numbers.lhs_spec
         ),
@@ -56,13 +62,3 @@ def reach_of(rhs: Any, params: dict[str, Any]) -> list[int]:
     """How many pixels a window's last is from its first."""
     windows = (rhs.shape[i] for i in params["dimension_numbers"].rhs_spec[2:])
     return [(n - 1) * d for n, d in zip(windows, params["rhs_dilation"], strict=True)]
-
-
-def _padding(rhs: Any, params: dict[str, Any]) -> list[tuple[int, int]]:
-    """What the cotangent is padded with for the gradient of images."""
-    return [
-        (reach - low, reach - high)
-        for reach, (low, high) in zip(
-            reach_of(rhs, params), params["padding"], strict=True
-        )
-    ]
