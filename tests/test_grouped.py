@@ -125,3 +125,27 @@ def test_a_network_narrows_by_whole_groups(rate):
     assert f"feature_group_count = {groups} " in plain.lower(net, x).as_text()
     forward = windows(ms.jit, lambda net, x: ms.slice_apply(net, x, rate), net, x)
     assert forward.count("3x3x10x10") == groups
+
+
+@own_programs
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+def test_what_takes_long_to_compile_is_told_by_the_groups_of_a_rate(rate):
+    # Nine taps, of windows larger than the image, for each of sixteen groups.
+    model = nn.Sequential(
+        [
+            nn.Conv(128, (1, 1)),
+            nn.Conv(128, (3, 3), feature_group_count=16),
+            nn.relu,
+            nn.Conv(2, (1, 1)),
+        ]
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 3))
+    variables = model.init(jax.random.key(1), x)
+    net = ms.upgrade(model, variables, x, rates=(0.5, 1.0))
+    own, plain = (
+        jit(lambda net, x: ms.slice_apply(net, x, rate)) for jit in (ms.jit, jax.jit)
+    )
+    assert_close(own(net, x), plain(net, x))
+    text = own.lower(net, x).as_text()
+    assert ("feature_group_count = 16 " in text) == (rate == 1)
+    assert "feature_group_count = 8 " not in text

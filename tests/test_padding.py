@@ -130,6 +130,15 @@ def test_a_network_is_the_one_whose_padding_is_written_out(rate):
     assert_close(gradients(False, ms.jit), gradients(True, jax.jit))
 
 
+def test_as_much_as_a_window_reaches():
+    options = {"window_strides": (1, 1), "padding": ((-1, 9), (4, 1))}
+    dilated = {"rhs_dilation": (1, 2)}
+    *_, params, _, w, _ = convolved(
+        (1, 5, 5, 3), (2, 2, 3, 4), NHWC, **options, **dilated
+    )
+    assert padding.within_reach(w, params) == ((0, 1), (2, 1))
+
+
 def test_padding_that_a_window_reaches_is_left_to_the_convolution():
     plain, params, x, w, _ = convolved(
         (1, 5, 5, 3), (3, 2, 3, 4), NHWC,
