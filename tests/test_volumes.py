@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 
 import mslice_jax as ms
-from mslice_jax.cpu import convolution
+from mslice_jax.cpu import convolution, volumes
 from tests.convolutions import (
     assert_close,
     assert_derivatives_agree,
@@ -65,6 +65,14 @@ def test_numbers_and_derivatives(name):
     ours = convolution.with_cpu_gradient(plain, params, "eigen")
     assert windows(ms.jit, ours, x, w) == expected
     assert_derivatives_agree(ours, plain, x, w, cotangent)
+
+
+@pytest.mark.parametrize(("slices", "expected"), [(8, True), (9, False)])
+def test_windows_that_see_many_slices_are_left_to_xla(slices, expected):
+    pads = ((slices - 1, 0), (0, 0), (0, 0))
+    shapes = (1, 3, 4, 4, 2), (slices, 1, 1, 2, 3)
+    *_, params, _, w, _ = prepared(*shapes, ONES, pads, ONES, NDHWC)
+    assert volumes.applies(w, params) == expected
 
 
 @own_programs
