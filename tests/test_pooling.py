@@ -96,6 +96,13 @@ def test_the_first_of_equal_entries_gets_the_gradient(name):
     np.testing.assert_array_equal(*gradients)
 
 
+def test_a_window_that_stands_alone_has_one_block():
+    _, form, x = prepared("sum", "whole_by_one")
+    pull = jax.vjp(form, x)[1]
+    # Of six rows and five columns: there are two windows side by side, in one row.
+    assert str(jax.make_jaxpr(pull)(form(x))).count("name=_where") == 5
+
+
 @pytest.mark.parametrize("kind", REDUCTIONS)
 def test_vmap(kind):
     xla, form, x = prepared(kind, "overlapping")
@@ -120,7 +127,7 @@ def test_other_dtypes_and_what_is_no_number():
 @pytest.mark.parametrize("kind", REDUCTIONS)
 def test_types_are_not_mixed(kind):
     xla, form, x = prepared(kind, "overlapping")
-    with jax.numpy_dtype_promotion("strict"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         found = jax.jit(jax.grad(lambda x: form(x).sum()))(x)
     np.testing.assert_array_equal(found, jax.grad(lambda x: xla(x).sum())(x))
 

@@ -236,14 +236,11 @@ class _Windows:
         )
 
     def _numbers(self, block: Sizes) -> np.ndarray:
-        """The numbers of the places in a block of a window.
-
-        They are -2 where it has ended: -1 stands where there is no window.
-        """
+        """The numbers of the places in a block of a window, -1 where it has ended."""
         numbers = np.arange(math.prod(self.window), dtype=np.int32)
         numbers = numbers.reshape(self.window)
         beyond = [(0, -k % s) for k, s in zip(self.window, self.steps, strict=True)]
-        numbers = np.pad(numbers, beyond, constant_values=-2)
+        numbers = np.pad(numbers, beyond, constant_values=-1)
         here = tuple(
             slice(at * s, (at + 1) * s) for at, s in zip(block, self.steps, strict=True)
         )
